@@ -1,0 +1,172 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A JOSE `alg` name (RFC 7518 section 3.1, RFC 8037 section 3.1). A key has exactly one, for life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)] // The names are the registry's own.
+pub enum Algorithm {
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    ES256,
+    ES384,
+    ES512,
+    EdDSA,
+}
+
+/// How an algorithm signs, which decides the PKCS#11 mechanism and the form of the public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// RSASSA-PKCS1-v1_5.
+    RsaPkcs1,
+    /// RSASSA-PSS with MGF1 over the same digest and a salt of the digest's length (RFC 7518 section 3.5).
+    RsaPss,
+    /// ECDSA over the named curve.
+    Ecdsa(Curve),
+    /// Ed25519 (RFC 8037); signs the message itself, never a digest.
+    Ed25519,
+}
+
+/// The curves of RFC 7518 section 6.2.1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Curve {
+    /// NIST P-256.
+    #[serde(rename = "P-256")]
+    P256,
+    /// NIST P-384.
+    #[serde(rename = "P-384")]
+    P384,
+    /// NIST P-521.
+    #[serde(rename = "P-521")]
+    P521,
+}
+
+/// The digests that the algorithms sign over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are the standard's own.
+pub enum Digest {
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+/// The text is not the name of an algorithm that Keyward signs with.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is not an algorithm; use one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA")]
+pub struct UnknownAlgorithm;
+
+impl Algorithm {
+    /// Every algorithm, in the order of the JOSE registry.
+    pub const ALL: [Self; 10] = [
+        Self::RS256,
+        Self::RS384,
+        Self::RS512,
+        Self::PS256,
+        Self::PS384,
+        Self::PS512,
+        Self::ES256,
+        Self::ES384,
+        Self::ES512,
+        Self::EdDSA,
+    ];
+
+    /// The name as it stands in a JOSE header.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RS256 => "RS256",
+            Self::RS384 => "RS384",
+            Self::RS512 => "RS512",
+            Self::PS256 => "PS256",
+            Self::PS384 => "PS384",
+            Self::PS512 => "PS512",
+            Self::ES256 => "ES256",
+            Self::ES384 => "ES384",
+            Self::ES512 => "ES512",
+            Self::EdDSA => "EdDSA",
+        }
+    }
+
+    /// How the algorithm signs.
+    #[must_use]
+    pub const fn family(self) -> Family {
+        match self {
+            Self::RS256 | Self::RS384 | Self::RS512 => Family::RsaPkcs1,
+            Self::PS256 | Self::PS384 | Self::PS512 => Family::RsaPss,
+            Self::ES256 => Family::Ecdsa(Curve::P256),
+            Self::ES384 => Family::Ecdsa(Curve::P384),
+            Self::ES512 => Family::Ecdsa(Curve::P521),
+            Self::EdDSA => Family::Ed25519,
+        }
+    }
+
+    /// The digest that is signed, or `None` for EdDSA, which signs the message itself.
+    #[must_use]
+    pub const fn digest(self) -> Option<Digest> {
+        match self {
+            Self::RS256 | Self::PS256 | Self::ES256 => Some(Digest::Sha256),
+            Self::RS384 | Self::PS384 | Self::ES384 => Some(Digest::Sha384),
+            Self::RS512 | Self::PS512 | Self::ES512 => Some(Digest::Sha512),
+            Self::EdDSA => None,
+        }
+    }
+
+    /// Whether keys of this algorithm are RSA keys.
+    #[must_use]
+    pub const fn is_rsa(self) -> bool {
+        matches!(self.family(), Family::RsaPkcs1 | Family::RsaPss)
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAlgorithm> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == text).ok_or(UnknownAlgorithm)
+    }
+}
+
+impl Curve {
+    /// Octets of one coordinate, and of each half of an `r || s` signature (RFC 7518 section 3.4).
+    #[must_use]
+    pub const fn coordinate_len(self) -> usize {
+        match self {
+            Self::P256 => 32,
+            Self::P384 => 48,
+            Self::P521 => 66,
+        }
+    }
+}
+
+impl Digest {
+    /// Octets of the digest.
+    #[must_use]
+    pub const fn len(self) -> usize {
+        match self {
+            Self::Sha256 => 32,
+            Self::Sha384 => 48,
+            Self::Sha512 => 64,
+        }
+    }
+
+    /// The name as people write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "SHA-256",
+            Self::Sha384 => "SHA-384",
+            Self::Sha512 => "SHA-512",
+        }
+    }
+}

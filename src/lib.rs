@@ -1,0 +1,5 @@
+//! Keyward: a signing key management service.
+
+pub mod domain;
+pub mod store;
+pub mod token;

@@ -1,0 +1,128 @@
+//! The PKCS#11 token: the only room that knows cryptoki.
+//!
+//! A [`Token`] has four verbs and a probe. [`Pkcs11Token`] implements it with one session per worker thread; nothing above
+//! this room sees a session, a handle or a return value.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+use crate::domain::{Algorithm, ObjectId, Protection, PublicKey};
+
+/// A token that makes, keeps and uses private keys.
+#[async_trait]
+pub trait Token: Send + Sync + 'static {
+    /// Generates a key pair under `object`, private key first protected as R1 demands, and reads back what it is.
+    ///
+    /// Not idempotent: the caller records its intent first and asks once. After an error, or no answer at all, a pair, half
+    /// a pair or nothing may stand on the token; [`Token::find`] tells, [`Token::destroy`] clears.
+    async fn generate(&self, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError>;
+
+    /// What stands on the token under `object`. `Absent` proves nothing about a token that is not well (R8).
+    async fn find(&self, object: ObjectId, algorithm: Algorithm) -> Result<Found, TokenError>;
+
+    /// Signs every input with one key, in order: all or nothing.
+    ///
+    /// Before the key's first use its public key is read from the token and compared with `key.public`. A job that is still
+    /// queued at `deadline` is dropped before it reaches the token.
+    async fn sign(
+        &self,
+        key: &Arc<KeyRef>,
+        inputs: Vec<SignInput>,
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, TokenError>;
+
+    /// Destroys every object under `object`. Idempotent: nothing there is success.
+    async fn destroy(&self, object: ObjectId) -> Result<(), TokenError>;
+
+    /// Shows that the token answers and is the one it was: a login that holds and the serial number expected.
+    async fn probe(&self) -> Result<TokenIdentity, TokenError>;
+}
+
+/// What key to generate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeySpec {
+    /// Decides key type, curve and usage.
+    pub algorithm: Algorithm,
+    /// Modulus length for RSA keys: 2048, 3072 or 4096. Not looked at for others.
+    pub rsa_bits: u32,
+}
+
+/// A key pair as the token shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenKey {
+    /// Its public half.
+    pub public: PublicKey,
+    /// What the token says of its private half. Not judged here.
+    pub protection: Protection,
+}
+
+/// What stands on the token under an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The token shows nothing.
+    Absent,
+    /// Exactly one private and one public key, of the right type.
+    Pair(TokenKey),
+    /// Anything else: half a pair, or more than one.
+    Remains,
+}
+
+/// A key that is asked to sign.
+#[derive(Debug)]
+pub struct KeyRef {
+    /// CKA_ID of its objects.
+    pub object: ObjectId,
+    /// Decides the mechanism.
+    pub algorithm: Algorithm,
+    /// What its public half must be.
+    pub public: PublicKey,
+}
+
+/// What to sign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SignInput {
+    /// The digest that the algorithm signs over; its length was checked.
+    Digest(Vec<u8>),
+    /// The message, for EdDSA alone.
+    Message(Vec<u8>),
+}
+
+/// Which token it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenIdentity {
+    /// CK_TOKEN_INFO.label.
+    pub label: String,
+    /// CK_TOKEN_INFO.serialNumber.
+    pub serial: String,
+    /// CK_TOKEN_INFO.manufacturerID.
+    pub manufacturer: String,
+    /// CK_TOKEN_INFO.model.
+    pub model: String,
+}
+
+/// Why the token did not do it. The texts are for the log and the operator; callers are told in their own words (R12).
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// More is waiting than the queue may hold: the caller retries later (R13).
+    #[error("the token's queue is full")]
+    QueueFull,
+    /// The deadline passed before the token was asked: nothing happened.
+    #[error("the deadline passed while the job was waiting")]
+    Late,
+    /// The token, or the key on it, is not to be had at the moment (R8): retry later. The text names function and return
+    /// value.
+    #[error("the token is not available: {0}")]
+    Unavailable(String),
+    /// The token refused the PIN: an operator must act, no retry helps (R14).
+    #[error("the token refused the PIN; correct it and restart")]
+    PinRefused,
+    /// The token cannot do this at all: a mechanism it lacks, a key size out of its range. The text names it.
+    #[error("the token cannot do this: {0}")]
+    Unsupported(String),
+    /// The token holds something else under this id than the store says, or returned what cannot be a signature: an
+    /// operator must look.
+    #[error("the token is not as recorded: {0}")]
+    Mismatch(String),
+}
