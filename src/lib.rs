@@ -3,3 +3,6 @@
 pub mod domain;
 pub mod store;
 pub mod token;
+pub mod grpc {
+    pub mod proto;
+}
