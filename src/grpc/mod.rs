@@ -1,0 +1,3 @@
+//! g
+#[allow(missing_docs)]
+pub mod proto;
