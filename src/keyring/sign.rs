@@ -281,7 +281,7 @@ pub(super) fn algorithm_of(view: &TenantView, algorithm: Option<Algorithm>) -> R
 fn prepare(algorithm: Algorithm, input: Input, field: &str) -> Result<SignInput, Error> {
     match (algorithm.digest(), input) {
         (Some(digest), Input::Message(message)) => Ok(SignInput::Digest(jose::digest(digest, &message))),
-        (Some(digest), Input::Digest(octets)) if octets.len() == digest.len() => Ok(SignInput::Digest(octets)),
+        (Some(digest), Input::Digest(octets)) if octets.len() == digest.octets() => Ok(SignInput::Digest(octets)),
         (Some(digest), Input::Digest(octets)) => Err(wrong_digest(algorithm, digest, octets.len(), field)),
         (None, Input::Message(message)) => Ok(SignInput::Message(message)),
         (None, Input::Digest(_)) => {
@@ -292,7 +292,7 @@ fn prepare(algorithm: Algorithm, input: Input, field: &str) -> Result<SignInput,
 
 fn wrong_digest(algorithm: Algorithm, digest: Digest, len: usize, field: &str) -> Error {
     let problem =
-        format!("must be the {} octets of a {} digest for {algorithm}, not {len}", digest.len(), digest.name());
+        format!("must be the {} octets of a {} digest for {algorithm}, not {len}", digest.octets(), digest.name());
     Error::invalid(field, problem)
 }
 
