@@ -2,6 +2,23 @@
 //!
 //! A [`Token`] has four verbs and a probe. [`Pkcs11Token`] implements it with one session per worker thread; nothing above
 //! this room sees a session, a handle or a return value.
+//!
+//! To read: `pkcs11` (the threads and their queues), `session` (the ladder of recovery), `module` (initialisation) and
+//! `connect` (login), `sign` and `administration` (the verbs), then what they speak: `mechanism`, `attributes`, `failure`.
+
+mod administration;
+mod attributes;
+mod connect;
+mod failure;
+mod mechanism;
+mod module;
+mod pkcs11;
+mod provision;
+mod session;
+mod sign;
+
+pub use pkcs11::{Pkcs11Token, TokenConfig};
+pub use provision::provision;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -88,6 +105,9 @@ pub enum SignInput {
     /// The message, for EdDSA alone.
     Message(Vec<u8>),
 }
+
+/// Whether a token has what an algorithm needs to generate keys and to sign, or in words what it lacks.
+pub type Support = (Algorithm, Result<(), String>);
 
 /// Which token it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
