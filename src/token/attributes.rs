@@ -101,7 +101,8 @@ pub(super) fn read_public(
         (Family::Ed25519, [Attribute::EcParams(params), Attribute::EcPoint(point)])
             if params == ED25519_OID || params == ED25519_NAME =>
         {
-            octets(point, 32).map(|x| PublicKey::Ed25519 { x: Octets(x.to_vec()) })
+            octets(point, 32)
+                .map(|x| PublicKey::Ed25519 { crv: crate::domain::Ed25519::Ed25519, x: Octets(x.to_vec()) })
         }
         _ => None,
     })

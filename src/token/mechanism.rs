@@ -45,7 +45,7 @@ pub(super) fn key_type(algorithm: Algorithm) -> KeyType {
 pub(super) fn data(algorithm: Algorithm, input: &SignInput) -> Result<Cow<'_, [u8]>, TokenError> {
     match (algorithm.digest(), input) {
         (None, SignInput::Message(message)) => Ok(Cow::Borrowed(message)),
-        (Some(digest), SignInput::Digest(octets)) if octets.len() == digest.len() => Ok(match algorithm.family() {
+        (Some(digest), SignInput::Digest(octets)) if octets.len() == digest.octets() => Ok(match algorithm.family() {
             Family::RsaPkcs1 => Cow::Owned(digest_info(digest, octets)),
             Family::RsaPss | Family::Ecdsa(_) | Family::Ed25519 => Cow::Borrowed(octets),
         }),
@@ -102,7 +102,7 @@ fn pss(digest: Digest) -> PkcsPssParams {
         Digest::Sha384 => (MechanismType::SHA384, PkcsMgfType::MGF1_SHA384),
         Digest::Sha512 => (MechanismType::SHA512, PkcsMgfType::MGF1_SHA512),
     };
-    let s_len = digest.len().try_into().expect("a digest's length fits a CK_ULONG");
+    let s_len = digest.octets().try_into().expect("a digest's length fits a CK_ULONG");
     PkcsPssParams { hash_alg, mgf, s_len }
 }
 
