@@ -1,0 +1,26 @@
+# What people and CI run. `make` alone prints this list.
+
+.PHONY: help run test check bench
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+run: ## set up what is missing and start `keyward dev`: gRPC on 50051, public HTTP on 8080, ops on 9090
+	@sh tests/setup run
+	cargo build --locked
+	cargo run --locked --quiet -- dev --grpc 127.0.0.1:50051 --public 127.0.0.1:8080 --ops 127.0.0.1:9090
+
+test: ## set up what is missing, the test tools included, and pass every test
+	@sh tests/setup
+	cargo test --locked
+
+check: ## all that CI checks: format, lints, docs, tests
+	@sh tests/setup run
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	$(MAKE) test
+
+bench: ## measure signing beside the token's own speed
+	@sh tests/setup run
+	cargo bench --locked --bench '*'

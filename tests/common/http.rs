@@ -1,0 +1,53 @@
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use ureq::http::{HeaderMap, Request, StatusCode};
+use ureq::{Agent, RequestExt as _};
+
+/// An answer that takes longer hangs.
+const ANSWER_WAIT_MAX_SECS: u64 = 30;
+
+/// An HTTP answer, whatever its status.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no such JSON ({error}) in {self:?}"))
+    }
+
+    /// A header's value; empty if it is not there.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("a header in ASCII"))
+    }
+}
+
+/// GET.
+pub(crate) fn get(url: &str) -> Answer {
+    send("GET", url, &[])
+}
+
+/// Any method without a body, with headers (`host` included) of the test's choosing. Blocks; redirects are not followed.
+pub(crate) fn send(method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(()).expect("a request that can be written");
+    let agent: Agent = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .timeout_global(Some(Duration::from_secs(ANSWER_WAIT_MAX_SECS)))
+        .build()
+        .into();
+    let answer = request.with_agent(&agent).run();
+    let mut answer = answer.unwrap_or_else(|error| panic!("{method} {url}: {error}"));
+    let body = answer.body_mut().read_to_vec().unwrap_or_else(|error| panic!("{method} {url}: {error}"));
+    Answer { status: answer.status(), headers: answer.headers().clone(), body }
+}

@@ -1,0 +1,125 @@
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::{Server, tools};
+
+const TOKEN_LABEL: &str = "keyward";
+
+/// A directory with a SoftHSM token of its own, a PIN file, a configuration and, after `init`, a store.
+///
+/// It outlives the servers that run on it, so a test can kill one with -9 and start the next. One server at a time: SQLite
+/// has one process.
+pub(crate) struct Installation {
+    dir: TempDir,
+    settings: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Installation {
+    /// A new token and a configuration for it on free ports, with `keyward init` done.
+    pub(crate) fn prepare() -> Self {
+        Self::bare().init()
+    }
+
+    /// The same before `keyward init`.
+    pub(crate) fn bare() -> Self {
+        let dir = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
+        let installation = Self { dir, settings: BTreeMap::new() };
+        installation.make_token();
+        installation
+            .set("grpc.listen", r#""127.0.0.1:0""#)
+            .set("grpc.auth", r#""none""#)
+            .set("public.listen", r#""127.0.0.1:0""#)
+            .set("ops.listen", r#""127.0.0.1:0""#)
+            .set("token.module", &format!("{:?}", tools::SOFTHSM_MODULE))
+            .set("token.label", &format!("{TOKEN_LABEL:?}"))
+            .set("token.pin_file", r#""pin""#)
+            .set("store.path", r#""store.sqlite""#)
+    }
+
+    /// Sets `section.key` of the configuration to a value written as in TOML. It holds from the next start on.
+    pub(crate) fn set(mut self, key: &str, toml_value: &str) -> Self {
+        let (section, key) = key.split_once('.').expect("section.key");
+        self.settings.entry(section.into()).or_default().insert(key.into(), toml_value.into());
+        let mut text = String::new();
+        for (section, values) in &self.settings {
+            writeln!(text, "[{section}]").expect("a String takes all");
+            values.iter().for_each(|(key, value)| writeln!(text, "{key} = {value}").expect("a String takes all"));
+        }
+        fs::write(self.config_file(), text).expect("the configuration is written");
+        self
+    }
+
+    /// `keyward init`.
+    pub(crate) fn init(self) -> Self {
+        run(&mut self.command("init"));
+        self
+    }
+
+    /// `keyward serve`, waited for until it is ready.
+    pub(crate) fn serve(&self) -> Server {
+        let mut command = self.command("serve");
+        command.arg("--announce");
+        Server::start(command)
+    }
+
+    /// `keyward VERB --config ..` in this installation's environment, for tests that run it their own way.
+    pub(crate) fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        command.arg(verb).arg("--config").arg(self.config_file()).env("SOFTHSM2_CONF", self.softhsm_conf());
+        command
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.dir().join("keyward.toml")
+    }
+
+    /// What SOFTHSM2_CONF must name for a program that looks at the token.
+    pub(crate) fn softhsm_conf(&self) -> PathBuf {
+        self.dir().join("softhsm2.conf")
+    }
+
+    /// Where SoftHSM keeps the token's objects.
+    pub(crate) fn token_dir(&self) -> PathBuf {
+        self.dir().join("tokens")
+    }
+
+    pub(crate) fn pin_file(&self) -> PathBuf {
+        self.dir().join("pin")
+    }
+
+    fn make_token(&self) {
+        let token_dir = self.token_dir();
+        fs::create_dir(&token_dir).expect("the token's directory is made");
+        let conf = format!("directories.tokendir = {}\nobjectstore.backend = file\n", token_dir.display());
+        fs::write(self.softhsm_conf(), conf).expect("SoftHSM's configuration is written");
+        let pin = random_pin();
+        fs::write(self.pin_file(), &pin).expect("the PIN file is written");
+        fs::set_permissions(self.pin_file(), Permissions::from_mode(0o600)).expect("the PIN file is made private");
+        let mut softhsm2_util = tools::softhsm2_util();
+        softhsm2_util
+            .args(["--init-token", "--free", "--label", TOKEN_LABEL, "--pin", &pin, "--so-pin", &random_pin()])
+            .env("SOFTHSM2_CONF", self.softhsm_conf());
+        run(&mut softhsm2_util);
+    }
+}
+
+fn random_pin() -> String {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("the system has random bytes");
+    format!("{:016x}", u64::from_be_bytes(bytes))
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    assert!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+}

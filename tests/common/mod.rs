@@ -1,0 +1,21 @@
+//! The harness of the integration tests: the real binary over a real token and a real store, and real clients.
+//!
+//! Every test starts what it needs and shares nothing: its own directory, token, store and ports. All waits are bounded,
+//! and something missing fails the test.
+//!
+//! - [`Server`]: a running Keyward. `Server::dev()` is the quick one, with the tenant `demo`.
+//! - [`Installation`]: a directory with token, PIN, configuration and store, which outlives the servers on it.
+//! - [`Clients`]: the generated gRPC clients, and what tests do with them over and over.
+//! - [`http`]: GET and its kin.
+//! - [`tools`]: where `make test` put the programs of other people.
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
+
+mod clients;
+pub(crate) mod http;
+mod installation;
+mod server;
+pub(crate) mod tools;
+
+pub(crate) use clients::{Clients, claims, short_policy};
+pub(crate) use installation::Installation;
+pub(crate) use server::{Server, read_lines};

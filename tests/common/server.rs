@@ -1,0 +1,161 @@
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+
+/// How long a server may take until it is ready: 2 s are promised; two busy cores with many servers need more.
+const READY_WAIT_MAX_SECS: u64 = 60;
+/// How long a server may take to drain and leave after SIGTERM.
+const STOP_WAIT_MAX_SECS: u64 = 30;
+const STOP_POLL_MILLIS: u64 = 5;
+
+/// A running Keyward. Dropping it sends SIGTERM and, if that does not end it in time, SIGKILL.
+///
+/// If the test fails, what the server logged is printed with the failure.
+pub(crate) struct Server {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    announced: Announcement,
+}
+
+/// The line of JSON that a server prints once it is ready. The tenant's part is empty but for `keyward dev`.
+#[derive(Debug, Default, Deserialize)]
+struct Announcement {
+    grpc: String,
+    public: String,
+    ops: String,
+    pid: u32,
+    #[serde(default)]
+    tenant: String,
+    #[serde(default)]
+    issuer: String,
+    #[serde(default)]
+    jwks_uri: String,
+    #[serde(default)]
+    state_dir: String,
+}
+
+impl Server {
+    /// `keyward dev --ephemeral`: ready to sign for the tenant `demo`, and all gone when dropped.
+    pub(crate) fn dev() -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        command.args(["dev", "--ephemeral"]);
+        Self::start(command)
+    }
+
+    /// Runs a command that announces itself, and waits until it has.
+    pub(crate) fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the keyward binary starts");
+        let lines = read_lines(child.stdout.take().expect("stdout is piped"));
+        let log = collect_lines(child.stderr.take().expect("stderr is piped"));
+        let mut server = Self { child, log, announced: Announcement::default() };
+        let line = lines
+            .recv_timeout(Duration::from_secs(READY_WAIT_MAX_SECS))
+            .unwrap_or_else(|_| panic!("no announcement from {command:?}"));
+        server.announced =
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("announced {line:?}, which is no JSON: {error}"));
+        assert_eq!(server.announced.pid, server.child.id(), "the announced process is the one that was started");
+        server
+    }
+
+    /// Where gRPC is served, as host:port.
+    pub(crate) fn grpc(&self) -> &str {
+        &self.announced.grpc
+    }
+
+    /// The base URL of the public listener.
+    pub(crate) fn public(&self) -> &str {
+        &self.announced.public
+    }
+
+    /// The base URL of the ops listener.
+    pub(crate) fn ops(&self) -> &str {
+        &self.announced.ops
+    }
+
+    /// The tenant that `keyward dev` made, its issuer and the URL of its JWKS.
+    pub(crate) fn demo(&self) -> (&str, &str, &str) {
+        let Announcement { tenant, issuer, jwks_uri, .. } = &self.announced;
+        assert!(!tenant.is_empty(), "only `keyward dev` makes a tenant");
+        (tenant, issuer, jwks_uri)
+    }
+
+    /// The directory that `keyward dev` keeps its token and store in.
+    pub(crate) fn state_dir(&self) -> &str {
+        &self.announced.state_dir
+    }
+
+    /// The URL of a tenant's JWKS on the canonical path.
+    pub(crate) fn jwks_uri(&self, tenant: &str) -> String {
+        format!("{}/{tenant}/.well-known/jwks.json", self.public())
+    }
+
+    /// What the server has logged so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends it as a power cut would: SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("a child that was not waited for can be killed");
+        self.child.wait().expect("a killed child can be waited for");
+    }
+
+    /// Asks it to leave (SIGTERM) and tells how it left.
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        self.stop().unwrap_or_else(|| panic!("still there {STOP_WAIT_MAX_SECS} s after SIGTERM"))
+    }
+
+    fn stop(&mut self) -> Option<ExitStatus> {
+        // Not waited for yet, so the pid cannot be another process's by now.
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(STOP_WAIT_MAX_SECS);
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(STOP_POLL_MILLIS));
+        }
+        None
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+        if !ended && self.stop().is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            self.log().iter().for_each(|line| eprintln!("server {}: {line}", self.child.id()));
+        }
+    }
+}
+
+/// The lines of a child's output, as they come.
+pub(crate) fn read_lines(output: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    // Reads on when nobody listens, or the child would stand still at a full pipe.
+    thread::spawn(move || {
+        BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
+    });
+    lines
+}
+
+fn collect_lines(output: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&log);
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        }
+    });
+    log
+}

@@ -1,0 +1,41 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// SoftHSM's module, where Debian's package puts it.
+pub(crate) const SOFTHSM_MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+
+/// grpcurl, which knows nothing of Keyward but what reflection tells it.
+pub(crate) fn grpcurl() -> Command {
+    Command::new(test_tool("bin/grpcurl"))
+}
+
+/// The Python that has PyJWT and joserfc, about to run a script of tests/clients.
+pub(crate) fn python(script: &str) -> Command {
+    let mut command = Command::new(test_tool("venv/bin/python"));
+    command.arg(client_script(script));
+    command
+}
+
+/// Node, about to run a script of tests/clients, whose argument is the folder that has jose.
+pub(crate) fn node(script: &str) -> Command {
+    test_tool("node/node_modules/jose");
+    let mut command = Command::new("node");
+    command.arg(client_script(script)).arg(test_tool("node"));
+    command
+}
+
+/// SoftHSM's own tool.
+pub(crate) fn softhsm2_util() -> Command {
+    assert!(Path::new(SOFTHSM_MODULE).exists(), "{SOFTHSM_MODULE} is missing: `make test` brings what tests need");
+    Command::new("softhsm2-util")
+}
+
+fn test_tool(path: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-tools").join(path);
+    assert!(path.exists(), "{} is missing: `make test` brings what tests need", path.display());
+    path
+}
+
+fn client_script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+}
