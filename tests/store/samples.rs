@@ -70,7 +70,7 @@ pub(crate) fn generated(number: u8) -> Generated {
     let public = match number % 3 {
         0 => PublicKey::Rsa { n: octets, e: Octets(vec![1, 0, 1]) },
         1 => PublicKey::Ec { crv: Curve::P256, x: octets.clone(), y: octets },
-        _ => PublicKey::Ed25519 { x: octets },
+        _ => PublicKey::Ed25519 { crv: keyward::domain::Ed25519::Ed25519, x: octets },
     };
     let protection = Protection {
         token_label: "keyward \"test\"".into(),

@@ -124,7 +124,7 @@ pub(crate) fn verify(
             let point = [&[4], x.0.as_slice(), &y.0].concat();
             signature::UnparsedPublicKey::new(verification, point).verify(message, signature)
         }
-        PublicKey::Ed25519 { x } => {
+        PublicKey::Ed25519 { x, .. } => {
             signature::UnparsedPublicKey::new(&signature::ED25519, &x.0).verify(message, signature)
         }
     }
