@@ -43,6 +43,7 @@ fn sign(
     inputs: &[SignInput],
     deadline: Instant,
 ) -> Result<Vec<Vec<u8>>, TokenError> {
+    // Before anything else, so that a backlog of late jobs does not set the recovery going.
     if Instant::now() >= deadline {
         return Err(TokenError::Late);
     }
