@@ -67,6 +67,7 @@ pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(
         for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY] {
             for handle in open.session.find_objects(&[Attribute::Class(class), attributes::under(object)])? {
                 match open.session.destroy_object(handle) {
+                    Ok(()) if class == ObjectClass::PRIVATE_KEY => module.destroyed_key(&open.session)?,
                     // Another replica was quicker, or the token is away; the look below tells.
                     Ok(()) | Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => {}
                     Err(error) => return Err(error.into()),

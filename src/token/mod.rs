@@ -28,6 +28,8 @@ use async_trait::async_trait;
 use crate::domain::{Algorithm, ObjectId, Protection, PublicKey};
 
 /// A token that makes, keeps and uses private keys.
+///
+/// A call that hangs in the module cannot be called back: whoever needs an answer in time bounds the wait.
 #[async_trait]
 pub trait Token: Send + Sync + 'static {
     /// Generates a key pair under `object`, private key first protected as R1 demands, and reads back what it is.

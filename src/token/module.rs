@@ -22,8 +22,8 @@ use super::{TokenError, TokenIdentity};
 /// network HSM takes up to a second for it: more often would leave a token that half works no time to sign.
 const REINITIALISE_INTERVAL_SECS: u64 = 1;
 
-/// Longest wait, in seconds, for calls inside the module to return before it is finalised: several times what the
-/// slowest signature takes, far less than the minutes that a hung HSM client takes.
+/// Longest wait, in seconds, for calls inside the module to return before it is finalised, and for an initialisation to
+/// end: several times what either takes, far less than the minutes that a hung HSM client takes.
 const DRAIN_TIMEOUT_SECS: u64 = 5;
 
 /// The module, shared by all threads that call it.
@@ -120,8 +120,11 @@ impl Module {
 
     /// Waits out an initialisation under way, then lets the caller in.
     pub(super) fn visit(&self) -> Result<Visit<'_>, Failure> {
-        let state = self.state();
-        let mut state = self.changed.wait_while(state, |state| state.exclusive).expect(NO_PANIC);
+        let (mut state, timeout) =
+            self.changed.wait_timeout_while(self.state(), DRAIN_TIMEOUT, |state| state.exclusive).expect(NO_PANIC);
+        if timeout.timed_out() {
+            return Err(Failure::Away("the module is still being initialised".into()));
+        }
         let slot = match &state.phase {
             Phase::Up(slot) => *slot,
             Phase::Down(reason) => return Err(Failure::Away(reason.clone())),
@@ -134,17 +137,38 @@ impl Module {
 
     /// Whether the token behind a session is there. A live session does not say so: SoftHSM whose token directory is
     /// gone answers OK and shows no objects. So a token that has ever shown a private key must show one; what it does
-    /// hold after the next initialisation counts from then on.
+    /// hold after the next initialisation, or after its last key was destroyed here, counts from then on.
+    ///
+    /// Costs one search; SoftHSM's are linear in the number of objects.
     pub(super) fn check(&self, session: &Session) -> Result<(), Failure> {
+        if self.shows_keys(session)? || !self.holds_keys.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Failure::Away(SHOWS_NONE.into()))
+    }
+
+    /// [`Module::check`] for a caller who knows of a key: a token that shows none at all is not the one he knows.
+    pub(super) fn check_for_keys(&self, session: &Session) -> Result<(), Failure> {
+        if self.shows_keys(session)? { Ok(()) } else { Err(Failure::Away(SHOWS_NONE.into())) }
+    }
+
+    /// A private key was destroyed with success, so the token was there: if it was the last, it shows none from now on.
+    /// Should the token have gone away in between, [`Module::check_for_keys`] still finds out.
+    pub(super) fn destroyed_key(&self, session: &Session) -> Result<(), Failure> {
+        let shown = self.shows_keys(session)?;
+        self.holds_keys.store(shown, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn shows_keys(&self, session: &Session) -> Result<bool, Failure> {
         if !is_logged_in(session)? {
             return Err(Failure::Away("the login does not hold".into()));
         }
-        if shows_keys(session)? {
+        let shown = shows_keys(session)?;
+        if shown {
             self.saw_key();
-        } else if self.holds_keys.load(Ordering::Relaxed) {
-            return Err(Failure::Away("the token shows none of its keys".into()));
         }
-        Ok(())
+        Ok(shown)
     }
 
     /// The token showed a private key: see [`Module::check`].
@@ -314,6 +338,7 @@ impl Drop for Visit<'_> {
 
 const REINITIALISE_INTERVAL: Duration = Duration::from_secs(REINITIALISE_INTERVAL_SECS);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(DRAIN_TIMEOUT_SECS);
+const SHOWS_NONE: &str = "the token shows none of its keys";
 const NO_PANIC: &str = "nothing panics while it holds the module's state";
 
 fn closed() -> TokenError {

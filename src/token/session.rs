@@ -79,13 +79,13 @@ impl WorkerSession {
         }
     }
 
-    /// Does `work` at most once, for what must not happen twice. It recovers before it, as far as a session needs, and
+    /// Does `work` at most once, for what must not happen twice. It recovers before it, if the token is not well, and
     /// after it, for those who come next.
     pub(super) fn attempt_once<T>(
         &mut self,
         mut work: impl FnMut(&Module, &mut OpenSession) -> Result<T, Failure>,
     ) -> Result<T, TokenError> {
-        self.attempt(None, |_, _| Ok(()))?;
+        self.attempt(None, |module, open| module.check(&open.session))?;
         let result = self.run(None, &mut work);
         if let Err(Failure::Away(reason)) = &result {
             tracing::warn!(reason, "the token failed; recovering");

@@ -43,6 +43,7 @@ fn sign(
     inputs: &[SignInput],
     deadline: Instant,
 ) -> Result<Vec<Vec<u8>>, TokenError> {
+    // Before anything else, so that a backlog of late jobs does not set the recovery going.
     if Instant::now() >= deadline {
         return Err(TokenError::Late);
     }
@@ -118,7 +119,7 @@ fn find_one(module: &Module, open: &OpenSession, key: &KeyRef, class: ObjectClas
         [handle] => Ok(*handle),
         [] => {
             // Either the key is not there or the token is not. The second can be mended.
-            module.check(&open.session)?;
+            module.check_for_keys(&open.session)?;
             Err(Failure::Answer(TokenError::Unavailable(format!("C_FindObjects: no {class} under {}", key.object))))
         }
         _ => Err(Failure::Answer(TokenError::Mismatch(format!("more than one {class} under {}", key.object)))),
