@@ -57,6 +57,12 @@ pub struct Document {
 }
 
 impl Snapshot {
+    /// Whether there is no tenant at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tenants.is_empty()
+    }
+
     /// The tenant of this id; one that is being deleted is not here.
     #[must_use]
     pub fn tenant(&self, id: &TenantId) -> Option<&Arc<TenantView>> {

@@ -90,6 +90,12 @@ impl Keyrings {
     pub async fn refresh(&self) -> Result<(), Error> {
         let asked = Instant::now();
         let stored = self.store.revisions().await?;
+        if self.snapshot().is_empty()
+            && let Ok(records) = self.store.load_all().await
+        {
+            // The first load, in one go. What cannot be read is found and named below.
+            records.iter().try_for_each(|record| self.publish(record))?;
+        }
         let snapshot = self.snapshot();
         let mut problem = None;
         for revisions in &stored {
@@ -108,14 +114,19 @@ impl Keyrings {
                 self.reload(id).await?;
             }
         }
-        problem.map_or_else(|| Ok(self.published.confirm(asked)), Err)
+        if let Some(problem) = problem {
+            return Err(problem);
+        }
+        self.published.confirm(asked);
+        Ok(())
     }
 
     async fn reload(&self, tenant: &TenantId) -> Result<(), Error> {
         match self.store.load(tenant).await? {
-            Some(record) => Ok(self.publish(&record)?),
-            None => Ok(self.published.withdraw(tenant)),
+            Some(record) => self.publish(&record)?,
+            None => self.published.withdraw(tenant),
         }
+        Ok(())
     }
 
     /// The tenants for which there is something to do now.
