@@ -1,4 +1,4 @@
-use crate::domain::{InvalidPolicy, Timestamp};
+use crate::domain::{InvalidPolicy, TenantId, Timestamp};
 use crate::store::StoreError;
 use crate::token::TokenError;
 
@@ -93,8 +93,8 @@ impl Error {
 
     /// The tenant is not there, or not for this caller.
     #[must_use]
-    pub fn no_tenant() -> Self {
-        Self::NotFound("no such tenant; ListTenants shows those that there are".to_owned())
+    pub fn no_tenant(id: &TenantId) -> Self {
+        Self::NotFound(format!("there is no tenant {id} here; ListTenants shows those that there are"))
     }
 }
 

@@ -109,7 +109,7 @@ impl Keyrings {
     /// # Errors
     /// [`Error::NotFound`] for tenant or key.
     pub fn key(&self, tenant: &TenantId, kid: &Kid) -> Result<Listed, Error> {
-        find(self.snapshot().tenant(tenant).ok_or_else(Error::no_tenant)?, kid)
+        find(self.snapshot().tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?, kid)
     }
 
     /// Some of a tenant's keys.
@@ -118,7 +118,7 @@ impl Keyrings {
     /// [`Error::NotFound`] for the tenant, [`Error::Invalid`] for a page token whose key is not there.
     pub fn list_keys(&self, list: &ListKeys) -> Result<KeyPage, Error> {
         let snapshot = self.snapshot();
-        let view = snapshot.tenant(&list.tenant).ok_or_else(Error::no_tenant)?;
+        let view = snapshot.tenant(&list.tenant).ok_or_else(|| Error::no_tenant(&list.tenant))?;
         if let Some(algorithm) = list.algorithm {
             algorithm_of(view, Some(algorithm))?;
         }
@@ -253,7 +253,7 @@ impl Keyrings {
     /// A tenant's record as the store has it now.
     pub(super) async fn load(&self, tenant: &TenantId) -> Result<TenantRecord, Error> {
         let record = self.store.load(tenant).await?;
-        record.filter(|record| record.tenant.delete_time.is_none()).ok_or_else(Error::no_tenant)
+        record.filter(|record| record.tenant.delete_time.is_none()).ok_or_else(|| Error::no_tenant(tenant))
     }
 
     fn signer(&self, tenant: &TenantId, algorithm: Algorithm) -> Weak<Signer> {

@@ -58,7 +58,7 @@ impl Keyrings {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn tenant(&self, id: &TenantId) -> Result<Tenant, Error> {
-        self.snapshot().tenant(id).map(|view| view.record.tenant.clone()).ok_or_else(Error::no_tenant)
+        self.snapshot().tenant(id).map(|view| view.record.tenant.clone()).ok_or_else(|| Error::no_tenant(id))
     }
 
     /// The tenants after `after`, at most `page_size`.
