@@ -138,7 +138,7 @@ impl From<StoreError> for Error {
 impl From<Vec<InvalidPolicy>> for Error {
     fn from(problems: Vec<InvalidPolicy>) -> Self {
         let violation =
-            |InvalidPolicy { field, problem }| Violation { field: format!("rotation_policy.{field}"), problem };
+            |InvalidPolicy { field, problem }| Violation { field: format!("tenant.rotation_policy.{field}"), problem };
         Self::Invalid(problems.into_iter().map(violation).collect())
     }
 }
