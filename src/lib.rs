@@ -1,8 +1,24 @@
 //! Keyward: a signing key management service.
+//!
+//! Read it in this order:
+//!
+//! - [`domain`]: the words and the decisions: keys, keyrings, policies, and what a keyring needs next. Pure.
+//! - [`jose`]: keys, sets and signatures as verifiers read them. Pure.
+//! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
+//! - [`keyring`]: the use cases; the only caller of token and store.
+//! - [`grpc`] and [`http`]: the two faces.
+//! - [`config`], [`setup`], [`serve`], [`dev`]: how a process begins, runs and ends.
+//!
+//! Calls go down (grpc, http -> keyring -> token, store -> domain), values come back; `tests/architecture.rs` holds that.
 
+pub mod config;
+pub mod dev;
 pub mod domain;
+pub mod grpc;
+pub mod http;
+pub mod jose;
+pub mod keyring;
+pub mod serve;
+pub mod setup;
 pub mod store;
 pub mod token;
-pub mod grpc {
-    pub mod proto;
-}

@@ -1,3 +1,299 @@
-//! The command line.
+//! The command line: flags, and the wiring of the parts.
 
-fn main() {}
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use keyward::config::Config;
+use keyward::dev::{self, StateDirectory};
+use keyward::serve::{self, Addresses, Listeners};
+use keyward::setup;
+use keyward::token::Pkcs11Token;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Signing keys on a PKCS#11 token: issuers sign over gRPC, verifiers fetch the JWKS.
+#[derive(Parser)]
+#[command(name = "keyward", version, after_help = "Log lines go to standard error; KEYWARD_LOG=debug shows more.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes the store, binds it to the token, and makes the service key and the file that pins it. Touches nothing that exists.
+    Init {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Serves until SIGTERM or SIGINT.
+    Serve {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Prints the addresses as one line of JSON on standard output once the service is ready.
+        #[arg(long)]
+        announce: bool,
+    },
+    /// Tells all problems of a configuration at once, and what the token can do.
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Serves a SoftHSM token, a SQLite store and a tenant `demo`, made in one directory. For development and tests.
+    Dev(DevArguments),
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration (TOML). KEYWARD__SECTION__KEY in the environment overrides a key of it.
+    #[arg(long = "config", value_name = "FILE")]
+    path: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct DevArguments {
+    /// Where everything is kept from one start to the next.
+    #[arg(long, value_name = "DIR", default_value = ".keyward-dev")]
+    state_dir: PathBuf,
+    /// A temporary directory and free ports, printed as one line of JSON; all is gone at exit.
+    #[arg(long)]
+    ephemeral: bool,
+    /// Where gRPC is served.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:50051",
+        default_value_if("ephemeral", "true", "127.0.0.1:0")
+    )]
+    grpc: SocketAddr,
+    /// Where the JWKS is served.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080",
+        default_value_if("ephemeral", "true", "127.0.0.1:0")
+    )]
+    public: SocketAddr,
+    /// Where health is served.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9090",
+        default_value_if("ephemeral", "true", "127.0.0.1:0")
+    )]
+    ops: SocketAddr,
+}
+
+/// What to tell the person who ran the command.
+type Failure = String;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    let done = match arguments.command {
+        Command::Init { config } => load(&config.path).and_then(|config| init(&config)),
+        Command::Serve { config, announce } => load(&config.path).and_then(|config| serve(&config, announce)),
+        Command::Check { config } => load(&config.path).and_then(|config| check(&config)),
+        Command::Dev(arguments) => develop(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("keyward: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("KEYWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
+}
+
+fn load(path: &Path) -> Result<Config, Failure> {
+    Config::load(path).map_err(|problems| problems.to_string())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())
+}
+
+fn init(config: &Config) -> Result<(), Failure> {
+    let token = setup::open_token(&config.token).map_err(|error| error.to_string())?;
+    let made = runtime()?.block_on(setup::init(config, &token));
+    token.close();
+    made.map_err(|error| error.to_string())?;
+    eprintln!("made {} and {}", config.store_path.display(), config.service_key_path.display());
+    Ok(())
+}
+
+fn check(config: &Config) -> Result<(), Failure> {
+    let token = setup::open_token(&config.token).map_err(|error| error.to_string())?;
+    let identity = token.identity().clone();
+    let support = token.mechanisms();
+    token.close();
+    println!("configuration: ok");
+    println!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
+    for (algorithm, supported) in support.map_err(|error| error.to_string())? {
+        println!("  {algorithm}: {}", supported.err().unwrap_or_else(|| "ok".to_owned()));
+    }
+    Ok(())
+}
+
+fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
+    let token = setup::open_token(&config.token).map_err(|error| error.to_string())?;
+    runtime()?.block_on(run(
+        config,
+        token,
+        |addresses| {
+            if announce {
+                announce_on_stdout(addresses, &serde_json::Map::new());
+            }
+        },
+        false,
+    ))
+}
+
+/// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign.
+async fn run(config: &Config, token: Pkcs11Token, ready: impl FnOnce(Addresses), demo: bool) -> Result<(), Failure> {
+    let text = |error: setup::SetupError| error.to_string();
+    let listeners = Listeners::bind(config).await?;
+    let addresses = listeners.addresses().map_err(|error| error.to_string())?;
+    let (store, canary) = setup::open(config, &token).await.map_err(text)?;
+    let (token, store) = (Arc::new(token), Arc::new(store));
+    let keyrings = serve::keyrings(config, addresses, Arc::clone(&token) as _, Arc::clone(&store) as _);
+    keyrings.refresh().await.map_err(|error| error.to_string())?;
+    if demo {
+        dev::create_demo(&keyrings).await.map_err(|error| error.to_string())?;
+    }
+    tracing::warn!(
+        "grpc.auth is \"none\": every process on this machine that reaches {} may sign and administer",
+        addresses.grpc
+    );
+    tracing::info!(grpc = %addresses.grpc, public = %addresses.public, ops = %addresses.ops, token = %token.identity().label, "serving");
+    let shutdown = on_signal()?;
+    ready(addresses);
+    let served = serve::run(config, keyrings, canary, listeners, shutdown).await;
+    store.close().await;
+    // C_Finalize blocks, and nothing else is left to do.
+    tokio::task::block_in_place(|| token.close());
+    tracing::info!("stopped");
+    served
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT.
+fn on_signal() -> Result<CancellationToken, Failure> {
+    let shutdown = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).map_err(|error| error.to_string())?;
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            shutdown.cancel();
+        });
+    }
+    Ok(shutdown)
+}
+
+fn develop(arguments: DevArguments) -> Result<(), Failure> {
+    let listen = [arguments.grpc, arguments.public, arguments.ops];
+    let temporary = arguments.ephemeral && std::env::var_os(EPHEMERAL_VARIABLE).is_none();
+    let path = if temporary { temporary_directory()? } else { arguments.state_dir.clone() };
+    let path = std::env::var_os(EPHEMERAL_VARIABLE).map_or(path, PathBuf::from);
+    let state = StateDirectory::prepare(&path, listen)?;
+    if std::env::var_os(dev::SOFTHSM_VARIABLE).is_none_or(|set| *set != *state.softhsm_conf()) {
+        // SoftHSM reads its environment once, and a process that has threads cannot change its own: begin anew with it.
+        let mut again = std::process::Command::new(std::env::current_exe().map_err(|error| error.to_string())?);
+        again.args(std::env::args_os().skip(1)).env(dev::SOFTHSM_VARIABLE, state.softhsm_conf());
+        if arguments.ephemeral {
+            again.env(EPHEMERAL_VARIABLE, state.path());
+        }
+        return Err(format!("cannot start again: {}", again.exec()));
+    }
+    let served = develop_in(&state, arguments.ephemeral);
+    if arguments.ephemeral {
+        let gone = std::fs::remove_dir_all(state.path());
+        return served.and(gone.map_err(|error| format!("{}: {error}", state.path().display())));
+    }
+    served
+}
+
+/// Tells a development service that was begun anew which temporary directory is its own.
+const EPHEMERAL_VARIABLE: &str = "KEYWARD_EPHEMERAL_DIRECTORY";
+
+fn temporary_directory() -> Result<PathBuf, Failure> {
+    let directory = tempfile::Builder::new().prefix("keyward-dev-").tempdir();
+    directory.map(tempfile::TempDir::keep).map_err(|error| error.to_string())
+}
+
+fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
+    let config = load(&state.config_file())?;
+    let initialised = dev::is_initialised(&config);
+    let opened = setup::open_token(&config.token);
+    let token = match opened {
+        Err(_) if !initialised => {
+            state.provision_token(&config.token.module, &config.token.pin).map_err(|error| error.to_string())?;
+            setup::open_token(&config.token)
+        }
+        opened => opened,
+    };
+    let token = token.map_err(|error| error.to_string())?;
+    let state_dir = state.path().to_owned();
+    runtime()?.block_on(async move {
+        if !initialised {
+            setup::init(&config, &token).await.map_err(|error| error.to_string())?;
+        }
+        let ready = |addresses| if ephemeral { announce_demo(addresses, &state_dir) } else { greet(addresses) };
+        run(&config, token, ready, true).await
+    })
+}
+
+fn announce_demo(addresses: Addresses, state_dir: &Path) {
+    let issuer = format!("http://{}/{}", addresses.public, dev::TENANT);
+    let more = serde_json::json!({
+        "tenant": dev::TENANT,
+        "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
+        "issuer": issuer,
+        "state_dir": state_dir,
+    });
+    announce_on_stdout(addresses, more.as_object().expect("an object was written"));
+}
+
+fn announce_on_stdout(addresses: Addresses, more: &serde_json::Map<String, serde_json::Value>) {
+    let mut line = serde_json::json!({
+        "grpc": addresses.grpc.to_string(),
+        "public": format!("http://{}", addresses.public),
+        "ops": format!("http://{}", addresses.ops),
+        "pid": std::process::id(),
+    });
+    line.as_object_mut().expect("an object was written").extend(more.clone());
+    println!("{line}");
+}
+
+fn greet(addresses: Addresses) {
+    let Addresses { grpc, public, .. } = addresses;
+    println!(
+        r#"
+Keyward signs at {grpc}, and verifiers fetch http://{public}/demo/.well-known/jwks.json
+
+Sign a JWT:
+  grpcurl -plaintext -d "{{\"tenant\":\"demo\",\"claims_json\":\"$(printf '{{"sub":"alice","exp":%d}}' $(($(date +%s)+600)) | base64 -w0)\"}}" {grpc} keyward.v1.SigningService/SignJwt
+See the keys:
+  curl -s http://{public}/demo/.well-known/jwks.json
+Rotate them (possible 15 s after the last rotation):
+  grpcurl -plaintext -d '{{"tenant":"demo"}}' {grpc} keyward.v1.KeyService/RotateSigningKey
+"#
+    );
+}

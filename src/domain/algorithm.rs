@@ -152,7 +152,7 @@ impl Curve {
 impl Digest {
     /// Octets of the digest.
     #[must_use]
-    pub const fn len(self) -> usize {
+    pub const fn octets(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha384 => 48,

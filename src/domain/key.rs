@@ -104,9 +104,18 @@ pub enum PublicKey {
     /// An Ed25519 key.
     #[serde(rename = "OKP")]
     Ed25519 {
+        /// Always Ed25519.
+        crv: Ed25519,
         /// The 32 octets of the public key.
         x: Octets,
     },
+}
+
+/// The one curve of OKP keys here (RFC 8037 section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ed25519 {
+    /// Its name.
+    Ed25519,
 }
 
 /// Octets that are written as base64url without padding (RFC 7515 section 2).

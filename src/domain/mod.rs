@@ -11,7 +11,7 @@ pub mod rotation;
 mod tenant;
 
 pub use algorithm::{Algorithm, Curve, Digest, Family, UnknownAlgorithm};
-pub use key::{KeyState, Octets, Protection, PublicKey, SigningKey};
+pub use key::{Ed25519, KeyState, Octets, Protection, PublicKey, SigningKey};
 pub use keyring::{Abandoned, Generated, Keyring, Pending, RevokeRefused, RotateRefused, Rotation, Trigger};
 pub use names::{Domain, InvalidName, Issuer, Kid, ObjectId, RequestId, Revision, TenantId, WebUrl};
 pub use tenant::{InvalidPolicy, PolicyFloor, RotationPolicy, Tenant};

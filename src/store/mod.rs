@@ -4,9 +4,13 @@
 //! every write, because whatever changes together (a tenant, its keyrings, the event that tells of it) commits together or
 //! not at all, each record by compare-and-swap on its revision (R7).
 
+mod record;
+mod sqlite;
+
 use async_trait::async_trait;
 use serde::Serialize;
 
+pub use self::sqlite::SqliteStore;
 use crate::domain::{Algorithm, Keyring, Kid, Revision, Tenant, TenantId, Timestamp};
 
 /// Where tenants and keyrings are kept.

@@ -2,6 +2,23 @@
 //!
 //! A [`Token`] has four verbs and a probe. [`Pkcs11Token`] implements it with one session per worker thread; nothing above
 //! this room sees a session, a handle or a return value.
+//!
+//! To read: `pkcs11` (the threads and their queues), `session` (the ladder of recovery), `module` (initialisation) and
+//! `connect` (login), `sign` and `administration` (the verbs), then what they speak: `mechanism`, `attributes`, `failure`.
+
+mod administration;
+mod attributes;
+mod connect;
+mod failure;
+mod mechanism;
+mod module;
+mod pkcs11;
+mod provision;
+mod session;
+mod sign;
+
+pub use pkcs11::{Pkcs11Token, TokenConfig};
+pub use provision::provision;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +28,8 @@ use async_trait::async_trait;
 use crate::domain::{Algorithm, ObjectId, Protection, PublicKey};
 
 /// A token that makes, keeps and uses private keys.
+///
+/// A call that hangs in the module cannot be called back: whoever needs an answer in time bounds the wait.
 #[async_trait]
 pub trait Token: Send + Sync + 'static {
     /// Generates a key pair under `object`, private key first protected as R1 demands, and reads back what it is.
@@ -88,6 +107,9 @@ pub enum SignInput {
     /// The message, for EdDSA alone.
     Message(Vec<u8>),
 }
+
+/// Whether a token has what an algorithm needs to generate keys and to sign, or in words what it lacks.
+pub type Support = (Algorithm, Result<(), String>);
 
 /// Which token it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,273 @@
+//! Configuration: raw TOML and environment in, a checked [`Config`] or all its problems at once out. The only reader of
+//! files and environment.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Environment, File, FileFormat, Value, ValueKind};
+use secrecy::SecretString;
+
+/// A configuration in which every value and every relation was checked.
+#[derive(Debug)]
+pub struct Config {
+    /// Where gRPC is served. On loopback: callers are not authenticated yet.
+    pub grpc_listen: SocketAddr,
+    /// Longest gRPC message taken.
+    pub grpc_message_bytes_max: usize,
+    /// Where the JWKS and discovery are served.
+    pub public_listen: SocketAddr,
+    /// Under which URL verifiers reach `public_listen`; `None`: `http://` and its address.
+    pub public_base_url: Option<String>,
+    /// Where health and readiness are served.
+    pub ops_listen: SocketAddr,
+    /// The token.
+    pub token: TokenSettings,
+    /// The SQLite file.
+    pub store_path: PathBuf,
+    /// The file that pins the service key.
+    pub service_key_path: PathBuf,
+    /// Modulus length of new RSA keys.
+    pub rsa_bits: u32,
+    /// Share of signatures other than RSA that are verified before they are released.
+    pub verify_share: f64,
+    /// Longest wait of a signature for the token.
+    pub sign_wait_max: Duration,
+    /// How old the snapshot may be that is signed from.
+    pub snapshot_max_age: Duration,
+    /// How often a tenant's keys may be rotated by hand in 24 hours.
+    pub manual_rotations_per_day: u32,
+}
+
+/// Which token, and how to use it.
+#[derive(Debug)]
+pub struct TokenSettings {
+    /// The PKCS#11 module.
+    pub module: PathBuf,
+    /// CK_TOKEN_INFO.label.
+    pub label: String,
+    /// CK_TOKEN_INFO.serialNumber, where several tokens have the label.
+    pub serial: Option<String>,
+    /// The user PIN.
+    pub pin: SecretString,
+    /// Signing threads, a session each.
+    pub workers: usize,
+    /// Signatures that may wait for a worker.
+    pub queue_depth_max: usize,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct Problems(Vec<Problem>);
+
+/// One key, and what it must be.
+#[derive(Debug)]
+struct Problem {
+    key: String,
+    text: String,
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} problem(s):", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {} {}", problem.key, problem.text))
+    }
+}
+
+/// The environment variable that holds the PIN where there is no `token.pin_file`.
+pub const PIN_VARIABLE: &str = "KEYWARD_TOKEN_PIN";
+
+impl Config {
+    /// Reads the file, overlays `KEYWARD__SECTION__KEY` from the environment, and checks everything.
+    ///
+    /// # Errors
+    /// All problems, each with its key.
+    pub fn load(path: &Path) -> Result<Self, Problems> {
+        let whole = |text: String| Problems(vec![Problem { key: path.display().to_string(), text }]);
+        let text = std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
+        let environment = Environment::with_prefix("KEYWARD").prefix_separator("__").separator("__");
+        let layers =
+            config::Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).add_source(environment);
+        let table = layers.build().and_then(config::Config::try_deserialize::<BTreeMap<String, Value>>);
+        let table = table.map_err(|error| whole(format!("is not valid TOML: {error}")))?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::check(Reader::new(table, directory))
+    }
+
+    fn check(mut reader: Reader) -> Result<Self, Problems> {
+        let grpc_listen = reader.address("grpc.listen", "127.0.0.1:50051");
+        match reader.text("grpc.auth").as_deref() {
+            Some("none") if grpc_listen.ip().is_loopback() => {}
+            Some("none") => reader.problem("grpc.listen", "must be a loopback address while grpc.auth is \"none\""),
+            Some(_) => reader.problem("grpc.auth", "must be \"none\", the one way there is so far"),
+            None => reader.problem("grpc.auth", "must be set: \"none\" lets every local process call"),
+        }
+        let config = Self {
+            grpc_listen,
+            // 256 batch inputs of 4 KiB, or one claims set of the largest size many times over.
+            grpc_message_bytes_max: reader.number("grpc.message_bytes_max", 1 << 20, 64 << 10..=16 << 20),
+            public_listen: reader.address("public.listen", "127.0.0.1:8080"),
+            public_base_url: reader.base_url("public.base_url"),
+            ops_listen: reader.address("ops.listen", "127.0.0.1:9090"),
+            token: TokenSettings {
+                module: reader.required_path("token.module"),
+                label: reader.required_text("token.label"),
+                serial: reader.text("token.serial"),
+                pin: reader.pin("token.pin_file"),
+                workers: reader.number("token.workers", 2, 1..=256),
+                queue_depth_max: reader.number("token.queue_depth_max", 256, 1..=65_536),
+            },
+            store_path: reader.required_path("store.path"),
+            service_key_path: reader.path("service_key.file", "service-key.json"),
+            rsa_bits: reader.number("signing.rsa_bits", 2048, 2048..=4096),
+            verify_share: reader.share("signing.verify_share", 0.01),
+            sign_wait_max: Duration::from_millis(reader.number("signing.wait_max_ms", 5000, 10..=60_000)),
+            snapshot_max_age: Duration::from_millis(reader.number(
+                "signing.snapshot_max_age_ms",
+                30_000,
+                3000..=600_000,
+            )),
+            manual_rotations_per_day: reader.number("limits.manual_rotations_per_day", 5, 1..=10_000),
+        };
+        if !matches!(config.rsa_bits, 2048 | 3072 | 4096) {
+            reader.problem("signing.rsa_bits", "must be 2048, 3072 or 4096");
+        }
+        reader.finish(config)
+    }
+}
+
+/// Takes known keys out of the table, and remembers what is wrong.
+struct Reader {
+    values: BTreeMap<String, Value>,
+    directory: PathBuf,
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    fn new(table: BTreeMap<String, Value>, directory: &Path) -> Self {
+        let mut values = BTreeMap::new();
+        for (section, value) in table {
+            match value.kind {
+                ValueKind::Table(table) => {
+                    values.extend(table.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+                }
+                _ => {
+                    values.insert(section, value);
+                }
+            }
+        }
+        Self { values, directory: directory.to_owned(), problems: Vec::new() }
+    }
+
+    fn finish(self, config: Config) -> Result<Config, Problems> {
+        let Self { values, mut problems, .. } = self;
+        let unknown = |key: String| Problem { key, text: "is not a key of Keyward; is it misspelt?".to_owned() };
+        problems.extend(values.into_keys().map(unknown));
+        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    }
+
+    fn problem(&mut self, key: &str, text: impl Into<String>) {
+        self.problems.push(Problem { key: key.to_owned(), text: text.into() });
+    }
+
+    fn text(&mut self, key: &str) -> Option<String> {
+        let value = self.values.remove(key)?;
+        match value.into_string() {
+            Ok(text) => Some(text),
+            Err(_) => {
+                self.problem(key, "must be a text");
+                None
+            }
+        }
+    }
+
+    fn required_text(&mut self, key: &str) -> String {
+        let given = self.values.contains_key(key);
+        let text = self.text(key);
+        if !given || text.as_deref() == Some("") {
+            self.problem(key, "must be set");
+        }
+        text.unwrap_or_default()
+    }
+
+    fn path(&mut self, key: &str, default: &str) -> PathBuf {
+        let path = self.text(key).unwrap_or_else(|| default.to_owned());
+        self.directory.join(path)
+    }
+
+    fn required_path(&mut self, key: &str) -> PathBuf {
+        let path = self.required_text(key);
+        self.directory.join(path)
+    }
+
+    fn address(&mut self, key: &str, default: &str) -> SocketAddr {
+        let text = self.text(key).unwrap_or_else(|| default.to_owned());
+        text.parse().unwrap_or_else(|_| {
+            self.problem(key, format!("must be an IP address and a port, such as {default}"));
+            SocketAddr::from(([127, 0, 0, 1], 0))
+        })
+    }
+
+    fn base_url(&mut self, key: &str) -> Option<String> {
+        let text = self.text(key)?;
+        let web = url::Url::parse(&text).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.host().is_some()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        if !web {
+            self.problem(key, "must be the http or https URL under which verifiers reach the public listener");
+        }
+        Some(text.trim_end_matches('/').to_owned())
+    }
+
+    fn number<N>(&mut self, key: &str, default: N, range: std::ops::RangeInclusive<N>) -> N
+    where
+        N: TryFrom<i64> + PartialOrd + fmt::Display + Copy,
+    {
+        let Some(value) = self.values.remove(key) else { return default };
+        let number = value.into_int().ok().and_then(|number| N::try_from(number).ok());
+        number.filter(|number| range.contains(number)).unwrap_or_else(|| {
+            self.problem(key, format!("must be a whole number from {} to {}", range.start(), range.end()));
+            default
+        })
+    }
+
+    fn share(&mut self, key: &str, default: f64) -> f64 {
+        let Some(value) = self.values.remove(key) else { return default };
+        value.into_float().ok().filter(|share| (0.0..=1.0).contains(share)).unwrap_or_else(|| {
+            self.problem(key, "must be a number from 0 to 1");
+            default
+        })
+    }
+
+    /// The PIN, from the file or the environment: never from the TOML, which people copy and commit.
+    fn pin(&mut self, key: &str) -> SecretString {
+        let file = self.text(key).map(|path| self.directory.join(path));
+        let pin = match (file, std::env::var(PIN_VARIABLE)) {
+            (Some(_), Ok(_)) => Err(format!("must not be set together with {PIN_VARIABLE} in the environment")),
+            (Some(file), Err(_)) => read_pin(&file),
+            (None, Ok(pin)) => Ok(pin),
+            (None, Err(_)) => Err(format!("must name a file that holds the PIN, or {PIN_VARIABLE} be set")),
+        };
+        let pin =
+            pin.and_then(|pin| if pin.is_empty() { Err("must not name an empty file".to_owned()) } else { Ok(pin) });
+        pin.map(SecretString::from).unwrap_or_else(|text| {
+            self.problem(key, text);
+            SecretString::from(String::new())
+        })
+    }
+}
+
+fn read_pin(path: &Path) -> Result<String, String> {
+    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    let mode = std::fs::metadata(path).map_err(unreadable)?.mode();
+    if mode & 0o077 != 0 {
+        return Err("must be readable by its owner alone: chmod 600".to_owned());
+    }
+    std::fs::read_to_string(path).map(|pin| pin.trim_end_matches(['\r', '\n']).to_owned()).map_err(unreadable)
+}

@@ -1,0 +1,99 @@
+use tonic::{Request, Response, Status, async_trait};
+
+use super::proto::key_service_server::KeyService;
+use super::proto::{
+    GetSigningKeyRequest, KeyState as WireState, ListSigningKeysRequest, ListSigningKeysResponse,
+    RevokeSigningKeyRequest, RotateSigningKeyRequest, RotateSigningKeyResponse, SigningKey,
+};
+use super::{Face, door, wire};
+use crate::domain::{Algorithm, KeyState, ObjectId, Trigger};
+use crate::keyring::{Error, ListKeys, ListedState, RotateKeys};
+
+#[async_trait]
+impl KeyService for Face {
+    async fn list_signing_keys(
+        &self,
+        request: Request<ListSigningKeysRequest>,
+    ) -> Result<Response<ListSigningKeysResponse>, Status> {
+        let request = request.into_inner();
+        let query = format!("keys {} {} {:?}", request.tenant, request.algorithm, request.states);
+        let list = ListKeys {
+            tenant: door::required("tenant", &request.tenant)?,
+            algorithm: door::optional("algorithm", &request.algorithm)?,
+            states: states(&request.states)?,
+            page_size: door::page_size(request.page_size)?,
+            after: door::page_place(&query, &request.page_token)?.map(|place| parse_place(&place)).transpose()?,
+        };
+        let page = self.keyrings.list_keys(&list)?;
+        let next = page.next.map(|(algorithm, object)| door::page_token(&query, &format!("{algorithm} {object}")));
+        Ok(Response::new(ListSigningKeysResponse {
+            keys: page.keys.into_iter().map(wire::signing_key).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
+    }
+
+    async fn get_signing_key(&self, request: Request<GetSigningKeyRequest>) -> Result<Response<SigningKey>, Status> {
+        let request = request.into_inner();
+        let tenant = door::required("tenant", &request.tenant)?;
+        let key = self.keyrings.key(&tenant, &door::required("kid", &request.kid)?)?;
+        Ok(Response::new(wire::signing_key(key)))
+    }
+
+    async fn rotate_signing_key(
+        &self,
+        request: Request<RotateSigningKeyRequest>,
+    ) -> Result<Response<RotateSigningKeyResponse>, Status> {
+        let request = request.into_inner();
+        let rotate = RotateKeys {
+            tenant: door::required("tenant", &request.tenant)?,
+            algorithm: door::optional("algorithm", &request.algorithm)?,
+            trigger: Trigger {
+                manual: true,
+                force: request.force,
+                revoke_replaced: request.revoke_replaced,
+                expected_current: door::optional("expected_current_kid", &request.expected_current_kid)?,
+                request_id: door::optional("request_id", &request.request_id)?,
+            },
+        };
+        let rotated = self.keyrings.rotate(rotate).await?;
+        Ok(Response::new(RotateSigningKeyResponse {
+            current: Some(wire::signing_key(rotated.current)),
+            next: rotated.next.map(wire::signing_key),
+            previous: rotated.previous.map(wire::signing_key),
+        }))
+    }
+
+    async fn revoke_signing_key(
+        &self,
+        request: Request<RevokeSigningKeyRequest>,
+    ) -> Result<Response<SigningKey>, Status> {
+        let request = request.into_inner();
+        let tenant = door::required("tenant", &request.tenant)?;
+        let key = self.keyrings.revoke(tenant, door::required("kid", &request.kid)?).await?;
+        Ok(Response::new(wire::signing_key(key)))
+    }
+}
+
+fn states(states: &[i32]) -> Result<Vec<ListedState>, Error> {
+    let parse = |(index, state): (usize, &i32)| match WireState::try_from(*state) {
+        Ok(WireState::Pending) => Ok(ListedState::Pending),
+        Ok(WireState::Abandoned) => Ok(ListedState::Abandoned),
+        Ok(WireState::Next) => Ok(ListedState::Key(KeyState::Next)),
+        Ok(WireState::Current) => Ok(ListedState::Key(KeyState::Current)),
+        Ok(WireState::Previous) => Ok(ListedState::Key(KeyState::Previous)),
+        Ok(WireState::Revoked) => Ok(ListedState::Key(KeyState::Revoked)),
+        Ok(WireState::Destroyed) => Ok(ListedState::Key(KeyState::Destroyed)),
+        Ok(WireState::Unspecified) | Err(_) => {
+            let problem = "must be a state of a key, such as KEY_STATE_CURRENT; leave states empty for all";
+            Err(Error::invalid(&format!("states[{index}]"), problem))
+        }
+    };
+    states.iter().enumerate().map(parse).collect()
+}
+
+fn parse_place(place: &str) -> Result<(Algorithm, ObjectId), Error> {
+    let parts = place
+        .split_once(' ')
+        .and_then(|(algorithm, object)| Some((algorithm.parse().ok()?, ObjectId::try_from(object.to_owned()).ok()?)));
+    parts.ok_or_else(|| Error::invalid("page_token", "must be the next_page_token of the answer before"))
+}

@@ -1,0 +1,97 @@
+//! Errors on the wire: the one place that knows gRPC codes.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::domain::Timestamp;
+use crate::keyring::{Error, Part, Violation};
+
+/// The domain of ErrorInfo.
+const DOMAIN: &str = "keyward";
+
+/// The pause that a caller is asked for when nobody knows how long something stays away.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        log(&error);
+        let (code, reason) = class(&error);
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, DOMAIN, HashMap::new());
+        let message = match &error {
+            Error::Invalid(violations) => {
+                for Violation { field, problem } in violations {
+                    details.add_bad_request_violation(field, problem);
+                }
+                let sentences = violations.iter().map(|violation| format!("{} {}", violation.field, violation.problem));
+                sentences.collect::<Vec<_>>().join("; ")
+            }
+            Error::Precondition { message, retry_time, .. } => {
+                details.add_precondition_failure_violation(reason, "", message);
+                if let Some(time) = retry_time {
+                    details.set_retry_info(Some(until(*time)));
+                }
+                message.clone()
+            }
+            Error::Limit { message, retry_time, .. } => {
+                details.add_quota_failure_violation(reason, message);
+                details.set_retry_info(Some(retry_time.map_or(RETRY_PAUSE, until)));
+                message.clone()
+            }
+            Error::Unavailable { .. } => {
+                details.set_retry_info(Some(RETRY_PAUSE));
+                error.to_string()
+            }
+            Error::NotFound(_)
+            | Error::AlreadyExists(_)
+            | Error::Aborted(_)
+            | Error::DeadlineExceeded
+            | Error::Internal(_) => error.to_string(),
+        };
+        Self::with_error_details(code, message, details)
+    }
+}
+
+/// A request that no method saw.
+pub(super) fn rejection(reason: &str, message: &str) -> Status {
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+fn class(error: &Error) -> (Code, &'static str) {
+    match error {
+        Error::Invalid(_) => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        Error::NotFound(_) => (Code::NotFound, "NOT_FOUND"),
+        Error::AlreadyExists(_) => (Code::AlreadyExists, "ALREADY_EXISTS"),
+        Error::Precondition { reason, .. } => (Code::FailedPrecondition, reason),
+        Error::Aborted(_) => (Code::Aborted, "REVISION_CHANGED"),
+        Error::Limit { reason, .. } => (Code::ResourceExhausted, reason),
+        Error::Unavailable { part: Part::Token, .. } => (Code::Unavailable, "TOKEN_UNAVAILABLE"),
+        Error::Unavailable { part: Part::Store, .. } => (Code::Unavailable, "STORE_UNAVAILABLE"),
+        Error::Unavailable { part: Part::Snapshot, .. } => (Code::Unavailable, "SNAPSHOT_TOO_OLD"),
+        Error::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        Error::Internal(_) => (Code::Internal, "INTERNAL"),
+    }
+}
+
+/// Here every refused call is handled, so here it is logged: what only the operator may know goes here and nowhere else.
+fn log(error: &Error) {
+    match error {
+        Error::Unavailable { part, cause } => tracing::warn!(cause, "refused: {part} is not available"),
+        Error::Internal(cause) => tracing::error!(cause, "internal error"),
+        Error::Invalid(_)
+        | Error::NotFound(_)
+        | Error::AlreadyExists(_)
+        | Error::Precondition { .. }
+        | Error::Aborted(_)
+        | Error::Limit { .. }
+        | Error::DeadlineExceeded => tracing::debug!(%error, "refused"),
+    }
+}
+
+fn until(time: Timestamp) -> Duration {
+    Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,186 @@
+use std::time::Duration;
+
+use tonic::{Request, Response, Status, async_trait};
+
+use super::proto::tenant_service_server::TenantService;
+use super::proto::{
+    self, CreateTenantRequest, DeleteTenantRequest, GetTenantRequest, ListTenantsRequest, ListTenantsResponse, Tenant,
+    UpdateTenantRequest,
+};
+use super::{Face, door, wire};
+use crate::domain::{Algorithm, Revision, RotationPolicy, TenantId};
+use crate::keyring::{Error, TenantSpec, TenantUpdate};
+
+/// More than there are algorithms: a longer list is a mistake, and is not looked at.
+const ALGORITHMS_MAX: usize = 16;
+
+#[async_trait]
+impl TenantService for Face {
+    async fn create_tenant(&self, request: Request<CreateTenantRequest>) -> Result<Response<Tenant>, Status> {
+        let tenant = request.into_inner().tenant;
+        let tenant = tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
+        let policy = tenant.rotation_policy.unwrap_or_default();
+        let spec = TenantSpec {
+            id: door::required("tenant.id", &tenant.id)?,
+            issuer: door::optional("tenant.issuer", &tenant.issuer)?,
+            custom_domain: door::optional("tenant.custom_domain", &tenant.custom_domain)?,
+            saml_sso_url: door::optional("tenant.saml_sso_url", &tenant.saml_sso_url)?,
+            algorithms: algorithms(&tenant.algorithms)?,
+            default_algorithm: door::optional("tenant.default_algorithm", &tenant.default_algorithm)?,
+            policy: whole_policy(&policy)?,
+        };
+        Ok(Response::new(wire::tenant(self.keyrings.create_tenant(spec).await?)))
+    }
+
+    async fn get_tenant(&self, request: Request<GetTenantRequest>) -> Result<Response<Tenant>, Status> {
+        let id: TenantId = door::required("id", &request.into_inner().id)?;
+        Ok(Response::new(wire::tenant(self.keyrings.tenant(&id)?)))
+    }
+
+    async fn list_tenants(
+        &self,
+        request: Request<ListTenantsRequest>,
+    ) -> Result<Response<ListTenantsResponse>, Status> {
+        const QUERY: &str = "tenants";
+        let request = request.into_inner();
+        let after = door::page_place(QUERY, &request.page_token)?;
+        let after = after.map(|id| door::required::<TenantId>("page_token", &id)).transpose()?;
+        let page = self.keyrings.list_tenants(door::page_size(request.page_size)?, after.as_ref());
+        Ok(Response::new(ListTenantsResponse {
+            tenants: page.tenants.into_iter().map(wire::tenant).collect(),
+            next_page_token: page.next.map(|id| door::page_token(QUERY, id.as_str())).unwrap_or_default(),
+        }))
+    }
+
+    async fn update_tenant(&self, request: Request<UpdateTenantRequest>) -> Result<Response<Tenant>, Status> {
+        let request = request.into_inner();
+        let wanted = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
+        let id: TenantId = door::required("tenant.id", &wanted.id)?;
+        let present = self.keyrings.tenant(&id)?;
+        let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
+        let mask = request.update_mask.unwrap_or_default().paths;
+        let update = update(&wanted, &mask, present.policy)?;
+        Ok(Response::new(wire::tenant(self.keyrings.update_tenant(id, expected, update).await?)))
+    }
+
+    async fn delete_tenant(&self, request: Request<DeleteTenantRequest>) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let id: TenantId = door::required("id", &request.id)?;
+        if request.confirm_id != request.id {
+            let problem = "must be the same as id: every JWT of the tenant stops verifying, and there is no way back";
+            return Err(Error::invalid("confirm_id", problem).into());
+        }
+        self.keyrings.delete_tenant(id).await?;
+        Ok(Response::new(()))
+    }
+}
+
+fn algorithms(names: &[String]) -> Result<Vec<Algorithm>, Error> {
+    if names.len() > ALGORITHMS_MAX {
+        return Err(Error::invalid("tenant.algorithms", "must name each algorithm once"));
+    }
+    let parse = |(index, name): (usize, &String)| door::required(&format!("tenant.algorithms[{index}]"), name);
+    names.iter().enumerate().map(parse).collect()
+}
+
+fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) -> Result<TenantUpdate, Error> {
+    let fields =
+        "issuer, custom_domain, saml_sso_url, default_algorithm, rotation_policy or a field of rotation_policy";
+    if mask.is_empty() {
+        return Err(Error::invalid("update_mask", format!("must name what to change: {fields}")));
+    }
+    let policy = wanted.rotation_policy.unwrap_or_default();
+    let mut update = TenantUpdate::default();
+    let mut changed_policy = None;
+    for path in mask {
+        match path.as_str() {
+            "issuer" => update.issuer = Some(door::required("tenant.issuer", &wanted.issuer)?),
+            "custom_domain" => {
+                update.custom_domain = Some(door::optional("tenant.custom_domain", &wanted.custom_domain)?);
+            }
+            "saml_sso_url" => update.saml_sso_url = Some(door::optional("tenant.saml_sso_url", &wanted.saml_sso_url)?),
+            "default_algorithm" => {
+                update.default_algorithm = Some(door::required("tenant.default_algorithm", &wanted.default_algorithm)?);
+            }
+            "rotation_policy" => changed_policy = Some(whole_policy(&policy)?),
+            path => {
+                let field = path.strip_prefix("rotation_policy.").and_then(PolicyField::of_name);
+                let field = field.ok_or_else(|| Error::invalid("update_mask", format!("must name only {fields}")))?;
+                let base = changed_policy.take().unwrap_or_else(|| present.clone());
+                changed_policy = Some(field.copy(&policy, base)?);
+            }
+        }
+    }
+    update.policy = changed_policy;
+    Ok(update)
+}
+
+/// A policy with the defaults where `wire` says nothing.
+fn whole_policy(wire: &proto::RotationPolicy) -> Result<RotationPolicy, Error> {
+    let mut policy = RotationPolicy::default();
+    for field in PolicyField::ALL {
+        policy = field.copy(wire, policy)?;
+    }
+    if wire.publish_lead.is_none() {
+        policy.publish_lead = policy.publish_lead.max(policy.jwks_max_age + policy.clock_skew);
+    }
+    Ok(policy)
+}
+
+/// One field of a rotation policy on the wire.
+#[derive(Clone, Copy)]
+struct PolicyField {
+    name: &'static str,
+    read: fn(&proto::RotationPolicy) -> Option<prost_types::Duration>,
+    write: fn(&mut RotationPolicy) -> Option<&mut Duration>,
+}
+
+impl PolicyField {
+    const ALL: [Self; 7] = [
+        Self {
+            name: "max_token_ttl",
+            read: |wire| wire.max_token_ttl,
+            write: |policy| Some(&mut policy.max_token_ttl),
+        },
+        Self { name: "jwks_max_age", read: |wire| wire.jwks_max_age, write: |policy| Some(&mut policy.jwks_max_age) },
+        Self { name: "clock_skew", read: |wire| wire.clock_skew, write: |policy| Some(&mut policy.clock_skew) },
+        Self { name: "publish_lead", read: |wire| wire.publish_lead, write: |policy| Some(&mut policy.publish_lead) },
+        Self {
+            name: "rotation_period",
+            read: |wire| wire.rotation_period,
+            write: |policy| Some(&mut policy.rotation_period),
+        },
+        Self {
+            name: "destroy_delay",
+            read: |wire| wire.destroy_delay,
+            write: |policy| Some(&mut policy.destroy_delay),
+        },
+        // The one field that is no duration.
+        Self { name: "auto_revoke", read: |_| None, write: |_| None },
+    ];
+
+    fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.name == name)
+    }
+
+    /// `base` with this field as `wire` has it; its default if it is not set.
+    fn copy(self, wire: &proto::RotationPolicy, mut base: RotationPolicy) -> Result<RotationPolicy, Error> {
+        let mut default = RotationPolicy::default();
+        let Some(place) = (self.write)(&mut base) else {
+            base.auto_revoke = wire.auto_revoke.unwrap_or(default.auto_revoke);
+            return Ok(base);
+        };
+        let unset = (self.write)(&mut default).map_or(Duration::ZERO, |value| *value);
+        *place = (self.read)(wire).map_or(Ok(unset), |value| self.duration(value))?;
+        Ok(base)
+    }
+
+    fn duration(self, value: prost_types::Duration) -> Result<Duration, Error> {
+        let duration =
+            Duration::try_from(value).ok().filter(|duration| duration.subsec_nanos().is_multiple_of(1_000_000));
+        duration.ok_or_else(|| {
+            let field = format!("tenant.rotation_policy.{}", self.name);
+            Error::invalid(&field, "must not be negative, and be in whole milliseconds")
+        })
+    }
+}

@@ -1,0 +1,27 @@
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::keyring::Health;
+
+/// `/healthz`: the process is alive, whatever the token does. `/readyz`: token, store and snapshot, each by name.
+pub fn ops_router(health: watch::Receiver<Health>) -> Router {
+    let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(readyz));
+    router.with_state(health)
+}
+
+async fn readyz(State(health): State<watch::Receiver<Health>>) -> Response {
+    let health = health.borrow().clone();
+    let ready = health.is_ready();
+    let say = |part: Result<(), String>| part.err().unwrap_or_else(|| "ok".to_owned());
+    let body = json!({
+        "status": if ready { "ready" } else { "unready" },
+        "checks": {"token": say(health.token), "store": say(health.store), "snapshot": say(health.snapshot)},
+    });
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
+}

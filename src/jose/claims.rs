@@ -1,0 +1,102 @@
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+/// Seconds since 1970 in UTC, fractions allowed (RFC 7519 section 2).
+pub type NumericDate = f64;
+
+/// The registered claims that Keyward looks at (RFC 7519 section 4.1). Everything else passes unread.
+#[derive(Debug, Default, PartialEq)]
+pub struct Claims {
+    /// Expiration time.
+    pub exp: Option<NumericDate>,
+    /// Not before.
+    pub nbf: Option<NumericDate>,
+    /// Issuer.
+    pub iss: Option<String>,
+}
+
+/// Why octets are not a claims set: "claims_json " and this text make a sentence.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ClaimsProblem(String);
+
+impl Claims {
+    /// Reads the claims of one JSON object.
+    ///
+    /// # Errors
+    /// It is not one JSON object in UTF-8, a member stands in it twice (readers would disagree on which one counts), or
+    /// `exp`, `nbf` or `iss` is of the wrong type.
+    pub fn parse(json: &[u8]) -> Result<Self, ClaimsProblem> {
+        let start = json.iter().find(|octet| !octet.is_ascii_whitespace());
+        if start != Some(&b'{') {
+            return Err(ClaimsProblem("must be one JSON object".to_owned()));
+        }
+        serde_json::from_slice(json).map_err(|error| ClaimsProblem(format!("must be one JSON object: {error}")))
+    }
+}
+
+impl<'de> Deserialize<'de> for Claims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = Claims;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Claims, A::Error> {
+                let mut claims = Claims::default();
+                let mut seen = HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    match name.as_str() {
+                        "exp" => claims.exp = Some(map.next_value()?),
+                        "nbf" => claims.nbf = Some(map.next_value()?),
+                        "iss" => claims.iss = Some(map.next_value()?),
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                    if !seen.insert(name) {
+                        return Err(serde::de::Error::custom("a member stands in it twice"));
+                    }
+                }
+                Ok(claims)
+            }
+        }
+
+        deserializer.deserialize_map(Members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_object_with_each_member_once_is_claims() {
+        let claims =
+            Claims::parse(br#" {"exp": 1700000000.5, "iss": "https://a.example", "x": [{"exp": 1}]} "#).unwrap();
+        assert_eq!(claims.exp, Some(1_700_000_000.5));
+        assert_eq!(claims.iss.as_deref(), Some("https://a.example"));
+        for bad in [
+            "",
+            "null",
+            "[]",
+            "\"a\"",
+            "{",
+            "{} {}",
+            r#"{"exp":1,"exp":2}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"exp":"1"}"#,
+            r#"{"exp":null}"#,
+            r#"{"iss":7}"#,
+        ] {
+            assert!(Claims::parse(bad.as_bytes()).is_err(), "{bad} passed");
+        }
+        assert!(Claims::parse(b"{\"a\":\"\xff\"}").is_err(), "invalid UTF-8 passed");
+    }
+}

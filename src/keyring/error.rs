@@ -1,0 +1,144 @@
+use crate::domain::{InvalidPolicy, Timestamp};
+use crate::store::StoreError;
+use crate::token::TokenError;
+
+/// Why a use case was not carried out: one variant for each thing that a caller can do about it.
+///
+/// Texts are for callers and hold nothing internal (R12); the causes in `Unavailable` and `Internal` are for the log alone.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is wrong: fix the fields and send it again.
+    #[error("the request is wrong")]
+    Invalid(Vec<Violation>),
+    /// There is no such thing, or the caller may not know of it.
+    #[error("{0}")]
+    NotFound(String),
+    /// Another tenant has this value.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The request is right, and the state is not: the text says what to do first.
+    #[error("{message}")]
+    Precondition {
+        /// A fixed word for programs, such as `PUBLISH_LEAD`.
+        reason: &'static str,
+        /// What stands in the way, and the way out.
+        message: String,
+        /// When the same request becomes possible by itself, if that is known.
+        retry_time: Option<Timestamp>,
+    },
+    /// Somebody else changed it first: read it again, and decide again.
+    #[error("{0}")]
+    Aborted(String),
+    /// A limit is reached; later is better.
+    #[error("{message}")]
+    Limit {
+        /// A fixed word for programs, such as `MANUAL_ROTATIONS_PER_DAY`.
+        reason: &'static str,
+        /// Which limit.
+        message: String,
+        /// When there is room again, if that is known.
+        retry_time: Option<Timestamp>,
+    },
+    /// Token, store or snapshot are not to be had at the moment: retry with a pause.
+    #[error("{part} is not available at the moment")]
+    Unavailable {
+        /// Which part of the service.
+        part: Part,
+        /// For the log.
+        cause: String,
+    },
+    /// The caller's deadline, or the service's own, passed before the work was begun.
+    #[error("the deadline passed before the work could be done")]
+    DeadlineExceeded,
+    /// A bug, or a token that does not do what it says: an operator must look.
+    #[error("internal error")]
+    Internal(String),
+}
+
+/// A field, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The field, as the proto names it.
+    pub field: String,
+    /// What it must be; makes a sentence after the field's name.
+    pub problem: String,
+}
+
+/// The parts of the service that can be away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The PKCS#11 token.
+    Token,
+    /// The store.
+    Store,
+    /// The snapshot: it is too old to sign from (R10).
+    Snapshot,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Token => "the token",
+            Self::Store => "the store",
+            Self::Snapshot => "an up-to-date view of the store",
+        })
+    }
+}
+
+impl Error {
+    /// One wrong field.
+    pub fn invalid(field: &str, problem: impl ToString) -> Self {
+        Self::Invalid(vec![Violation { field: field.to_owned(), problem: problem.to_string() }])
+    }
+
+    /// The tenant is not there, or not for this caller.
+    #[must_use]
+    pub fn no_tenant() -> Self {
+        Self::NotFound("no such tenant; ListTenants shows those that there are".to_owned())
+    }
+}
+
+impl From<TokenError> for Error {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::QueueFull => Self::Limit {
+                reason: "TOKEN_QUEUE_FULL",
+                message: "more signatures are asked for than the token makes; retry with a pause".to_owned(),
+                retry_time: None,
+            },
+            TokenError::Late => Self::DeadlineExceeded,
+            TokenError::Unavailable(cause) => Self::Unavailable { part: Part::Token, cause },
+            TokenError::PinRefused => Self::Unavailable { part: Part::Token, cause: error.to_string() },
+            TokenError::Unsupported(_) => Self::Precondition {
+                reason: "TOKEN_MECHANISM",
+                message:
+                    "the token cannot generate or use a key of this algorithm and size; `keyward check` names what \
+                          it lacks"
+                        .to_owned(),
+                retry_time: None,
+            },
+            TokenError::Mismatch(cause) => Self::Internal(cause),
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict => Self::Aborted("another change came first; read it again and retry".to_owned()),
+            StoreError::Taken { field } => Self::AlreadyExists(format!("{field} is taken by another tenant")),
+            StoreError::ReadOnly(_) | StoreError::Unavailable(_) | StoreError::Refused(_) => {
+                Self::Unavailable { part: Part::Store, cause: error.to_string() }
+            }
+            StoreError::Damaged(cause) => Self::Internal(cause),
+        }
+    }
+}
+
+impl From<Vec<InvalidPolicy>> for Error {
+    fn from(problems: Vec<InvalidPolicy>) -> Self {
+        let violation =
+            |InvalidPolicy { field, problem }| Violation { field: format!("rotation_policy.{field}"), problem };
+        Self::Invalid(problems.into_iter().map(violation).collect())
+    }
+}

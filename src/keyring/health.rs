@@ -1,0 +1,126 @@
+//! What the readiness page and the health service tell: each part by name.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Keyrings;
+use crate::domain::Digest;
+use crate::jose::{self, Verifier};
+use crate::store::StoreError;
+use crate::token::{KeyRef, SignInput, TokenError};
+
+/// How often token and store are probed: an orchestrator asks about as often.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a probe may take before its part counts as away: far beyond a healthy answer, short enough to be of use.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How each part is; `Err` says what is wrong, in words for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// The token signs, shown by the canary key.
+    pub token: Result<(), String>,
+    /// The store can be read and written.
+    pub store: Result<(), String>,
+    /// The snapshot is young enough to sign from (R10).
+    pub snapshot: Result<(), String>,
+}
+
+impl Health {
+    /// Before the first probe.
+    #[must_use]
+    pub fn unknown() -> Self {
+        let unknown = || Err("not probed yet".to_owned());
+        Self { token: unknown(), store: unknown(), snapshot: unknown() }
+    }
+
+    /// Whether every part is well.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.token.is_ok() && self.store.is_ok() && self.snapshot.is_ok()
+    }
+
+    /// Whether signatures can be made; the store is not needed for it (R9).
+    #[must_use]
+    pub fn can_sign(&self) -> bool {
+        self.token.is_ok() && self.snapshot.is_ok()
+    }
+}
+
+/// A key that proves by a signature that the token is alive and the one it was: a live session proves neither.
+#[derive(Debug)]
+pub struct Canary {
+    /// The service key, an ES256 key of its own.
+    pub key: Arc<KeyRef>,
+    /// Made from the pinned public key.
+    pub verifier: Verifier,
+}
+
+impl Keyrings {
+    /// Probes token, store and snapshot until `shutdown`, and tells when something changes.
+    pub async fn watch_health(&self, canary: Canary, tell: watch::Sender<Health>, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            let (token, store) = tokio::join!(self.probe_token(&canary), self.probe_store());
+            let age = self.published.age();
+            let snapshot = if age <= self.settings.snapshot_max_age {
+                Ok(())
+            } else {
+                Err("older than signing.snapshot_max_age; the store does not confirm it".to_owned())
+            };
+            let health = Health { token, store, snapshot };
+            tell.send_if_modified(|told| {
+                let changed = *told != health;
+                if changed {
+                    log_change(told, &health);
+                    *told = health;
+                }
+                changed
+            });
+        }
+    }
+
+    async fn probe_token(&self, canary: &Canary) -> Result<(), String> {
+        let nonce = format!("keyward canary {:?}", Instant::now());
+        let digest = jose::digest(Digest::Sha256, nonce.as_bytes());
+        let deadline = Instant::now() + PROBE_WAIT_MAX;
+        let input = vec![SignInput::Digest(digest.clone())];
+        // Not `Token::probe`, which waits behind the generation of keys.
+        let signed = self.token.sign(&canary.key, input, deadline);
+        match tokio::time::timeout_at(deadline.into(), signed).await {
+            Ok(Ok(signatures)) => {
+                let right = signatures.first().is_some_and(|one| canary.verifier.verify_digest(&digest, one));
+                if right { Ok(()) } else { Err("its signature with the service key does not verify".to_owned()) }
+            }
+            // A full queue is a token at work.
+            Ok(Err(TokenError::QueueFull)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", PROBE_WAIT_MAX.as_secs())),
+        }
+    }
+
+    async fn probe_store(&self) -> Result<(), String> {
+        match tokio::time::timeout(PROBE_WAIT_MAX, self.store.probe()).await {
+            Ok(result) => result.map_err(|error: StoreError| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", PROBE_WAIT_MAX.as_secs())),
+        }
+    }
+}
+
+fn log_change(before: &Health, after: &Health) {
+    let parts = [
+        ("token", &before.token, &after.token),
+        ("store", &before.store, &after.store),
+        ("snapshot", &before.snapshot, &after.snapshot),
+    ];
+    for (part, before, after) in parts.into_iter().filter(|(_, before, after)| before != after) {
+        match after {
+            Ok(()) => tracing::info!(part, "is well"),
+            Err(problem) => tracing::error!(part, problem, was_well = before.is_ok(), "is not well"),
+        }
+    }
+}

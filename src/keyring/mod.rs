@@ -1,0 +1,126 @@
+//! The use cases: the only room that calls the token and the store.
+//!
+//! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path), `drive` (the one loop that
+//! brings a keyring to rest), `keys` and `tenants` (what operators ask for), `tend` (the timer), `health`.
+
+mod clock;
+mod drive;
+mod error;
+mod health;
+mod keys;
+mod locks;
+mod published;
+mod sign;
+pub mod snapshot;
+mod tenants;
+mod tend;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub use clock::Clock;
+pub use error::{Error, Part, Violation};
+pub use health::{Canary, Health};
+pub use keys::{KeyPage, ListKeys, Listed, ListedState, RotateKeys, Rotated};
+pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, Verdict, ecdsa_curve};
+pub use tenants::{TenantPage, TenantSpec, TenantUpdate};
+pub use tend::tend;
+
+use crate::domain::ObjectId;
+use crate::store::Store;
+use crate::token::Token;
+use published::Published;
+use tokio_util::task::TaskTracker;
+
+/// All keyrings of a service, with the token and the store that they live on.
+pub struct Keyrings {
+    token: Arc<dyn Token>,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    settings: Settings,
+    published: Published,
+    sampling: sign::Sampling,
+    locks: locks::Locks,
+    claims: Mutex<Claims>,
+    changes: TaskTracker,
+}
+
+/// What an operator sets for all tenants.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the public listener is reached, without a trailing slash.
+    pub base_url: String,
+    /// Modulus length of new RSA keys.
+    pub rsa_bits: u32,
+    /// The share of signatures other than RSA that are verified before they are released (R11); RSA always is.
+    pub verify_share: f64,
+    /// Longest wait of a signature for the token, whatever deadline the caller gave.
+    pub sign_wait_max: Duration,
+    /// How old the snapshot may be that is signed from (R10).
+    pub snapshot_max_age: Duration,
+    /// How often a tenant's keys may be rotated by hand in 24 hours.
+    pub manual_rotations_per_day: u32,
+    /// Whether no other process changes the store: interrupted work is then taken up at once, without a lease.
+    pub sole: bool,
+}
+
+/// What this process knows of keys that are being generated.
+#[derive(Debug, Default)]
+struct Claims {
+    /// Intents recorded by this process that the token was not asked for yet.
+    fresh: HashSet<ObjectId>,
+    /// Intents for which this process asked the token and was told of a failure.
+    failed: HashSet<ObjectId>,
+}
+
+impl Keyrings {
+    /// The keyrings of `store`, on `token`. Nothing is loaded yet; [`Keyrings::refresh`] does.
+    #[must_use]
+    pub fn new(token: Arc<dyn Token>, store: Arc<dyn Store>, clock: Clock, settings: Settings) -> Self {
+        Self {
+            published: Published::new(settings.base_url.clone()),
+            sampling: sign::Sampling::new(settings.verify_share),
+            locks: locks::Locks::default(),
+            claims: Mutex::default(),
+            changes: TaskTracker::new(),
+            token,
+            store,
+            clock,
+            settings,
+        }
+    }
+
+    /// The present snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<snapshot::Snapshot> {
+        self.published.snapshot()
+    }
+
+    /// Does `change` to its end, even if the caller goes away: a call that is broken off must not leave half of itself to
+    /// the timer. [`Keyrings::finish`] waits for it.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = self.changes.spawn(change).await;
+        done.unwrap_or_else(|panic| Err(Error::Internal(format!("a change did not come to its end: {panic}"))))
+    }
+
+    /// Waits for the changes under way. None is begun afterwards by whoever calls this: the doors are shut first.
+    pub async fn finish(&self) {
+        self.changes.close();
+        self.changes.wait().await;
+    }
+
+    fn lock_claims(&self) -> std::sync::MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A new id for a key's objects.
+fn new_object() -> ObjectId {
+    let mut octets = [0; 16];
+    getrandom::fill(&mut octets).expect("the operating system gives random octets");
+    ObjectId::new(octets)
+}

@@ -1,0 +1,86 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use super::snapshot::{Snapshot, TenantView};
+use crate::domain::TenantId;
+use crate::jose::BadPublicKey;
+use crate::store::TenantRecord;
+
+/// The snapshot that this replica signs and publishes from, and how old it is.
+pub(super) struct Published {
+    base_url: String,
+    snapshot: ArcSwap<Snapshot>,
+    /// Writers take turns, so that none undoes another's change; readers never wait.
+    writing: Mutex<()>,
+    started: Instant,
+    /// When the store last confirmed the snapshot: milliseconds after `started`, plus one; 0: never.
+    confirmed_ms: AtomicU64,
+}
+
+impl Published {
+    pub(super) fn new(base_url: String) -> Self {
+        Self {
+            base_url,
+            snapshot: ArcSwap::default(),
+            writing: Mutex::new(()),
+            started: Instant::now(),
+            confirmed_ms: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// How long ago the store confirmed the snapshot.
+    pub(super) fn age(&self) -> Duration {
+        match self.confirmed_ms.load(Ordering::Acquire) {
+            0 => Duration::MAX,
+            confirmed => self.started.elapsed().saturating_sub(Duration::from_millis(confirmed - 1)),
+        }
+    }
+
+    /// The snapshot agreed with the store at `asked`, the moment before the store was read.
+    pub(super) fn confirm(&self, asked: Instant) {
+        let since = asked.saturating_duration_since(self.started).as_millis();
+        self.confirmed_ms.fetch_max(u64::try_from(since).unwrap_or(u64::MAX - 1) + 1, Ordering::AcqRel);
+    }
+
+    /// Publishes `record`, unless something later of the tenant is published already.
+    pub(super) fn publish(&self, record: &TenantRecord) -> Result<(), BadPublicKey> {
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot();
+        let earlier = snapshot.view(&record.tenant.id);
+        if earlier.is_some_and(|view| is_later(&view.record, record)) {
+            return Ok(());
+        }
+        let view = TenantView::new(record.clone(), &self.base_url, earlier.map(AsRef::as_ref))?;
+        self.snapshot.store(Arc::new(snapshot.with(view)));
+        Ok(())
+    }
+
+    /// Publishes no tenant of this id any more.
+    pub(super) fn withdraw(&self, tenant: &TenantId) {
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot();
+        if snapshot.view(tenant).is_some() {
+            self.snapshot.store(Arc::new(snapshot.without(tenant)));
+        }
+    }
+}
+
+/// Whether `shown` holds a change that `offered` does not: revisions only grow while a tenant exists. A tenant made anew
+/// under an old id has a later create_time.
+fn is_later(shown: &TenantRecord, offered: &TenantRecord) -> bool {
+    if shown.tenant.create_time != offered.tenant.create_time {
+        return shown.tenant.create_time > offered.tenant.create_time;
+    }
+    let newer = |keyring: &crate::domain::Keyring| {
+        let same = offered.keyrings.iter().find(|other| other.algorithm == keyring.algorithm);
+        same.is_none_or(|other| other.revision < keyring.revision)
+    };
+    shown.tenant.revision > offered.tenant.revision || shown.keyrings.iter().any(newer)
+}

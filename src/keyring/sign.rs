@@ -1,0 +1,306 @@
+//! Signing and verifying: from the snapshot and the token, never from the store (R9).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::snapshot::{Signer, TenantView};
+use super::{Error, Keyrings, Part};
+use crate::domain::{Algorithm, Digest, Family, KeyState, Kid, TenantId, after};
+use crate::jose::{self, Claims, Jws, Verifier};
+use crate::token::SignInput;
+
+/// Longest claims set: four times what header limits of common HTTP servers let a bearer JWT be.
+pub const CLAIMS_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest header `typ`: several times the longest registered media type.
+const TYPE_BYTES_MAX: usize = 64;
+
+/// Most inputs of one BatchSign: the worker is busy with a batch for this many signatures before others have their turn.
+pub const BATCH_INPUTS_MAX: usize = 256;
+
+/// Which key a caller wants to sign with.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The algorithm; `None`: the tenant's default.
+    pub algorithm: Option<Algorithm>,
+    /// If set, the current key must be this one.
+    pub kid: Option<Kid>,
+}
+
+/// What a caller wants to have signed.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A message.
+    Message(Vec<u8>),
+    /// The algorithm's digest of a message.
+    Digest(Vec<u8>),
+}
+
+/// Signatures, and the key that made them.
+#[derive(Debug)]
+pub struct Signed<T> {
+    /// The result.
+    pub value: T,
+    /// The key's name.
+    pub kid: Kid,
+    /// The key's algorithm.
+    pub algorithm: Algorithm,
+}
+
+/// What became of a JWT's verification.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Why it is not valid; `None`: it is.
+    pub problem: Option<String>,
+    /// The claims, if the signature is right.
+    pub claims: Vec<u8>,
+    /// The key that the header names, if the tenant has it.
+    pub key: Option<(Kid, Algorithm, KeyState)>,
+}
+
+/// Decides which signatures are verified before they are released (R11).
+#[derive(Debug)]
+pub(super) struct Sampling {
+    /// One in so many; 0: none but RSA.
+    one_in: u64,
+    count: AtomicU64,
+}
+
+impl Sampling {
+    pub(super) fn new(share: f64) -> Self {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share is checked to be 0 to 1")]
+        let one_in = if share > 0.0 { (1.0 / share).round() as u64 } else { 0 };
+        Self { one_in, count: AtomicU64::new(0) }
+    }
+
+    fn wants(&self, algorithm: Algorithm) -> bool {
+        // A faulty RSA signature made with the Chinese remainder theorem gives the private key away.
+        algorithm.is_rsa()
+            || (self.one_in > 0 && self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.one_in))
+    }
+}
+
+impl Keyrings {
+    /// Signs a JWT with these claims.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names what is wrong with `claims_json` or `type`; else as [`Keyrings::sign`].
+    pub async fn sign_jwt(
+        &self,
+        choice: &Choice,
+        claims_json: &[u8],
+        typ: &str,
+        deadline: Instant,
+    ) -> Result<Signed<String>, Error> {
+        let (tenant, signer) = self.choose(choice)?;
+        self.check_claims(&tenant, claims_json)?;
+        let header = match typ {
+            "" | "JWT" => signer.jwt_header.clone(),
+            typ => {
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+/".contains(&byte);
+                if typ.len() > TYPE_BYTES_MAX || !typ.bytes().all(plain) {
+                    let problem =
+                        format!("must be a media type of at most {TYPE_BYTES_MAX} characters, such as at+jwt");
+                    return Err(Error::invalid("type", problem));
+                }
+                jose::header_segment(signer.key.algorithm, &signer.kid, typ)
+            }
+        };
+        let mut jwt = format!("{header}.{}", jose::encode_segment(claims_json));
+        let input = prepare(signer.key.algorithm, Input::Message(jwt.as_bytes().to_vec()), "claims_json")?;
+        let signature = self.sign_prepared(&signer, vec![input], deadline).await?.remove(0);
+        jwt.push('.');
+        jwt.push_str(&jose::encode_segment(&signature));
+        Ok(Signed { value: jwt, kid: signer.kid.clone(), algorithm: signer.key.algorithm })
+    }
+
+    /// Signs inputs with one key, in order: all or nothing. `field` names the inputs in errors. ECDSA signatures are r || s.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the tenant, [`Error::Precondition`] when `choice.kid` is not the current key,
+    /// [`Error::Invalid`] for inputs, [`Error::Limit`], [`Error::Unavailable`] and [`Error::DeadlineExceeded`] for the
+    /// token, [`Error::Internal`] for a signature that does not verify.
+    pub async fn sign(
+        &self,
+        choice: &Choice,
+        inputs: Vec<(String, Input)>,
+        deadline: Instant,
+    ) -> Result<Signed<Vec<Vec<u8>>>, Error> {
+        let (_, signer) = self.choose(choice)?;
+        let algorithm = signer.key.algorithm;
+        let prepared = inputs.into_iter().map(|(field, input)| prepare(algorithm, input, &field));
+        let prepared = prepared.collect::<Result<Vec<_>, _>>()?;
+        let signatures = self.sign_prepared(&signer, prepared, deadline).await?;
+        Ok(Signed { value: signatures, kid: signer.kid.clone(), algorithm })
+    }
+
+    /// Tells whether a published key of the tenant signed `jwt`, and whether it is valid now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the tenant. A JWT that is not valid is a [`Verdict`].
+    pub fn verify_jwt(&self, tenant: &TenantId, jwt: &str) -> Result<Verdict, Error> {
+        let snapshot = self.snapshot();
+        let view = snapshot.tenant(tenant).ok_or_else(Error::no_tenant)?;
+        let mut verdict = Verdict::default();
+        verdict.problem = self.verify_with(view, jwt, &mut verdict).err();
+        Ok(verdict)
+    }
+
+    fn verify_with(&self, view: &TenantView, jwt: &str, verdict: &mut Verdict) -> Result<(), String> {
+        let jws = Jws::parse(jwt).map_err(|malformed| malformed.to_string())?;
+        let kid = jws.kid.as_deref().ok_or("the header has no kid")?;
+        let found = kid.parse().ok().and_then(|kid| view.key(&kid));
+        let (keyring, key) = found.ok_or("the header's kid is no key of the tenant")?;
+        verdict.key = Some((key.kid.clone(), keyring.algorithm, key.state));
+        if jws.alg != keyring.algorithm.name() {
+            return Err(format!("the header's alg is not the key's, {}", keyring.algorithm));
+        }
+        if !key.state.is_published() {
+            return Err(format!("the key is {}", key.state));
+        }
+        let verifier = Verifier::new(keyring.algorithm, &key.public).map_err(|bad| bad.to_string())?;
+        if !verifier.verify(jws.signing_input.as_bytes(), &jws.signature) {
+            return Err("the signature is not the key's".to_owned());
+        }
+        let claims = Claims::parse(&jws.payload).map_err(|problem| format!("the claims {problem}"));
+        verdict.claims = jws.payload;
+        let claims = claims?;
+        let now = self.clock.now();
+        let skew = view.record.tenant.policy.clock_skew.as_secs_f64();
+        let now = now.as_duration().as_secs_f64();
+        if claims.exp.is_some_and(|exp| exp + skew <= now) {
+            return Err("exp is past".to_owned());
+        }
+        if claims.nbf.is_some_and(|nbf| nbf - skew > now) {
+            return Err("nbf is not reached".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The one choice of a request (R5): the current key in one snapshot that is young enough to sign from (R10).
+    pub(super) fn choose(&self, choice: &Choice) -> Result<(Arc<TenantView>, Arc<Signer>), Error> {
+        let age = self.published.age();
+        if age > self.settings.snapshot_max_age {
+            let cause = format!("the snapshot is {} ms old", age.as_millis());
+            return Err(Error::Unavailable { part: Part::Snapshot, cause });
+        }
+        let snapshot = self.snapshot();
+        let view = snapshot.tenant(&choice.tenant).ok_or_else(Error::no_tenant)?;
+        let algorithm = algorithm_of(view, choice.algorithm)?;
+        let signer = view.signer(algorithm).ok_or_else(|| Error::Unavailable {
+            part: Part::Token,
+            cause: format!("the first {algorithm} key of tenant {} is still being generated", choice.tenant),
+        })?;
+        if choice.kid.as_ref().is_some_and(|kid| *kid != signer.kid) {
+            return Err(Error::Precondition {
+                reason: "KID_NOT_CURRENT",
+                message: format!("kid is not the current key, which is {}; only the current key signs", signer.kid),
+                retry_time: None,
+            });
+        }
+        Ok((Arc::clone(view), Arc::clone(signer)))
+    }
+
+    async fn sign_prepared(
+        &self,
+        signer: &Arc<Signer>,
+        inputs: Vec<SignInput>,
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        let deadline = deadline.min(Instant::now() + self.settings.sign_wait_max);
+        let checked = self.sampling.wants(signer.key.algorithm).then(|| inputs.clone());
+        // A token that hangs holds no caller: what it answers later is dropped, and the signer with it (R10).
+        let answer = tokio::time::timeout_at(deadline.into(), self.token.sign(&signer.key, inputs, deadline)).await;
+        let signatures = answer.map_err(|_| Error::DeadlineExceeded)??;
+        if let Some(inputs) = checked {
+            let right = signatures.iter().zip(&inputs).all(|(signature, input)| match input {
+                SignInput::Digest(digest) => signer.verifier.verify_digest(digest, signature),
+                SignInput::Message(message) => signer.verifier.verify(message, signature),
+            });
+            if !right || signatures.len() != inputs.len() {
+                let cause =
+                    format!("the token's signature with key {} does not verify; it was not released", signer.kid);
+                return Err(Error::Internal(cause));
+            }
+        }
+        Ok(signatures)
+    }
+
+    /// R4, and what a JWT of this tenant must say.
+    fn check_claims(&self, view: &TenantView, claims_json: &[u8]) -> Result<(), Error> {
+        let invalid = |problem: String| Error::invalid("claims_json", problem);
+        if claims_json.len() > CLAIMS_BYTES_MAX {
+            return Err(invalid(format!("must be at most {CLAIMS_BYTES_MAX} octets")));
+        }
+        let claims = Claims::parse(claims_json).map_err(|problem| invalid(problem.to_string()))?;
+        let tenant = &view.record.tenant;
+        let now = self.clock.now();
+        let latest = after(now, tenant.policy.max_token_ttl);
+        let exp = claims.exp.ok_or_else(|| {
+            invalid(format!(
+                "must have exp, in seconds since 1970, at most {} s from now",
+                tenant.policy.max_token_ttl.as_secs_f64()
+            ))
+        })?;
+        if exp <= now.as_duration().as_secs_f64() {
+            return Err(invalid(format!("has an exp that is past; the time is {} ({now})", now.as_second())));
+        }
+        if exp > latest.as_duration().as_secs_f64() {
+            return Err(invalid(format!(
+                "has an exp beyond now + max_token_ttl; it may be at most {} ({latest})",
+                latest.as_second()
+            )));
+        }
+        let custom = tenant.custom_issuer();
+        let own = |iss: &str| iss == tenant.issuer.as_str() || Some(iss) == custom.as_deref();
+        if claims.iss.is_some_and(|iss| !own(&iss)) {
+            let or_custom = custom.as_ref().map_or_else(String::new, |custom| format!(" or {custom}"));
+            return Err(invalid(format!("has an iss that is not the tenant's, {}{or_custom}", tenant.issuer)));
+        }
+        Ok(())
+    }
+}
+
+/// The algorithm that a call means.
+pub(super) fn algorithm_of(view: &TenantView, algorithm: Option<Algorithm>) -> Result<Algorithm, Error> {
+    let tenant = &view.record.tenant;
+    match algorithm {
+        None => Ok(tenant.default_algorithm),
+        Some(algorithm) if tenant.algorithms.contains(&algorithm) => Ok(algorithm),
+        Some(_) => {
+            let names: Vec<&str> = tenant.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+            Err(Error::invalid("algorithm", format!("must be one of the tenant's: {}", names.join(", "))))
+        }
+    }
+}
+
+/// What the token signs for `input`.
+fn prepare(algorithm: Algorithm, input: Input, field: &str) -> Result<SignInput, Error> {
+    match (algorithm.digest(), input) {
+        (Some(digest), Input::Message(message)) => Ok(SignInput::Digest(jose::digest(digest, &message))),
+        (Some(digest), Input::Digest(octets)) if octets.len() == digest.octets() => Ok(SignInput::Digest(octets)),
+        (Some(digest), Input::Digest(octets)) => Err(wrong_digest(algorithm, digest, octets.len(), field)),
+        (None, Input::Message(message)) => Ok(SignInput::Message(message)),
+        (None, Input::Digest(_)) => {
+            Err(Error::invalid(field, format!("cannot be a digest: {algorithm} signs messages alone; send message")))
+        }
+    }
+}
+
+fn wrong_digest(algorithm: Algorithm, digest: Digest, len: usize, field: &str) -> Error {
+    let problem =
+        format!("must be the {} octets of a {} digest for {algorithm}, not {len}", digest.octets(), digest.name());
+    Error::invalid(field, problem)
+}
+
+/// The curve of an ECDSA algorithm.
+#[must_use]
+pub fn ecdsa_curve(algorithm: Algorithm) -> Option<crate::domain::Curve> {
+    match algorithm.family() {
+        Family::Ecdsa(curve) => Some(curve),
+        Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 => None,
+    }
+}

@@ -1,0 +1,290 @@
+//! Tenants: who may have keys at all.
+
+use std::sync::Arc;
+
+use super::keys::error_text;
+use super::{Error, Keyrings, Violation, new_object};
+use crate::domain::{
+    Algorithm, Domain, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
+};
+use crate::store::{Change, Event, StoreError, TenantRecord};
+
+/// A tenant that somebody wants to have.
+#[derive(Clone, Debug)]
+pub struct TenantSpec {
+    /// Its name.
+    pub id: TenantId,
+    /// Its issuer; `None`: its address under the canonical base URL.
+    pub issuer: Option<Issuer>,
+    /// A domain of its own.
+    pub custom_domain: Option<Domain>,
+    /// Where its SAML identity provider takes requests.
+    pub saml_sso_url: Option<WebUrl>,
+    /// Its algorithms.
+    pub algorithms: Vec<Algorithm>,
+    /// The algorithm of calls that name none; `None`: the first one.
+    pub default_algorithm: Option<Algorithm>,
+    /// How its keys rotate.
+    pub policy: RotationPolicy,
+}
+
+/// What to change of a tenant. `None`: leave it as it is.
+#[derive(Clone, Debug, Default)]
+pub struct TenantUpdate {
+    /// A new issuer.
+    pub issuer: Option<Issuer>,
+    /// A new domain, or none.
+    pub custom_domain: Option<Option<Domain>>,
+    /// A new SAML address, or none.
+    pub saml_sso_url: Option<Option<WebUrl>>,
+    /// A new default among its algorithms.
+    pub default_algorithm: Option<Algorithm>,
+    /// A new policy.
+    pub policy: Option<RotationPolicy>,
+}
+
+/// Some of the tenants.
+#[derive(Debug)]
+pub struct TenantPage {
+    /// The tenants, ordered by id.
+    pub tenants: Vec<Tenant>,
+    /// The last id of this page, if there are more.
+    pub next: Option<TenantId>,
+}
+
+impl Keyrings {
+    /// One tenant.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn tenant(&self, id: &TenantId) -> Result<Tenant, Error> {
+        self.snapshot().tenant(id).map(|view| view.record.tenant.clone()).ok_or_else(Error::no_tenant)
+    }
+
+    /// The tenants after `after`, at most `page_size`.
+    #[must_use]
+    pub fn list_tenants(&self, page_size: usize, after: Option<&TenantId>) -> TenantPage {
+        let snapshot = self.snapshot();
+        let shown = snapshot.all().map(|view| &view.record.tenant).filter(|tenant| tenant.delete_time.is_none());
+        let mut tenants: Vec<&Tenant> = shown.filter(|tenant| after.is_none_or(|after| tenant.id > *after)).collect();
+        tenants.sort_by(|a, b| a.id.cmp(&b.id));
+        let more = tenants.len() > page_size;
+        tenants.truncate(page_size);
+        let next = tenants.last().filter(|_| more).map(|tenant| tenant.id.clone());
+        TenantPage { tenants: tenants.into_iter().cloned().collect(), next }
+    }
+
+    /// Makes a tenant and its keys, and answers when each of its keyrings has a current and a next key.
+    ///
+    /// The same call again, after one that failed in the middle, goes on where that one stopped.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::AlreadyExists`], and those of token and store. After one of the token the tenant exists
+    /// and the timer goes on.
+    pub async fn create_tenant(self: &Arc<Self>, spec: TenantSpec) -> Result<Tenant, Error> {
+        let this = Arc::clone(self);
+        self.to_its_end(async move { this.create_to_the_end(spec).await }).await
+    }
+
+    async fn create_to_the_end(&self, spec: TenantSpec) -> Result<Tenant, Error> {
+        let _turn = self.locks.turn(&spec.id).await?;
+        let now = self.clock.now();
+        let tenant = self.new_tenant(spec, now)?;
+        let keyring = |algorithm: &Algorithm| Keyring::new(tenant.id.clone(), *algorithm, new_object(), now);
+        let keyrings: Vec<Keyring> = tenant.algorithms.iter().map(keyring).collect();
+        let change = Change {
+            tenant: Some(tenant.clone()),
+            keyrings: keyrings.clone(),
+            events: vec![tenant_event("create_tenant", &tenant, now)],
+            ..Change::default()
+        };
+        let mut record = match self.store.commit(&change).await {
+            Ok(()) => {
+                let mut record = TenantRecord { tenant: tenant.clone(), keyrings: Vec::new() };
+                keyrings.iter().for_each(|keyring| self.claim_new(&record, keyring));
+                record.keyrings = keyrings;
+                self.publish(&record)?;
+                record
+            }
+            Err(StoreError::Taken { field: "id" }) => self.unfinished(&tenant).await?,
+            Err(error) => return Err(error.into()),
+        };
+        for algorithm in tenant.algorithms {
+            self.drive(&mut record, algorithm).await?;
+        }
+        Ok(record.tenant)
+    }
+
+    /// The tenant of the same wish, if an earlier call made it and could not finish its keys.
+    async fn unfinished(&self, wanted: &Tenant) -> Result<TenantRecord, Error> {
+        let taken = |text: &str| Err(Error::AlreadyExists(format!("id {} {text}", wanted.id)));
+        let Some(record) = self.store.load(&wanted.id).await? else {
+            return Err(Error::Aborted("the tenant of this id was removed at this moment; retry".to_owned()));
+        };
+        if record.tenant.delete_time.is_some() {
+            return taken("belongs to a tenant that is being deleted; it is free once its keys are destroyed");
+        }
+        let finished = record.keyrings.iter().all(|keyring| keyring.current().is_some() && keyring.next().is_some());
+        let same =
+            Tenant { create_time: record.tenant.create_time, revision: record.tenant.revision, ..wanted.clone() }
+                == record.tenant;
+        if finished || !same { taken("is taken by another tenant") } else { Ok(record) }
+    }
+
+    fn new_tenant(&self, spec: TenantSpec, now: Timestamp) -> Result<Tenant, Error> {
+        let mut problems = Vec::new();
+        let mut problem = |field: &str, problem: &str| {
+            problems.push(Violation { field: field.to_owned(), problem: problem.to_owned() });
+        };
+        let mut algorithms = spec.algorithms.clone();
+        algorithms.sort_unstable();
+        algorithms.dedup();
+        if spec.algorithms.is_empty() {
+            problem("tenant.algorithms", "must name at least one algorithm, such as RS256");
+        } else if algorithms.len() < spec.algorithms.len() {
+            problem("tenant.algorithms", "must name each algorithm once");
+        }
+        let default_algorithm = spec.default_algorithm.or(spec.algorithms.first().copied()).unwrap_or(Algorithm::RS256);
+        if !spec.algorithms.is_empty() && !spec.algorithms.contains(&default_algorithm) {
+            problem("tenant.default_algorithm", "must be one of algorithms");
+        }
+        let issuer = spec.issuer.map_or_else(|| format!("{}/{}", self.settings.base_url, spec.id).try_into(), Ok);
+        let issuer = issuer.inspect_err(|_| {
+            problem("tenant.issuer", "must be set: the public base URL of this service makes no valid issuer");
+        });
+        if let Err(found) = spec.policy.check() {
+            for found in found {
+                problem(&format!("tenant.rotation_policy.{}", found.field), &found.problem);
+            }
+        }
+        let (Ok(issuer), true) = (issuer, problems.is_empty()) else { return Err(Error::Invalid(problems)) };
+        Ok(Tenant {
+            id: spec.id,
+            issuer,
+            custom_domain: spec.custom_domain,
+            saml_sso_url: spec.saml_sso_url,
+            algorithms,
+            default_algorithm,
+            policy: spec.policy,
+            policy_floor: None,
+            create_time: now,
+            delete_time: None,
+            revision: Revision::FIRST,
+        })
+    }
+
+    /// Changes a tenant of revision `expected`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Aborted`] if the tenant has another revision,
+    /// [`Error::AlreadyExists`], and those of the store.
+    pub async fn update_tenant(
+        self: &Arc<Self>,
+        id: TenantId,
+        expected: Revision,
+        update: TenantUpdate,
+    ) -> Result<Tenant, Error> {
+        let this = Arc::clone(self);
+        self.to_its_end(async move { this.update_to_the_end(&id, expected, update).await }).await
+    }
+
+    async fn update_to_the_end(
+        &self,
+        id: &TenantId,
+        expected: Revision,
+        update: TenantUpdate,
+    ) -> Result<Tenant, Error> {
+        let _turn = self.locks.turn(id).await?;
+        let mut record = self.load(id).await?;
+        if record.tenant.revision != expected {
+            let message = format!("tenant.revision is {} by now; read the tenant again", record.tenant.revision);
+            return Err(Error::Aborted(message));
+        }
+        let now = self.clock.now();
+        let mut tenant = record.tenant.clone();
+        if let Some(policy) = update.policy {
+            policy.check()?;
+            tenant = tenant.with_policy(policy, now);
+        }
+        if let Some(algorithm) = update.default_algorithm {
+            if !tenant.algorithms.contains(&algorithm) {
+                return Err(Error::invalid("tenant.default_algorithm", "must be one of algorithms"));
+            }
+            tenant.default_algorithm = algorithm;
+        }
+        tenant.issuer = update.issuer.unwrap_or(tenant.issuer);
+        tenant.custom_domain = update.custom_domain.unwrap_or(tenant.custom_domain);
+        tenant.saml_sso_url = update.saml_sso_url.unwrap_or(tenant.saml_sso_url);
+        tenant.revision = tenant.revision.next();
+        let events = vec![tenant_event("update_tenant", &tenant, now)];
+        let change = Change { tenant: Some(tenant.clone()), events, ..Change::default() };
+        self.store.commit(&change).await?;
+        record.tenant = tenant.clone();
+        self.publish(&record)?;
+        Ok(tenant)
+    }
+
+    /// Revokes every key of a tenant at once; the timer destroys them after `destroy_delay`, and then the tenant is gone.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Aborted`], and those of the store.
+    pub async fn delete_tenant(self: &Arc<Self>, id: TenantId) -> Result<(), Error> {
+        let this = Arc::clone(self);
+        self.to_its_end(async move { this.delete_to_the_end(&id).await }).await
+    }
+
+    async fn delete_to_the_end(&self, id: &TenantId) -> Result<(), Error> {
+        let _turn = self.locks.turn(id).await?;
+        let mut record = self.load(id).await?;
+        let now = self.clock.now();
+        let mut tenant = record.tenant.clone();
+        tenant.delete_time = Some(now);
+        tenant.revision = tenant.revision.next();
+        // The domain is free for another tenant at once: nothing is served on it any more.
+        tenant.custom_domain = None;
+        let closed: Vec<Keyring> = record.keyrings.iter().map(|keyring| keyring.close(now)).collect();
+        let events = vec![tenant_event("delete_tenant", &tenant, now)];
+        let change = Change { tenant: Some(tenant.clone()), keyrings: closed.clone(), events, ..Change::default() };
+        self.store.commit(&change).await?;
+        record = TenantRecord { tenant, keyrings: closed };
+        self.publish(&record)?;
+        if let Err(error) = self.end(&mut record).await {
+            tracing::warn!(tenant = %id, error = error_text(&error), "deleted; its keys are destroyed by the timer");
+        }
+        Ok(())
+    }
+
+    /// Brings a tenant that is being deleted as far as it goes, and removes it once nothing of it is left on the token.
+    pub(super) async fn end(&self, record: &mut TenantRecord) -> Result<(), Error> {
+        for algorithm in record.tenant.algorithms.clone() {
+            self.drive(record, algorithm).await?;
+        }
+        let now = self.clock.now();
+        if !record.keyrings.iter().all(|keyring| self.is_ended(keyring, &record.tenant, now)) {
+            return Ok(());
+        }
+        let tenant = &record.tenant;
+        let change = Change {
+            remove: Some((tenant.id.clone(), tenant.revision)),
+            events: vec![tenant_event("remove_tenant", tenant, now)],
+            ..Change::default()
+        };
+        match self.store.commit(&change).await {
+            // Another replica removed it.
+            Ok(()) | Err(StoreError::Conflict) => self.published.withdraw(&tenant.id),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+fn tenant_event(action: &str, tenant: &Tenant, time: Timestamp) -> Event {
+    Event {
+        time,
+        action: action.to_owned(),
+        tenant: tenant.id.clone(),
+        algorithm: None,
+        kid: None,
+        detail: format!("revision {}", tenant.revision),
+    }
+}

@@ -1,0 +1,163 @@
+//! The timer: keeps the snapshot young and brings every keyring to rest when its time comes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::keys::error_text;
+use super::{Error, Keyrings};
+use crate::domain::rotation::{Plan, plan};
+use crate::domain::{Algorithm, Keyring, Tenant, TenantId, Timestamp};
+
+/// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Tenants whose keyrings are brought to rest side by side, so that a slow generation delays no revocation elsewhere.
+const TENANTS_AT_ONCE_MAX: usize = 8;
+
+/// First and longest pause after a failure for one tenant: soon enough to go unnoticed, seldom enough not to press a token
+/// that is unwell.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Failures of one tenant in a row.
+struct Pause {
+    failures: u32,
+    until: Instant,
+}
+
+/// Runs the timer until `shutdown`.
+pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
+    let mut pauses: HashMap<TenantId, Pause> = HashMap::new();
+    let mut working: JoinSet<(TenantId, Result<(), Error>)> = JoinSet::new();
+    let mut busy: Vec<TenantId> = Vec::new();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = ticks.tick() => {
+                if let Err(error) = keyrings.refresh().await {
+                    tracing::warn!(error = error_text(&error), "the snapshot could not be refreshed");
+                }
+            }
+            Some(done) = working.join_next() => {
+                // A panic is logged by the hook; the tenant is looked at again at the next tick.
+                if let Ok((tenant, result)) = done {
+                    busy.retain(|other| *other != tenant);
+                    note(&mut pauses, tenant, result);
+                } else {
+                    busy.clear();
+                }
+            }
+        }
+        for tenant in keyrings.due() {
+            let paused = pauses.get(&tenant).is_some_and(|pause| Instant::now() < pause.until);
+            if working.len() < TENANTS_AT_ONCE_MAX && !paused && !busy.contains(&tenant) {
+                busy.push(tenant.clone());
+                let keyrings = Arc::clone(&keyrings);
+                working.spawn(async move {
+                    let result = keyrings.tend_tenant(&tenant).await;
+                    (tenant, result)
+                });
+            }
+        }
+    }
+    // A step under way is finished; what is left is taken up at the next start.
+    while working.join_next().await.is_some() {}
+}
+
+fn note(pauses: &mut HashMap<TenantId, Pause>, tenant: TenantId, result: Result<(), Error>) {
+    let Err(error) = result else {
+        pauses.remove(&tenant);
+        return;
+    };
+    let pause = pauses.entry(tenant.clone()).or_insert(Pause { failures: 0, until: Instant::now() });
+    let wait = PAUSE_MIN.saturating_mul(1 << pause.failures.min(16)).min(PAUSE_MAX);
+    pause.failures += 1;
+    pause.until = Instant::now() + wait;
+    tracing::warn!(%tenant, error = error_text(&error), retry_secs = wait.as_secs(), "keys could not be brought to rest");
+}
+
+impl Keyrings {
+    /// Brings the snapshot up to date with the store.
+    ///
+    /// # Errors
+    /// Of the store. A tenant whose record cannot be read keeps its old view, and does not hold up the others.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        let asked = Instant::now();
+        let stored = self.store.revisions().await?;
+        if self.snapshot().is_empty()
+            && let Ok(records) = self.store.load_all().await
+        {
+            // The first load, in one go. What cannot be read is found and named below.
+            records.iter().try_for_each(|record| self.publish(record))?;
+        }
+        let snapshot = self.snapshot();
+        let mut problem = None;
+        for revisions in &stored {
+            let same = snapshot.view(&revisions.tenant).is_some_and(|view| {
+                let keyrings = view.record.keyrings.iter().map(|keyring| (keyring.algorithm, keyring.revision));
+                view.record.tenant.revision == revisions.revision && keyrings.eq(revisions.keyrings.iter().copied())
+            });
+            if !same && let Err(error) = self.reload(&revisions.tenant).await {
+                tracing::error!(tenant = %revisions.tenant, error = error_text(&error), "the record could not be loaded");
+                problem = Some(error);
+            }
+        }
+        for view in snapshot.all() {
+            let id = &view.record.tenant.id;
+            if stored.binary_search_by(|revisions| revisions.tenant.cmp(id)).is_err() {
+                self.reload(id).await?;
+            }
+        }
+        if let Some(problem) = problem {
+            return Err(problem);
+        }
+        self.published.confirm(asked);
+        Ok(())
+    }
+
+    async fn reload(&self, tenant: &TenantId) -> Result<(), Error> {
+        match self.store.load(tenant).await? {
+            Some(record) => self.publish(&record)?,
+            None => self.published.withdraw(tenant),
+        }
+        Ok(())
+    }
+
+    /// The tenants for which there is something to do now.
+    fn due(&self) -> Vec<TenantId> {
+        let now = self.clock.now();
+        let snapshot = self.snapshot();
+        let due = snapshot.all().filter(|view| {
+            let (tenant, keyrings) = (&view.record.tenant, &view.record.keyrings);
+            let ended = || keyrings.iter().all(|keyring| self.is_ended(keyring, tenant, now));
+            keyrings.iter().any(|keyring| matches!(plan(keyring, tenant, now, self.claim(keyring)), Plan::Act(_)))
+                || (tenant.delete_time.is_some() && ended())
+        });
+        due.map(|view| view.record.tenant.id.clone()).collect()
+    }
+
+    pub(super) fn is_ended(&self, keyring: &Keyring, tenant: &Tenant, now: Timestamp) -> bool {
+        matches!(plan(keyring, tenant, now, self.claim(keyring)), Plan::Ended)
+    }
+
+    async fn tend_tenant(&self, tenant: &TenantId) -> Result<(), Error> {
+        let _turn = self.locks.turn(tenant).await?;
+        let Some(mut record) = self.store.load(tenant).await? else { return Ok(()) };
+        if record.tenant.delete_time.is_some() {
+            return self.end(&mut record).await;
+        }
+        let algorithms: Vec<Algorithm> = record.keyrings.iter().map(|keyring| keyring.algorithm).collect();
+        let mut failure = Ok(());
+        for algorithm in algorithms {
+            // One keyring's trouble is not the others'.
+            failure = self.drive(&mut record, algorithm).await.and(failure);
+        }
+        failure
+    }
+}

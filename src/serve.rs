@@ -1,0 +1,136 @@
+//! The running service: listeners, timer and health over one set of keyrings, from the first answer to the last.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::keyring::{Canary, Clock, Health, Keyrings, Settings, tend};
+use crate::store::Store;
+use crate::token::Token;
+use crate::{grpc, http};
+
+/// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// The sockets of a service.
+#[derive(Debug)]
+pub struct Listeners {
+    /// gRPC.
+    pub grpc: TcpListener,
+    /// JWKS and discovery.
+    pub public: TcpListener,
+    /// Health and readiness.
+    pub ops: TcpListener,
+}
+
+/// Where a service answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// JWKS and discovery.
+    pub public: SocketAddr,
+    /// Health and readiness.
+    pub ops: SocketAddr,
+}
+
+impl Listeners {
+    /// Listens where the configuration says.
+    ///
+    /// # Errors
+    /// Names the key whose address is not to be had.
+    pub async fn bind(config: &Config) -> Result<Self, String> {
+        let bind = async |key: &str, address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|error| format!("{key}: cannot listen on {address}: {error}"))
+        };
+        Ok(Self {
+            grpc: bind("grpc.listen", config.grpc_listen).await?,
+            public: bind("public.listen", config.public_listen).await?,
+            ops: bind("ops.listen", config.ops_listen).await?,
+        })
+    }
+
+    /// The addresses, with the ports that the system chose.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn addresses(&self) -> std::io::Result<Addresses> {
+        Ok(Addresses { grpc: self.grpc.local_addr()?, public: self.public.local_addr()?, ops: self.ops.local_addr()? })
+    }
+}
+
+/// The keyrings of a configuration, on this token and store, served at these addresses. Nothing is loaded yet.
+#[must_use]
+pub fn keyrings(config: &Config, addresses: Addresses, token: Arc<dyn Token>, store: Arc<dyn Store>) -> Arc<Keyrings> {
+    let base_url = config.public_base_url.clone().unwrap_or_else(|| format!("http://{}", addresses.public));
+    let settings = Settings {
+        base_url,
+        rsa_bits: config.rsa_bits,
+        verify_share: config.verify_share,
+        sign_wait_max: config.sign_wait_max,
+        snapshot_max_age: config.snapshot_max_age,
+        manual_rotations_per_day: config.manual_rotations_per_day,
+        // SQLite is opened by one process alone.
+        sole: true,
+    };
+    Arc::new(Keyrings::new(token, store, Clock::system(), settings))
+}
+
+/// Serves until `shutdown`; then takes no more calls, answers those under way, and finishes what they began.
+///
+/// # Errors
+/// A listener failed.
+pub async fn run(
+    config: &Config,
+    keyrings: Arc<Keyrings>,
+    canary: Canary,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), String> {
+    let (tell, health) = watch::channel(Health::unknown());
+    let mut faces = JoinSet::new();
+    let public = http::public_router(Arc::clone(&keyrings));
+    faces.spawn(face("public", http::serve(public, listeners.public, shutdown.clone())));
+    faces.spawn(face("ops", http::serve(http::ops_router(health.clone()), listeners.ops, shutdown.clone())));
+    let limit = config.grpc_message_bytes_max;
+    faces.spawn(face("grpc", grpc::serve(Arc::clone(&keyrings), listeners.grpc, limit, health, shutdown.clone())));
+
+    let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
+    let watched = Arc::clone(&keyrings);
+    let stop = shutdown.clone();
+    let watching = tokio::spawn(async move { watched.watch_health(canary, tell, stop).await });
+
+    let mut outcome = Ok(());
+    // A face that fails takes the others down in order: half a service is noticed by nobody.
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        Some(ended) = faces.join_next() => {
+            outcome = ended.unwrap_or_else(|panic| Err(panic.to_string()));
+            shutdown.cancel();
+        }
+    }
+    let drained = tokio::time::timeout(DRAIN_MAX, async {
+        while let Some(ended) = faces.join_next().await {
+            if let Err(error) = ended.unwrap_or_else(|panic| Err(panic.to_string())) {
+                tracing::error!(error, "a listener failed while draining");
+            }
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!(waited_secs = DRAIN_MAX.as_secs(), "connections are cut that did not end by themselves");
+        faces.shutdown().await;
+    }
+    keyrings.finish().await;
+    let _ = tokio::join!(timer, watching);
+    outcome
+}
+
+async fn face<E: std::fmt::Display>(name: &str, serving: impl Future<Output = Result<(), E>>) -> Result<(), String> {
+    serving.await.map_err(|error| format!("the {name} listener failed: {error}"))
+}

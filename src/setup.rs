@@ -1,0 +1,184 @@
+//! What is made once, before the service can run: the store, the service key and the file that pins it; and their opening.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, TokenSettings};
+use crate::domain::{Algorithm, Digest, ObjectId, PublicKey};
+use crate::jose::{self, BadPublicKey, Verifier};
+use crate::keyring::Canary;
+use crate::store::{SqliteStore, Store as _, StoreError, TokenBinding};
+use crate::token::{Found, KeyRef, KeySpec, Pkcs11Token, SignInput, Token as _, TokenConfig, TokenError, TokenKey};
+
+/// Why the service cannot be set up or opened. Each text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Something is in the way, or missing.
+    #[error("{0}")]
+    Refused(String),
+    /// The token.
+    #[error("the token: {0}")]
+    Token(#[from] TokenError),
+    /// The store.
+    #[error("the store: {0}")]
+    Store(#[from] StoreError),
+    /// A file.
+    #[error("{path}: {error}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What happened.
+        error: std::io::Error,
+    },
+    /// The pinned service key is not one.
+    #[error("the service key: {0}")]
+    ServiceKey(#[from] BadPublicKey),
+}
+
+/// The algorithm of the service key.
+const SERVICE_ALGORITHM: Algorithm = Algorithm::ES256;
+
+/// How long the service key may take for its test signature.
+const TEST_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The file that pins the service key. Whoever can change it can make the service believe another key (R15).
+#[derive(Debug, Serialize, Deserialize)]
+struct ServiceKeyFile {
+    /// CKA_ID of the key on the token.
+    cka_id: ObjectId,
+    /// Its public half; not there while the key is being made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_key: Option<PublicKey>,
+}
+
+/// Opens the token of the configuration. Blocks on the module.
+///
+/// # Errors
+/// As [`Pkcs11Token::open`].
+pub fn open_token(settings: &TokenSettings) -> Result<Pkcs11Token, TokenError> {
+    Pkcs11Token::open(TokenConfig {
+        module: settings.module.clone(),
+        label: settings.label.clone(),
+        serial: settings.serial.clone(),
+        pin: settings.pin.clone(),
+        workers: settings.workers,
+        queue_depth_max: settings.queue_depth_max,
+    })
+}
+
+/// Makes store, service key and pin file. What an interrupted call left is taken up again; what is complete is refused.
+///
+/// # Errors
+/// Says what is in the way, or what failed; the same call again goes on from there.
+pub async fn init(config: &Config, token: &Pkcs11Token) -> Result<(), SetupError> {
+    let (store, pinned) = (&config.store_path, &config.service_key_path);
+    let begun = pinned.with_extension("begun");
+    let resuming = begun.exists();
+    let exists = |path: &Path| {
+        SetupError::Refused(format!("{} exists already; init makes everything new and touches nothing", path.display()))
+    };
+    if pinned.exists() {
+        return Err(exists(pinned));
+    }
+    if store.exists() && !resuming {
+        return Err(exists(store));
+    }
+    // 1. The intent: under which id the service key will be. A crash from here on leaves at most that id on the token.
+    let object = if resuming { read_pin(&begun)?.cka_id } else { new_intent(&begun)? };
+    // 2. The key. After a crash it is there, half there, or not there.
+    let key = service_key(token, object).await?;
+    // 3. The store, bound to the token. It appears whole or not at all.
+    let identity = token.identity();
+    let binding = TokenBinding { serial: identity.serial.clone(), label: identity.label.clone() };
+    let made =
+        if store.exists() { SqliteStore::open(store).await? } else { SqliteStore::create(store, &binding).await? };
+    made.close().await;
+    // 4. The pin, which ends the set-up.
+    let file = ServiceKeyFile { cka_id: object, public_key: Some(key.public) };
+    let complete = pinned.with_extension("complete");
+    write_pin(&complete, &file)?;
+    fs::rename(&complete, pinned).map_err(|error| SetupError::File { path: pinned.clone(), error })?;
+    fs::remove_file(&begun).map_err(|error| SetupError::File { path: begun.clone(), error })
+}
+
+fn new_intent(begun: &Path) -> Result<ObjectId, SetupError> {
+    let mut octets = [0; 16];
+    getrandom::fill(&mut octets).expect("the operating system gives random octets");
+    let file = ServiceKeyFile { cka_id: ObjectId::new(octets), public_key: None };
+    write_pin(begun, &file)?;
+    Ok(file.cka_id)
+}
+
+async fn service_key(token: &Pkcs11Token, object: ObjectId) -> Result<TokenKey, SetupError> {
+    let key = match token.find(object, SERVICE_ALGORITHM).await? {
+        Found::Pair(key) => key,
+        Found::Absent | Found::Remains => {
+            token.destroy(object).await?;
+            token.generate(object, KeySpec { algorithm: SERVICE_ALGORITHM, rsa_bits: 0 }).await?
+        }
+    };
+    if !key.protection.holds() {
+        let text =
+            "the token made a key that could leave it (SENSITIVE, EXTRACTABLE or LOCAL is wrong); use another token";
+        return Err(SetupError::Refused(text.to_owned()));
+    }
+    let canary = canary(object, key.public.clone())?;
+    let digest = jose::digest(Digest::Sha256, b"keyward: test of the service key");
+    let deadline = Instant::now() + TEST_WAIT_MAX;
+    let signatures = token.sign(&canary.key, vec![SignInput::Digest(digest.clone())], deadline).await?;
+    if !signatures.first().is_some_and(|signature| canary.verifier.verify_digest(&digest, signature)) {
+        return Err(SetupError::Refused("the token's signatures do not verify; use another token".to_owned()));
+    }
+    Ok(key)
+}
+
+/// Opens the store, sees that it belongs to the token, and reads the pinned service key.
+///
+/// # Errors
+/// Says what is missing, or what does not fit together.
+pub async fn open(config: &Config, token: &Pkcs11Token) -> Result<(SqliteStore, Canary), SetupError> {
+    let store = SqliteStore::open(&config.store_path).await?;
+    let binding = store.binding().await?;
+    let serial = &token.identity().serial;
+    if binding.serial != *serial {
+        return Err(SetupError::Refused(format!(
+            "the store was made with token {} (serial {}), and this token has serial {serial}: its keys are not here; \
+             correct token.label and token.serial",
+            binding.label, binding.serial
+        )));
+    }
+    let pin = read_pin(&config.service_key_path)?;
+    let public = pin.public_key.ok_or_else(|| {
+        SetupError::Refused(format!("{} is incomplete; run keyward init again", config.service_key_path.display()))
+    })?;
+    Ok((store, canary(pin.cka_id, public)?))
+}
+
+fn canary(object: ObjectId, public: PublicKey) -> Result<Canary, BadPublicKey> {
+    let verifier = Verifier::new(SERVICE_ALGORITHM, &public)?;
+    Ok(Canary { key: Arc::new(KeyRef { object, algorithm: SERVICE_ALGORITHM, public }), verifier })
+}
+
+fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {
+    let file = |error| SetupError::File { path: path.to_owned(), error };
+    let text = fs::read(path).map_err(file)?;
+    serde_json::from_slice(&text).map_err(|error| file(error.into()))
+}
+
+/// Writes the file so that a crash leaves it whole or not at all, in its directory as on the disk.
+fn write_pin(path: &Path, pin: &ServiceKeyFile) -> Result<(), SetupError> {
+    let write = || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+        file.write_all(&serde_json::to_vec_pretty(pin)?)?;
+        file.sync_all()?;
+        fs::File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+            .sync_all()
+    };
+    write().map_err(|error| SetupError::File { path: path.to_owned(), error })
+}

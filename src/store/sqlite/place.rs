@@ -1,0 +1,189 @@
+//! Where a store is: its file, the lock beside it, and whether the file is still there.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::store::StoreError;
+
+/// Owner only: who can edit the store can deny service (R15).
+const FILE_MODE: u32 = 0o600;
+
+/// What stands beside the file. A log that outlived its store would be replayed into a new one of the same name.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// A path that this process alone uses for a store, by an advisory lock on `<path>.lock`.
+///
+/// The lock is on a file of its own, because SQLite's locks on the store itself must let an operator read it with the sqlite3
+/// shell. It ends with the process, whatever ends it. The empty lock file stays: removing it could hand the same lock to two.
+#[derive(Debug)]
+pub(super) struct Place {
+    path: PathBuf,
+    lock: File,
+}
+
+impl Place {
+    /// The place of the store at `path`. The path is resolved, so that two names of one file meet at one lock.
+    pub(super) fn occupied(path: &Path) -> Result<Self, StoreError> {
+        let path = fs::canonicalize(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                StoreError::Refused(format!("there is no store at {}; make one with `keyward init`", path.display()))
+            }
+            _ => unusable(path, &error),
+        })?;
+        let place = Self { lock: lock(&path)?, path };
+        if !is_store(&place.path).map_err(|error| unusable(&place.path, &error))? {
+            return Err(StoreError::Damaged(format!(
+                "{} is not a file that `keyward init` made; correct the path, or restore the file",
+                place.path.display()
+            )));
+        }
+        Ok(place)
+    }
+
+    /// The place for a new store at `path`, where nothing may stand, nor anything left of an earlier store.
+    pub(super) fn vacant(path: &Path) -> Result<Self, StoreError> {
+        let parent = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let name = path.file_name().ok_or_else(|| StoreError::Refused(format!("{} names no file", path.display())))?;
+        let path = fs::canonicalize(parent).map_err(|error| unusable(parent, &error))?.join(name);
+        let place = Self { lock: lock(&path)?, path };
+        let companions = COMPANIONS.map(|suffix| beside(&place.path, suffix));
+        for file in std::iter::once(&place.path).chain(&companions) {
+            match fs::symlink_metadata(file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(unusable(file, &error)),
+                Ok(_) => return Err(exists(file)),
+            }
+        }
+        Ok(place)
+    }
+
+    /// The resolved path of the store's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes an empty file for a new store in a directory of its own beside the place, on the same file system.
+    pub(super) fn draft(&self) -> Result<Draft, StoreError> {
+        let draft = || -> io::Result<Draft> {
+            let parent = self.path.parent().unwrap_or(Path::new("/"));
+            let directory = tempfile::Builder::new().prefix(".keyward-init-").tempdir_in(parent)?;
+            let path = directory.path().join("store");
+            OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+            Ok(Draft { path, directory })
+        };
+        draft().map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// Moves a finished draft to the place, durably and without replacing anything. Before the move there is no store;
+    /// after it, a whole one.
+    pub(super) fn settle(&self, draft: Draft) -> Result<(), StoreError> {
+        let settle = || -> io::Result<()> {
+            File::open(&draft.path)?.sync_all()?;
+            tempfile::TempPath::try_from_path(&draft.path)?.persist_noclobber(&self.path).map_err(io::Error::from)?;
+            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+            draft.directory.close()
+        };
+        settle().map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => exists(&self.path),
+            _ => unusable(&self.path, &error),
+        })
+    }
+
+    /// Lets another process have the place.
+    pub(super) fn release(&self) -> io::Result<()> {
+        self.lock.unlock()
+    }
+}
+
+/// A store that is being made. Dropped, it leaves nothing; a crash leaves a directory that nothing looks at.
+pub(super) struct Draft {
+    path: PathBuf,
+    directory: tempfile::TempDir,
+}
+
+impl Draft {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The files that an open store writes to, to notice when the path stops leading to them.
+///
+/// With a write-ahead log SQLite does not notice by itself: it goes on appending to a log beside a path where no store is
+/// any more, and whoever opens the moved file sees none of that.
+#[derive(Debug)]
+pub(super) struct Anchor {
+    files: Vec<(PathBuf, (u64, u64))>,
+}
+
+impl Anchor {
+    /// The files of the store at `path`, which is open.
+    pub(super) fn new(path: &Path) -> Result<Self, StoreError> {
+        let files = [path.to_owned(), beside(path, "-wal")].map(|file| {
+            let identity = identity(&file).map_err(|error| unusable(&file, &error))?;
+            Ok((file, identity))
+        });
+        Ok(Self { files: files.into_iter().collect::<Result<_, StoreError>>()? })
+    }
+
+    /// Shows that the paths still lead to the files that are written.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match self.files.iter().find(|(file, opened)| identity(file).ok() != Some(*opened)) {
+            None => Ok(()),
+            Some((file, _)) => Err(StoreError::ReadOnly(format!(
+                "{} was moved, removed or replaced while the store was open; put it back, or stop and restore",
+                file.display()
+            ))),
+        }
+    }
+}
+
+fn identity(file: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(file).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let name = beside(path, ".lock");
+    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE).open(&name);
+    let file = open.map_err(|error| unusable(&name, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
+            "the store {} is in use by another Keyward process; stop that one first: a SQLite store has one process",
+            path.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(unusable(&name, &error)),
+    }
+}
+
+/// Whether the file's header is that of a Keyward store (sqlite.org/fileformat.html section 1.3).
+fn is_store(path: &Path) -> io::Result<bool> {
+    const MAGIC: &[u8] = b"SQLite format 3\0";
+    const APPLICATION_ID: &[u8] = b"Keyw"; // As in migrations/sqlite/0001_store.sql.
+    let mut header = Vec::new();
+    File::open(path)?.take(100).read_to_end(&mut header)?;
+    Ok(header.starts_with(MAGIC) && header.get(68..72) == Some(APPLICATION_ID))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+fn exists(file: &Path) -> StoreError {
+    StoreError::Refused(format!(
+        "{} exists already and is left as it is; name another path, or move it away if it is not needed",
+        file.display()
+    ))
+}
+
+fn unusable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Refused(format!("{} cannot be used for a store: {error}", path.display()))
+}

@@ -1,0 +1,118 @@
+//! Administration of the token: generate, find, destroy and probe, on one thread with a session of its own.
+//!
+//! One thread, so that one key pair is generated at a time (SoftHSM fails now and then otherwise), and not a signer's, so
+//! that signing does not wait for it.
+
+use crossbeam_channel::Receiver;
+use cryptoki::error::{Error, RvError};
+use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
+
+use super::connect::identify;
+use super::failure::Failure;
+use super::module::Module;
+use super::session::WorkerSession;
+use super::{Found, KeySpec, Support, TokenError, TokenIdentity, TokenKey, attributes, mechanism};
+use crate::domain::{Algorithm, ObjectId};
+
+/// Something to do on the administration session; it answers its caller itself.
+pub(super) type Task = Box<dyn FnOnce(&mut WorkerSession) + Send>;
+
+/// Does tasks until the queue is closed and empty.
+pub(super) fn work(tasks: &Receiver<Task>, session: &mut WorkerSession) {
+    for task in tasks {
+        task(session);
+    }
+}
+
+pub(super) fn generate(session: &mut WorkerSession, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
+    let (public, private) = attributes::templates(object, spec)?;
+    let generation = mechanism::generation(spec.algorithm);
+    // A crash or an error from here on leaves a pair, half a pair or nothing under an id that the caller has recorded.
+    session.attempt_once(|module, open| {
+        let (public, private) = open.session.generate_key_pair(&generation, &public, &private)?;
+        read_pair(module, &open.session, public, private, spec.algorithm)?.ok_or_else(|| {
+            Failure::Answer(TokenError::Mismatch(format!("C_GenerateKeyPair made no key for {}", spec.algorithm)))
+        })
+    })
+}
+
+pub(super) fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Algorithm) -> Result<Found, TokenError> {
+    session.attempt(None, |module, open| {
+        let session = &open.session;
+        let mut halves = Vec::new();
+        for handle in session.find_objects(&[attributes::under(object)])? {
+            halves.push((attributes::read_kind(session, handle)?, handle));
+        }
+        // By class, public before private (PKCS#11 v3.1 section 3.5).
+        halves.sort_by_key(|((class, _), _)| *class == Some(ObjectClass::PRIVATE_KEY));
+        let key_type = Some(mechanism::key_type(algorithm));
+        if let [((Some(ObjectClass::PUBLIC_KEY), _), public), ((Some(ObjectClass::PRIVATE_KEY), private_type), private)] =
+            halves.as_slice()
+            && *private_type == key_type
+            && let Some(key) = read_pair(module, session, *public, *private, algorithm)?
+        {
+            return Ok(Found::Pair(key));
+        }
+        // Half a pair may be a whole one that was looked at without a login, and nothing may be a token that is away.
+        module.check(session)?;
+        Ok(if halves.is_empty() { Found::Absent } else { Found::Remains })
+    })
+}
+
+pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(), TokenError> {
+    session.attempt(None, |module, open| {
+        // The private key first: a crash in between leaves a public key that nothing signs for. Idempotent, so that the
+        // ladder may start it again.
+        for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY] {
+            for handle in open.session.find_objects(&[Attribute::Class(class), attributes::under(object)])? {
+                match open.session.destroy_object(handle) {
+                    Ok(()) if class == ObjectClass::PRIVATE_KEY => module.destroyed_key(&open.session)?,
+                    // Another replica was quicker, or the token is away; the look below tells.
+                    Ok(()) | Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        if !open.session.find_objects(&[attributes::under(object)])?.is_empty() {
+            return Err(Failure::Away(format!("C_DestroyObject: objects are left under {object}")));
+        }
+        // A token that is away shows nothing either, and nothing would be destroyed (R8).
+        module.check(&open.session)
+    })
+}
+
+pub(super) fn probe(session: &mut WorkerSession) -> Result<TokenIdentity, TokenError> {
+    session.attempt(None, |module, open| {
+        let shown = identify(module.pkcs11(), open.slot)?;
+        if shown.serial != module.identity().serial {
+            return Err(Failure::Away(format!("the slot holds another token, of serial number {}", shown.serial)));
+        }
+        module.check(&open.session)?;
+        Ok(shown)
+    })
+}
+
+/// For each algorithm whether the token can generate and sign, or what it lacks.
+pub(super) fn mechanisms(module: &Module) -> Result<Vec<Support>, TokenError> {
+    let visit = module.visit()?;
+    let mut supported = Vec::new();
+    for algorithm in Algorithm::ALL {
+        supported.push((algorithm, mechanism::support(module.pkcs11(), visit.slot, algorithm)?));
+    }
+    Ok(supported)
+}
+
+/// What both halves of a pair show, or `None` if they are not halves of a key of the algorithm.
+fn read_pair(
+    module: &Module,
+    session: &Session,
+    public: ObjectHandle,
+    private: ObjectHandle,
+    algorithm: Algorithm,
+) -> Result<Option<TokenKey>, Failure> {
+    let Some(public) = attributes::read_public(session, public, algorithm)? else { return Ok(None) };
+    let protection = attributes::read_protection(session, private, module.identity())?;
+    module.saw_key();
+    Ok(Some(TokenKey { public, protection }))
+}

@@ -1,0 +1,98 @@
+//! From a path to a session that is logged in to one token.
+
+use std::path::Path;
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error, RvError};
+use cryptoki::object::{Attribute, ObjectClass};
+use cryptoki::session::{Session, SessionState, UserType};
+use cryptoki::slot::Slot;
+use secrecy::SecretString;
+
+use super::failure::{Failure, text};
+use super::{TokenError, TokenIdentity};
+
+pub(super) fn load(path: &Path) -> Result<Pkcs11, TokenError> {
+    Pkcs11::new(path)
+        .map_err(|error| TokenError::Unavailable(format!("the module {} cannot be loaded: {error}", path.display())))
+}
+
+pub(super) fn initialise(pkcs11: &Pkcs11) -> Result<(), Failure> {
+    match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        // Somebody else in this process uses the module too, or C_Finalize failed: either way it can be called.
+        Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn finalise(pkcs11: &Pkcs11) {
+    if let Err(error) = pkcs11.clone().finalize() {
+        // Nothing is lost: the next C_Initialize decides.
+        tracing::debug!(error = text(&error), "the PKCS#11 module was not finalised");
+    }
+}
+
+/// The one token of this label, and of this serial number if one is given. Slot numbers change with each start.
+pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> Result<(Slot, TokenIdentity), Failure> {
+    let mut tokens = Vec::new();
+    for slot in pkcs11.get_slots_with_initialized_token()? {
+        tokens.push((slot, identify(pkcs11, slot)?));
+    }
+    let labels = listed(tokens.iter().map(|(_, token)| token.label.as_str()));
+    tokens.retain(|(_, token)| token.label == label);
+    let serials = listed(tokens.iter().map(|(_, token)| token.serial.as_str()));
+    if let Some(serial) = serial {
+        tokens.retain(|(_, token)| token.serial == serial);
+    }
+    if tokens.len() > 1 {
+        return Err(Failure::Answer(TokenError::Mismatch(format!(
+            "more than one token has the label \"{label}\"; name one of the serial numbers {serials}"
+        ))));
+    }
+    tokens.pop().ok_or_else(|| {
+        Failure::Away(match serial {
+            Some(serial) => format!(
+                "no token has the label \"{label}\" and the serial number {serial}; labels shown: {labels}; serial \
+                 numbers under this label: {serials}"
+            ),
+            None => format!("no token has the label \"{label}\"; labels shown: {labels}"),
+        })
+    })
+}
+
+pub(super) fn identify(pkcs11: &Pkcs11, slot: Slot) -> Result<TokenIdentity, Failure> {
+    let info = pkcs11.get_token_info(slot)?;
+    Ok(TokenIdentity {
+        label: info.label().to_owned(),
+        serial: info.serial_number().to_owned(),
+        manufacturer: info.manufacturer_id().to_owned(),
+        model: info.model().to_owned(),
+    })
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// A new session with the user logged in. Dropping it does not close it, because C_Finalize may have, and the
+/// handle may be another's by then.
+pub(super) fn log_in(pkcs11: &Pkcs11, slot: Slot, pin: &SecretString) -> Result<Session, Failure> {
+    let session = pkcs11.open_ro_session_no_drop(slot)?;
+    match session.login(UserType::User, Some(pin)) {
+        Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(session),
+        Err(error) => {
+            let _ = session.close();
+            Err(error.into())
+        }
+    }
+}
+
+pub(super) fn is_logged_in(session: &Session) -> Result<bool, Failure> {
+    Ok(matches!(session.get_session_info()?.session_state(), SessionState::RoUser | SessionState::RwUser))
+}
+
+pub(super) fn shows_keys(session: &Session) -> Result<bool, Failure> {
+    let private = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Token(true)];
+    Ok(session.iter_objects(&private)?.next().transpose()?.is_some())
+}

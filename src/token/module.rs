@@ -1,0 +1,346 @@
+//! The PKCS#11 module: initialised, logged in to one token, and brought back when it fails.
+//!
+//! C_Finalize is undefined while another thread is inside the module (PKCS#11 v3.1 section 5.4.2), so whoever calls it
+//! holds a [`Visit`], and initialising it again waits until all visits have ended. Each initialisation is a new
+//! generation; sessions and handles of an older one denote nothing any more, or something else.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use cryptoki::context::Pkcs11;
+use cryptoki::session::Session;
+use cryptoki::slot::{Limit, Slot};
+use secrecy::SecretString;
+
+use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys};
+use super::failure::Failure;
+use super::{TokenError, TokenIdentity};
+
+/// Shortest time between two initialisations, in seconds. All signing stands still during one, and the client of a
+/// network HSM takes up to a second for it: more often would leave a token that half works no time to sign.
+const REINITIALISE_INTERVAL_SECS: u64 = 1;
+
+/// Longest wait, in seconds, for calls inside the module to return before it is finalised, and for an initialisation to
+/// end: several times what either takes, far less than the minutes that a hung HSM client takes.
+const DRAIN_TIMEOUT_SECS: u64 = 5;
+
+/// The module, shared by all threads that call it.
+pub(super) struct Module {
+    pkcs11: Pkcs11,
+    pin: SecretString,
+    identity: TokenIdentity,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Holds the login: a token logs out when its last session closes.
+    anchor: Mutex<Option<Session>>,
+    /// Whether the token has shown a private key since it was initialised.
+    holds_keys: AtomicBool,
+    /// Whether a new session did not help the last time that one was tried.
+    doubted: AtomicBool,
+}
+
+struct State {
+    phase: Phase,
+    generation: u64,
+    visits: usize,
+    /// Someone initialises or finalises, or waits for the visits to end in order to.
+    exclusive: bool,
+    last_initialised: Instant,
+}
+
+enum Phase {
+    Up(Slot),
+    Down(String),
+    PinRefused,
+    Closed,
+}
+
+/// Leave to call the module. While it lives the module is not finalised.
+pub(super) struct Visit<'a> {
+    module: &'a Module,
+    pub(super) generation: u64,
+    pub(super) slot: Slot,
+}
+
+impl Module {
+    /// Loads and initialises the module, finds the token and logs in.
+    pub(super) fn open(path: &Path, label: &str, serial: Option<&str>, pin: SecretString) -> Result<Self, TokenError> {
+        let pkcs11 = load(path)?;
+        initialise(&pkcs11)?;
+        let logged_in = find_token(&pkcs11, label, serial).and_then(|(slot, identity)| {
+            let anchor = log_in(&pkcs11, slot, &pin)?;
+            let holds_keys = shows_keys(&anchor)?;
+            Ok((slot, identity, anchor, holds_keys))
+        });
+        let (slot, identity, anchor, holds_keys) = match logged_in {
+            Ok(logged_in) => logged_in,
+            Err(failure) => {
+                finalise(&pkcs11);
+                return Err(failure.into());
+            }
+        };
+        Ok(Self {
+            pkcs11,
+            pin,
+            identity,
+            state: Mutex::new(State {
+                phase: Phase::Up(slot),
+                generation: 1,
+                visits: 0,
+                exclusive: false,
+                last_initialised: Instant::now(),
+            }),
+            changed: Condvar::new(),
+            anchor: Mutex::new(Some(anchor)),
+            holds_keys: AtomicBool::new(holds_keys),
+            doubted: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn pkcs11(&self) -> &Pkcs11 {
+        &self.pkcs11
+    }
+
+    pub(super) fn identity(&self) -> &TokenIdentity {
+        &self.identity
+    }
+
+    /// Refuses a token that cannot have so many sessions open at once, before a caller finds out.
+    pub(super) fn require_sessions(&self, wanted: u64) -> Result<(), TokenError> {
+        let visit = self.visit()?;
+        match self.pkcs11.get_token_info(visit.slot).map_err(Failure::from)?.max_session_count() {
+            Limit::Max(allowed) if allowed < wanted => {
+                Err(TokenError::Unsupported(format!("it allows {allowed} sessions, and {wanted} are wanted")))
+            }
+            Limit::Max(_) | Limit::Infinite | Limit::Unavailable => Ok(()),
+        }
+    }
+
+    /// Waits out an initialisation under way, then lets the caller in.
+    pub(super) fn visit(&self) -> Result<Visit<'_>, Failure> {
+        let (mut state, timeout) =
+            self.changed.wait_timeout_while(self.state(), DRAIN_TIMEOUT, |state| state.exclusive).expect(NO_PANIC);
+        if timeout.timed_out() {
+            return Err(Failure::Away("the module is still being initialised".into()));
+        }
+        let slot = match &state.phase {
+            Phase::Up(slot) => *slot,
+            Phase::Down(reason) => return Err(Failure::Away(reason.clone())),
+            Phase::PinRefused => return Err(Failure::Answer(TokenError::PinRefused)),
+            Phase::Closed => return Err(Failure::Answer(closed())),
+        };
+        state.visits += 1;
+        Ok(Visit { module: self, generation: state.generation, slot })
+    }
+
+    /// Whether the token behind a session is there. A live session does not say so: SoftHSM whose token directory is
+    /// gone answers OK and shows no objects. So a token that has ever shown a private key must show one; what it does
+    /// hold after the next initialisation, or after its last key was destroyed here, counts from then on.
+    ///
+    /// Costs one search; SoftHSM's are linear in the number of objects.
+    pub(super) fn check(&self, session: &Session) -> Result<(), Failure> {
+        if self.shows_keys(session)? || !self.holds_keys.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Failure::Away(SHOWS_NONE.into()))
+    }
+
+    /// [`Module::check`] for a caller who knows of a key: a token that shows none at all is not the one he knows.
+    pub(super) fn check_for_keys(&self, session: &Session) -> Result<(), Failure> {
+        if self.shows_keys(session)? { Ok(()) } else { Err(Failure::Away(SHOWS_NONE.into())) }
+    }
+
+    /// A private key was destroyed with success, so the token was there: if it was the last, it shows none from now on.
+    /// Should the token have gone away in between, [`Module::check_for_keys`] still finds out.
+    pub(super) fn destroyed_key(&self, session: &Session) -> Result<(), Failure> {
+        let shown = self.shows_keys(session)?;
+        self.holds_keys.store(shown, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn shows_keys(&self, session: &Session) -> Result<bool, Failure> {
+        if !is_logged_in(session)? {
+            return Err(Failure::Away("the login does not hold".into()));
+        }
+        let shown = shows_keys(session)?;
+        if shown {
+            self.saw_key();
+        }
+        Ok(shown)
+    }
+
+    /// The token showed a private key: see [`Module::check`].
+    pub(super) fn saw_key(&self) {
+        self.holds_keys.store(true, Ordering::Relaxed);
+    }
+
+    /// Second rung of the ladder: logs in on a new anchor.
+    pub(super) fn log_in_again(&self, visit: &Visit<'_>) -> Result<(), Failure> {
+        let mut anchor = self.anchor.lock().expect(NO_PANIC);
+        if matches!(self.state().phase, Phase::PinRefused) {
+            return Err(Failure::Answer(TokenError::PinRefused));
+        }
+        let new = log_in(&self.pkcs11, visit.slot, &self.pin).inspect_err(|failure| {
+            if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
+                self.state().phase = Phase::PinRefused;
+            }
+        })?;
+        if let Some(old) = anchor.replace(new) {
+            // It was of no use, so that it cannot be closed is nothing new.
+            let _ = old.close();
+        }
+        tracing::warn!("logged in to the token again");
+        Ok(())
+    }
+
+    /// A new session did not help: the next recovery starts with the module itself.
+    pub(super) fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// Something worked.
+    pub(super) fn trust(&self) {
+        // Signing comes here each time: read first, so that the cache line stays shared.
+        if self.is_doubted() {
+            self.doubted.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Third rung of the ladder: initialises the module again, unless another thread did since generation `seen`. The
+    /// caller must not hold a visit.
+    pub(super) fn reinitialise(&self, seen: u64) -> Result<(), TokenError> {
+        let needed = self.exclusive(|state| match &state.phase {
+            Phase::PinRefused => Err(TokenError::PinRefused),
+            Phase::Closed => Err(closed()),
+            Phase::Up(_) if state.generation != seen => Ok(false),
+            Phase::Up(_) | Phase::Down(_) if state.last_initialised.elapsed() < REINITIALISE_INTERVAL => {
+                let reason = match &state.phase {
+                    Phase::Down(reason) => reason,
+                    _ => "the module was initialised a moment ago",
+                };
+                Err(TokenError::Unavailable(reason.to_owned()))
+            }
+            Phase::Up(_) | Phase::Down(_) => Ok(true),
+        })?;
+        if !needed {
+            return Ok(());
+        }
+        let started = self.start();
+        let mut state = self.state();
+        state.generation += 1;
+        state.last_initialised = Instant::now();
+        state.exclusive = false;
+        let outcome = match started {
+            Ok(slot) => {
+                state.phase = Phase::Up(slot);
+                tracing::warn!(generation = state.generation, "initialised the PKCS#11 module again");
+                Ok(())
+            }
+            Err(Failure::Refused(TokenError::PinRefused)) => {
+                state.phase = Phase::PinRefused;
+                tracing::error!("the token refused the PIN; it is not tried again");
+                Err(TokenError::PinRefused)
+            }
+            Err(failure) => {
+                let error = TokenError::from(failure);
+                let reason = error.to_string();
+                tracing::warn!(reason, "the token did not come back with a new initialisation");
+                state.phase = Phase::Down(reason);
+                Err(error)
+            }
+        };
+        self.changed.notify_all();
+        outcome
+    }
+
+    /// Finalises the module, once. Whether all calls into it had returned, so that its threads can end.
+    pub(super) fn close(&self) -> bool {
+        match self.exclusive(|state| Ok(!matches!(state.phase, Phase::Closed))) {
+            Ok(true) => {}
+            Ok(false) => return true,
+            Err(_) => {
+                // A call hangs in the module: leave it there rather than pull the module away under it.
+                self.state().phase = Phase::Closed;
+                tracing::warn!("a call into the PKCS#11 module has not returned; leaving without C_Finalize");
+                return false;
+            }
+        }
+        *self.anchor.lock().expect(NO_PANIC) = None;
+        finalise(&self.pkcs11);
+        let mut state = self.state();
+        state.phase = Phase::Closed;
+        state.generation += 1;
+        state.exclusive = false;
+        self.changed.notify_all();
+        true
+    }
+
+    /// If `wanted`, keeps visitors out and waits until the last has left. After `true` the caller has the module to itself
+    /// and takes `exclusive` back when it is done.
+    fn exclusive(&self, wanted: impl Fn(&State) -> Result<bool, TokenError>) -> Result<bool, TokenError> {
+        let stuck = || TokenError::Unavailable("a call into the module has not returned".into());
+        let (mut state, timeout) =
+            self.changed.wait_timeout_while(self.state(), DRAIN_TIMEOUT, |state| state.exclusive).expect(NO_PANIC);
+        if timeout.timed_out() {
+            return Err(stuck());
+        }
+        if !wanted(&state)? {
+            return Ok(false);
+        }
+        state.exclusive = true;
+        let (mut state, timeout) =
+            self.changed.wait_timeout_while(state, DRAIN_TIMEOUT, |state| state.visits > 0).expect(NO_PANIC);
+        if timeout.timed_out() {
+            state.exclusive = false;
+            // The hung call is no reason to stop the others every time that one of them fails.
+            state.last_initialised = Instant::now();
+            self.changed.notify_all();
+            return Err(stuck());
+        }
+        Ok(true)
+    }
+
+    /// Finalises and initialises. Only with `exclusive` set and nobody inside.
+    fn start(&self) -> Result<Slot, Failure> {
+        let mut anchor = self.anchor.lock().expect(NO_PANIC);
+        // C_Finalize closes it; its handle must not be closed after that.
+        *anchor = None;
+        finalise(&self.pkcs11);
+        initialise(&self.pkcs11)?;
+        let (slot, _) = find_token(&self.pkcs11, &self.identity.label, Some(&self.identity.serial))?;
+        let new = log_in(&self.pkcs11, slot, &self.pin)?;
+        self.holds_keys.store(shows_keys(&new)?, Ordering::Relaxed);
+        self.doubted.store(false, Ordering::Relaxed);
+        *anchor = Some(new);
+        Ok(slot)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect(NO_PANIC)
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        let mut state = self.module.state();
+        state.visits -= 1;
+        if state.visits == 0 && state.exclusive {
+            self.module.changed.notify_all();
+        }
+    }
+}
+
+const REINITIALISE_INTERVAL: Duration = Duration::from_secs(REINITIALISE_INTERVAL_SECS);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(DRAIN_TIMEOUT_SECS);
+const SHOWS_NONE: &str = "the token shows none of its keys";
+const NO_PANIC: &str = "nothing panics while it holds the module's state";
+
+fn closed() -> TokenError {
+    TokenError::Unavailable("the token is closed".into())
+}

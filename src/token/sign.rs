@@ -1,0 +1,127 @@
+//! Signing: one worker, one session, one job at a time.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
+use tokio::sync::oneshot;
+
+use super::failure::Failure;
+use super::module::Module;
+use super::session::{OpenSession, WorkerSession};
+use super::{KeyRef, SignInput, TokenError, attributes, mechanism};
+use crate::domain::PublicKey;
+
+/// Most keys whose handles one session remembers: four for each of 4,096 keyrings. Beyond that it starts anew, which
+/// costs one search for each key in use.
+const KEYS_CACHED_MAX: usize = 16_384;
+
+/// Inputs that wait for a worker.
+pub(super) struct SignJob {
+    pub(super) key: Arc<KeyRef>,
+    pub(super) inputs: Vec<SignInput>,
+    pub(super) deadline: Instant,
+    pub(super) answer: oneshot::Sender<Result<Vec<Vec<u8>>, TokenError>>,
+}
+
+/// Signs until the queue is closed and empty.
+pub(super) fn work(jobs: &Receiver<SignJob>, session: &mut WorkerSession) {
+    for SignJob { key, inputs, deadline, answer } in jobs {
+        if answer.is_closed() {
+            continue;
+        }
+        // A caller that has left in the meantime needs no answer.
+        let _ = answer.send(sign(session, &key, &inputs, deadline));
+    }
+}
+
+fn sign(
+    session: &mut WorkerSession,
+    key: &Arc<KeyRef>,
+    inputs: &[SignInput],
+    deadline: Instant,
+) -> Result<Vec<Vec<u8>>, TokenError> {
+    // Before anything else, so that a backlog of late jobs does not set the recovery going.
+    if Instant::now() >= deadline {
+        return Err(TokenError::Late);
+    }
+    let data = inputs.iter().map(|input| mechanism::data(key.algorithm, input)).collect::<Result<Vec<_>, _>>()?;
+    session.attempt(Some(deadline), |module, open| sign_all(module, open, key, &data))
+}
+
+fn sign_all(
+    module: &Module,
+    open: &mut OpenSession,
+    key: &Arc<KeyRef>,
+    data: &[Cow<'_, [u8]>],
+) -> Result<Vec<Vec<u8>>, Failure> {
+    let handle = find_key(module, open, key)?;
+    let signing = mechanism::signing(key.algorithm);
+    let len = mechanism::signature_len(&key.public);
+    let mut signatures = Vec::with_capacity(data.len());
+    for data in data {
+        let signature = open.session.sign(&signing, handle, data)?;
+        if signature.len() != len {
+            return Err(Failure::Refused(TokenError::Mismatch(format!(
+                "C_Sign returned {} octets for {} with key {}",
+                signature.len(),
+                key.algorithm,
+                key.object
+            ))));
+        }
+        signatures.push(signature);
+    }
+    Ok(signatures)
+}
+
+/// The private key's handle; before the first use, and whenever another record names the same object, what the token
+/// holds is compared with what the record says.
+fn find_key(module: &Module, open: &mut OpenSession, key: &Arc<KeyRef>) -> Result<ObjectHandle, Failure> {
+    if let Some((handle, compared)) = open.keys.get(&key.object)
+        && (Arc::ptr_eq(compared, key) || (compared.public == key.public && compared.algorithm == key.algorithm))
+    {
+        return Ok(*handle);
+    }
+    let handle = compare_key(module, open, key)?;
+    if open.keys.len() >= KEYS_CACHED_MAX {
+        open.keys.clear();
+    }
+    open.keys.insert(key.object, (handle, Arc::clone(key)));
+    Ok(handle)
+}
+
+fn compare_key(module: &Module, open: &OpenSession, key: &KeyRef) -> Result<ObjectHandle, Failure> {
+    let KeyRef { object, algorithm, ref public } = *key;
+    let mismatch = |what: &str| Err(Failure::Answer(TokenError::Mismatch(format!("key {object}: {what}"))));
+    let session = &open.session;
+    let private = find_one(module, open, key, ObjectClass::PRIVATE_KEY)?;
+    let verifying = find_one(module, open, key, ObjectClass::PUBLIC_KEY)?;
+    // SoftHSM's C_SignInit takes a mechanism that does not fit the key; so it is looked at here.
+    if attributes::read_kind(session, private)?.1 != Some(mechanism::key_type(algorithm)) {
+        return mismatch("its private half is not of the type that the algorithm takes");
+    }
+    if attributes::read_public(session, verifying, algorithm)?.as_ref() != Some(public) {
+        return mismatch("its public half is not the recorded one");
+    }
+    if let PublicKey::Rsa { n, .. } = public
+        && attributes::read_modulus(session, private)?.as_ref() != Some(n)
+    {
+        return mismatch("the modulus of its private half is not the recorded one");
+    }
+    module.saw_key();
+    Ok(private)
+}
+
+fn find_one(module: &Module, open: &OpenSession, key: &KeyRef, class: ObjectClass) -> Result<ObjectHandle, Failure> {
+    match open.session.find_objects(&[Attribute::Class(class), attributes::under(key.object)])?.as_slice() {
+        [handle] => Ok(*handle),
+        [] => {
+            // Either the key is not there or the token is not. The second can be mended.
+            module.check_for_keys(&open.session)?;
+            Err(Failure::Answer(TokenError::Unavailable(format!("C_FindObjects: no {class} under {}", key.object))))
+        }
+        _ => Err(Failure::Answer(TokenError::Mismatch(format!("more than one {class} under {}", key.object)))),
+    }
+}

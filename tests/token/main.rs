@@ -1,0 +1,172 @@
+//! The token room against a real SoftHSM.
+
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the answer, in its functions too")]
+
+mod contract;
+mod failures;
+mod protection;
+mod softhsm;
+
+use std::sync::Arc;
+
+use cryptoki::context::Pkcs11;
+use cryptoki::object::{Attribute, ObjectClass};
+use keyward::domain::Algorithm;
+use keyward::token::{Found, KeyRef, Pkcs11Token, Token, TokenConfig, TokenError, provision};
+
+use contract::{fresh_object, input, soon, spec, verify};
+use softhsm::{LABEL, PIN, SO_PIN, alone, config, direct_session, module, runtime, with_token};
+
+/// Mounts the contract suite, one test for each algorithm.
+macro_rules! contract_holds {
+    ($($test:ident: $algorithm:ident,)*) => {$(
+        #[test]
+        fn $test() {
+            with_token(stringify!($test), |_, token| async move {
+                contract::holds(&token, Algorithm::$algorithm).await;
+            });
+        }
+    )*};
+}
+
+contract_holds! {
+    contract_holds_for_rs256: RS256,
+    contract_holds_for_rs384: RS384,
+    contract_holds_for_rs512: RS512,
+    contract_holds_for_ps256: PS256,
+    contract_holds_for_ps384: PS384,
+    contract_holds_for_ps512: PS512,
+    contract_holds_for_es256: ES256,
+    contract_holds_for_es384: ES384,
+    contract_holds_for_es512: ES512,
+    contract_holds_for_eddsa: EdDSA,
+}
+
+#[test]
+fn half_a_pair_is_remains_until_it_is_destroyed() {
+    with_token("half_a_pair_is_remains_until_it_is_destroyed", |_, token| async move {
+        // A token that loses its last key past Keyward looks like one that is away: there is another.
+        token.generate(fresh_object(), spec(Algorithm::ES256)).await.unwrap();
+        for lost in [ObjectClass::PUBLIC_KEY, ObjectClass::PRIVATE_KEY] {
+            let object = fresh_object();
+            let made = token.generate(object, spec(Algorithm::ES256)).await.unwrap();
+            let session = direct_session();
+            let half = [Attribute::Class(lost), Attribute::Id(object.octets().to_vec())];
+            let handles = session.find_objects(&half).unwrap();
+            assert_eq!(handles.len(), 1);
+            session.destroy_object(handles[0]).unwrap();
+
+            assert_eq!(token.find(object, Algorithm::ES256).await.unwrap(), Found::Remains);
+            let key = Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public: made.public });
+            let refused = token.sign(&key, vec![input(Algorithm::ES256, b"half")], soon()).await;
+            assert!(matches!(refused, Err(TokenError::Unavailable(_))), "R8: {refused:?}");
+            token.destroy(object).await.unwrap();
+            assert_eq!(token.find(object, Algorithm::ES256).await.unwrap(), Found::Absent);
+        }
+    });
+}
+
+#[test]
+fn keys_outlive_the_process_that_made_them() {
+    alone("keys_outlive_the_process_that_made_them", |home| {
+        home.provision();
+        let object = fresh_object();
+        let first = home.open(PIN).unwrap();
+        let identity = first.identity().clone();
+        let public = runtime().block_on(async { first.generate(object, spec(Algorithm::EdDSA)).await.unwrap().public });
+        let key = Arc::new(KeyRef { object, algorithm: Algorithm::EdDSA, public });
+        first.close();
+        let closed = runtime().block_on(first.sign(&key, vec![input(Algorithm::EdDSA, b"closed")], soon()));
+        assert!(matches!(closed, Err(TokenError::Unavailable(_))), "{closed:?}");
+        drop(first);
+
+        let second = Pkcs11Token::open(TokenConfig { serial: Some(identity.serial.clone()), ..config(PIN) }).unwrap();
+        assert_eq!(second.identity(), &identity);
+        let signatures =
+            runtime().block_on(second.sign(&key, vec![input(Algorithm::EdDSA, b"again")], soon())).unwrap();
+        verify(Algorithm::EdDSA, &key.public, b"again", &signatures[0]).unwrap();
+    });
+}
+
+#[test]
+fn many_keys_sign_at_once_while_others_are_generated() {
+    with_token("many_keys_sign_at_once_while_others_are_generated", |_, token| async move {
+        let token = Arc::new(token);
+        let mut keys = Vec::new();
+        for _ in 0..3 {
+            let object = fresh_object();
+            let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
+            keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public }));
+        }
+        let generating = tokio::spawn({
+            let token = Arc::clone(&token);
+            async move {
+                for _ in 0..3 {
+                    token.generate(fresh_object(), spec(Algorithm::RS256)).await.unwrap();
+                }
+            }
+        });
+        // Fewer at once than the queue holds: QueueFull has its own test.
+        let mut signing = tokio::task::JoinSet::new();
+        for number in 0..48 {
+            let (token, key) = (Arc::clone(&token), Arc::clone(&keys[number % keys.len()]));
+            signing.spawn(async move {
+                for round in 0..10 {
+                    let message = format!("{number} {round}");
+                    let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
+                    let signatures = token.sign(&key, inputs, soon()).await.unwrap();
+                    verify(Algorithm::ES256, &key.public, message.as_bytes(), &signatures[0]).unwrap();
+                }
+            });
+        }
+        signing.join_all().await;
+        generating.await.unwrap();
+    });
+}
+
+#[test]
+fn the_token_is_found_by_label_and_serial_number() {
+    alone("the_token_is_found_by_label_and_serial_number", |home| {
+        let open = |label: &str, serial: Option<&str>| {
+            Pkcs11Token::open(TokenConfig { label: label.into(), serial: serial.map(Into::into), ..config(PIN) })
+        };
+        let first = provision(&module(), LABEL, &SO_PIN.into(), &PIN.into()).unwrap();
+        assert_eq!(first.label, LABEL);
+        let again = provision(&module(), LABEL, &SO_PIN.into(), &PIN.into());
+        assert!(matches!(again, Err(TokenError::Mismatch(_))), "{again:?}");
+
+        let error = open("other", None).unwrap_err();
+        assert!(matches!(&error, TokenError::Unavailable(text) if text.contains(LABEL)), "{error}");
+        let error = open(LABEL, Some("0123")).unwrap_err();
+        assert!(matches!(&error, TokenError::Unavailable(text) if text.contains(&first.serial)), "{error}");
+        assert_eq!(open(LABEL, None).unwrap().identity(), &first);
+
+        // A second token of the same label, which Keyward would not make.
+        let other = provision(&module(), "other", &SO_PIN.into(), &PIN.into()).unwrap();
+        let pkcs11 = Pkcs11::new(module()).unwrap();
+        let locking = cryptoki::context::CInitializeFlags::OS_LOCKING_OK;
+        pkcs11.initialize(cryptoki::context::CInitializeArgs::new(locking)).unwrap();
+        for slot in pkcs11.get_slots_with_initialized_token().unwrap() {
+            if pkcs11.get_token_info(slot).unwrap().serial_number() == other.serial {
+                pkcs11.init_token(slot, &SO_PIN.into(), LABEL).unwrap();
+                let session = pkcs11.open_rw_session(slot).unwrap();
+                session.login(cryptoki::session::UserType::So, Some(&SO_PIN.into())).unwrap();
+                session.init_pin(&PIN.into()).unwrap();
+            }
+        }
+        pkcs11.finalize().unwrap();
+        let error = home.open(PIN).unwrap_err();
+        let lists_both = |text: &str| text.contains(&first.serial) && text.contains(&other.serial);
+        assert!(matches!(&error, TokenError::Mismatch(text) if lists_both(text)), "{error}");
+        assert_eq!(open(LABEL, Some(&other.serial)).unwrap().identity().serial, other.serial);
+    });
+}
+
+#[test]
+fn softhsm_has_every_mechanism() {
+    with_token("softhsm_has_every_mechanism", |_, token| async move {
+        let support = token.mechanisms().unwrap();
+        assert_eq!(support.len(), Algorithm::ALL.len());
+        assert!(support.iter().all(|(_, support)| support.is_ok()), "{support:?}");
+    });
+}

@@ -1,0 +1,104 @@
+//! A private key cannot leave the token: asked past Keyward, with the user logged in, the token refuses.
+
+use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeInfo, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
+use keyward::domain::{Algorithm, ObjectId};
+use keyward::token::Token;
+
+use crate::contract::{fresh_object, spec};
+use crate::softhsm::{direct_session, with_token};
+
+/// Every attribute that holds a part of a private key.
+const SECRETS: [AttributeType; 7] = [
+    AttributeType::PrivateExponent,
+    AttributeType::Prime1,
+    AttributeType::Prime2,
+    AttributeType::Exponent1,
+    AttributeType::Exponent2,
+    AttributeType::Coefficient,
+    AttributeType::Value,
+];
+
+#[test]
+fn no_private_key_leaves_the_token() {
+    with_token("protection::no_private_key_leaves_the_token", |_, token| async move {
+        for algorithm in Algorithm::ALL {
+            let object = fresh_object();
+            token.generate(object, spec(algorithm)).await.unwrap();
+            let session = direct_session();
+            let private = private_key(&session, object);
+            no_attribute_shows_it(&session, private, algorithm);
+            nothing_wraps_it(&session, private, algorithm);
+            nothing_loosens_it(&session, private, algorithm);
+            it_does_nothing_but_sign(&session, private, algorithm);
+            nobody_sees_it_without_a_login(&session, object, algorithm);
+        }
+    });
+}
+
+fn private_key(session: &Session, object: ObjectId) -> ObjectHandle {
+    let private = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Id(object.octets().to_vec())];
+    session.find_objects(&private).unwrap()[0]
+}
+
+fn no_attribute_shows_it(session: &Session, private: ObjectHandle, algorithm: Algorithm) {
+    assert!(session.get_attributes(private, &SECRETS).unwrap().is_empty(), "{algorithm}");
+    let shown = session.get_attribute_info(private, &SECRETS).unwrap();
+    for (attribute, info) in SECRETS.iter().zip(&shown) {
+        assert!(
+            matches!(info, AttributeInfo::Sensitive | AttributeInfo::TypeInvalid | AttributeInfo::Unavailable),
+            "{algorithm}: {attribute} is {info:?}"
+        );
+    }
+    // The key has secrets to hide in the first place.
+    assert!(shown.iter().any(|info| matches!(info, AttributeInfo::Sensitive)), "{algorithm}: {shown:?}");
+}
+
+fn nothing_wraps_it(session: &Session, private: ObjectHandle, algorithm: Algorithm) {
+    let wrapping = session
+        .generate_key(
+            &Mechanism::AesKeyGen,
+            &[Attribute::ValueLen(32.into()), Attribute::Token(false), Attribute::Wrap(true), Attribute::Encrypt(true)],
+        )
+        .unwrap();
+    for mechanism in [Mechanism::AesKeyWrap, Mechanism::AesKeyWrapPad] {
+        let refused = session.wrap_key(&mechanism, wrapping, private);
+        assert!(matches!(refused, Err(Error::Pkcs11(RvError::KeyUnextractable, _))), "{algorithm}: {refused:?}");
+    }
+}
+
+fn nothing_loosens_it(session: &Session, private: ObjectHandle, algorithm: Algorithm) {
+    for loose in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
+        let set = session.update_attributes(private, std::slice::from_ref(&loose));
+        assert!(set.is_err(), "{algorithm}: {loose:?} was set");
+        let copied = session.copy_object(private, &[Attribute::Token(false), loose.clone()]);
+        assert!(copied.is_err(), "{algorithm}: copied with {loose:?}");
+    }
+}
+
+fn it_does_nothing_but_sign(session: &Session, private: ObjectHandle, algorithm: Algorithm) {
+    let usages = [
+        AttributeType::Sign,
+        AttributeType::SignRecover,
+        AttributeType::Decrypt,
+        AttributeType::Unwrap,
+        AttributeType::Derive,
+    ];
+    let shown = session.get_attributes(private, &usages).unwrap();
+    let wanted = [
+        Attribute::Sign(true),
+        Attribute::SignRecover(false),
+        Attribute::Decrypt(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
+    ];
+    assert_eq!(shown, wanted, "{algorithm}");
+}
+
+fn nobody_sees_it_without_a_login(session: &Session, object: ObjectId, algorithm: Algorithm) {
+    session.logout().unwrap();
+    let shown = session.find_objects(&[Attribute::Id(object.octets().to_vec())]).unwrap();
+    assert_eq!(shown.len(), 1, "{algorithm}: the public key alone");
+}
