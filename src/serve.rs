@@ -16,7 +16,7 @@ use crate::token::Token;
 use crate::{grpc, http};
 
 /// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
-const DRAIN_MAX: Duration = Duration::from_secs(20);
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// The sockets of a service.
 #[derive(Debug)]

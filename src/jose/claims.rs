@@ -29,11 +29,12 @@ impl Claims {
     /// It is not one JSON object in UTF-8, a member stands in it twice (readers would disagree on which one counts), or
     /// `exp`, `nbf` or `iss` is of the wrong type.
     pub fn parse(json: &[u8]) -> Result<Self, ClaimsProblem> {
-        let start = json.iter().find(|octet| !octet.is_ascii_whitespace());
-        if start != Some(&b'{') {
+        // Members that are passed over are not looked into for UTF-8 by the parser.
+        let json = std::str::from_utf8(json).map_err(|_| ClaimsProblem("must be JSON in UTF-8".to_owned()))?;
+        if !json.trim_ascii_start().starts_with('{') {
             return Err(ClaimsProblem("must be one JSON object".to_owned()));
         }
-        serde_json::from_slice(json).map_err(|error| ClaimsProblem(format!("must be one JSON object: {error}")))
+        serde_json::from_str(json).map_err(|error| ClaimsProblem(format!("must be one JSON object: {error}")))
     }
 }
 

@@ -41,7 +41,7 @@ impl Keyrings {
             let now = self.clock.now();
             let Plan::Act(action) = plan(keyring, &record.tenant, now, self.claim(keyring)) else { return Ok(()) };
             let keyring = keyring.clone();
-            let Step::Changed(changed) = self.step(&action, &keyring, record).await? else { continue };
+            let Step::Changed(changed) = self.step(&action, &keyring, record, now).await? else { continue };
             let event = event(&action, &keyring, &changed, now);
             match self.commit_keyring(record, changed, event).await {
                 // Another replica acted: plan again on what it made.
@@ -68,10 +68,13 @@ impl Keyrings {
                 self.publish(record)
             }
             Err(StoreError::Conflict) => {
-                let loaded = self.store.load(&record.tenant.id).await?;
-                if let Some(loaded) = loaded {
-                    *record = loaded;
-                    self.publish(record)?;
+                match self.store.load(&record.tenant.id).await? {
+                    Some(loaded) => {
+                        *record = loaded;
+                        self.publish(record)?;
+                    }
+                    // The tenant is gone, and its keyrings with it.
+                    None => record.keyrings.clear(),
                 }
                 Err(StoreError::Conflict)
             }
@@ -111,20 +114,25 @@ impl Keyrings {
         }
     }
 
-    async fn step(&self, action: &Action, keyring: &Keyring, record: &TenantRecord) -> Result<Step, Error> {
+    async fn step(
+        &self,
+        action: &Action,
+        keyring: &Keyring,
+        record: &TenantRecord,
+        now: Timestamp,
+    ) -> Result<Step, Error> {
         let changed = match action {
-            // 1. Changes of the record alone: a crash before the commit leaves the old state, after it the new one.
-            Action::ActivateFirst => keyring.activate_first(new_object(), self.clock.now()),
-            Action::Begin => keyring.begin(new_object(), self.clock.now()),
-            Action::BeginDestroy(object) => keyring.begin_destroy(*object, self.clock.now()),
-            Action::Retire(kid) => {
-                keyring.revoke(kid, self.clock.now()).map_err(|refused| unplanned(action, &refused))?
-            }
+            // 1. Changes of the record alone, at the time they were planned for: a crash before the commit leaves the old
+            //    state, after it the new one.
+            Action::ActivateFirst => keyring.activate_first(new_object(), now),
+            Action::Begin => keyring.begin(new_object(), now),
+            Action::BeginDestroy(object) => keyring.begin_destroy(*object, now),
+            Action::Retire(kid) => keyring.revoke(kid, now).map_err(|refused| unplanned(action, &refused))?,
             Action::Rotate => self
-                .rotated(keyring, record, &Trigger::default(), self.clock.now())
+                .rotated(keyring, record, &Trigger::default(), now)
                 .map_err(|refused| unplanned(action, &refused))?,
-            // 2. Effects on the token; their intent stands in the record. A crash leaves objects under an id that the
-            //    record names, and the next process recovers, destroys or sweeps them.
+            // 2. Effects on the token, which take their time; their intent stands in the record. A crash leaves objects
+            //    under an id that the record names, and the next process recovers, destroys or sweeps them.
             Action::Generate(object) => match self.generate(*object, keyring.algorithm).await {
                 Ok(generated) => keyring.publish(generated, self.clock.now()),
                 Err(error) => return Err(self.not_generated(*object, error)),

@@ -1,4 +1,4 @@
-use crate::domain::{InvalidPolicy, Timestamp};
+use crate::domain::{InvalidPolicy, TenantId, Timestamp};
 use crate::store::StoreError;
 use crate::token::TokenError;
 
@@ -91,10 +91,19 @@ impl Error {
         Self::Invalid(vec![Violation { field: field.to_owned(), problem: problem.to_string() }])
     }
 
+    /// The error with what only the log, and whoever starts the service, may know.
+    #[must_use]
+    pub fn for_log(&self) -> String {
+        match self {
+            Self::Unavailable { cause, .. } | Self::Internal(cause) => format!("{self}: {cause}"),
+            _ => self.to_string(),
+        }
+    }
+
     /// The tenant is not there, or not for this caller.
     #[must_use]
-    pub fn no_tenant() -> Self {
-        Self::NotFound("no such tenant; ListTenants shows those that there are".to_owned())
+    pub fn no_tenant(id: &TenantId) -> Self {
+        Self::NotFound(format!("there is no tenant {id} here; ListTenants shows those that there are"))
     }
 }
 
@@ -138,7 +147,7 @@ impl From<StoreError> for Error {
 impl From<Vec<InvalidPolicy>> for Error {
     fn from(problems: Vec<InvalidPolicy>) -> Self {
         let violation =
-            |InvalidPolicy { field, problem }| Violation { field: format!("rotation_policy.{field}"), problem };
+            |InvalidPolicy { field, problem }| Violation { field: format!("tenant.rotation_policy.{field}"), problem };
         Self::Invalid(problems.into_iter().map(violation).collect())
     }
 }

@@ -143,7 +143,7 @@ impl Keyrings {
     /// [`Error::NotFound`] for the tenant. A JWT that is not valid is a [`Verdict`].
     pub fn verify_jwt(&self, tenant: &TenantId, jwt: &str) -> Result<Verdict, Error> {
         let snapshot = self.snapshot();
-        let view = snapshot.tenant(tenant).ok_or_else(Error::no_tenant)?;
+        let view = snapshot.tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?;
         let mut verdict = Verdict::default();
         verdict.problem = self.verify_with(view, jwt, &mut verdict).err();
         Ok(verdict)
@@ -188,7 +188,7 @@ impl Keyrings {
             return Err(Error::Unavailable { part: Part::Snapshot, cause });
         }
         let snapshot = self.snapshot();
-        let view = snapshot.tenant(&choice.tenant).ok_or_else(Error::no_tenant)?;
+        let view = snapshot.tenant(&choice.tenant).ok_or_else(|| Error::no_tenant(&choice.tenant))?;
         let algorithm = algorithm_of(view, choice.algorithm)?;
         let signer = view.signer(algorithm).ok_or_else(|| Error::Unavailable {
             part: Part::Token,

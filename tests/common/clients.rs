@@ -96,7 +96,7 @@ pub(crate) fn short_policy() -> RotationPolicy {
         clock_skew: secs(0),
         publish_lead: secs(1),
         rotation_period: secs(0),
-        destroy_delay: secs(0),
+        destroy_delay: secs(3600),
         auto_revoke: Some(true),
     }
 }
