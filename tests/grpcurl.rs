@@ -85,7 +85,7 @@ fn an_operator_who_mistypes_is_told_what() {
     let server = Server::dev();
     let request = json!({ "tenant": "no-such-tenant" });
     let error = call(&server, "keyward.v1.KeyService/ListSigningKeys", &request).expect_err("there is no such tenant");
-    assert!(error.contains("Code: NotFound") && error.contains("ListTenants"), "the way out is missing: {error}");
+    assert!(error.contains("Code: NotFound") && error.contains("no-such-tenant"), "{error}");
 
     let request = json!({ "tenant": "demo", "algorithm": "RS265", "claims_json": STANDARD.encode("{}") });
     let error = call(&server, "keyward.v1.SigningService/SignJwt", &request).expect_err("there is no such algorithm");
