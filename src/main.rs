@@ -174,9 +174,9 @@ async fn run(config: &Config, token: Pkcs11Token, ready: impl FnOnce(Addresses),
     let (store, canary) = setup::open(config, &token).await.map_err(text)?;
     let (token, store) = (Arc::new(token), Arc::new(store));
     let keyrings = serve::keyrings(config, addresses, Arc::clone(&token) as _, Arc::clone(&store) as _);
-    keyrings.refresh().await.map_err(|error| error.to_string())?;
+    keyrings.refresh().await.map_err(|error| error.for_log())?;
     if demo {
-        dev::create_demo(&keyrings).await.map_err(|error| error.to_string())?;
+        dev::create_demo(&keyrings).await.map_err(|error| error.for_log())?;
     }
     tracing::warn!(
         "grpc.auth is \"none\": every process on this machine that reaches {} may sign and administer",

@@ -91,6 +91,15 @@ impl Error {
         Self::Invalid(vec![Violation { field: field.to_owned(), problem: problem.to_string() }])
     }
 
+    /// The error with what only the log, and whoever starts the service, may know.
+    #[must_use]
+    pub fn for_log(&self) -> String {
+        match self {
+            Self::Unavailable { cause, .. } | Self::Internal(cause) => format!("{self}: {cause}"),
+            _ => self.to_string(),
+        }
+    }
+
     /// The tenant is not there, or not for this caller.
     #[must_use]
     pub fn no_tenant(id: &TenantId) -> Self {

@@ -1,7 +1,7 @@
 //! The use cases: the only room that calls the token and the store.
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path), `drive` (the one loop that
-//! brings a keyring to rest), `keys` and `tenants` (what operators ask for), `tend` (the timer), `health`.
+//! brings a keyring to rest), `rotate`, `keys` and `tenants` (what operators ask for), `tend` (the timer), `health`.
 
 mod clock;
 mod drive;
@@ -10,6 +10,7 @@ mod health;
 mod keys;
 mod locks;
 mod published;
+mod rotate;
 mod sign;
 pub mod snapshot;
 mod tenants;
@@ -22,7 +23,8 @@ use std::time::Duration;
 pub use clock::Clock;
 pub use error::{Error, Part, Violation};
 pub use health::{Canary, Health};
-pub use keys::{KeyPage, ListKeys, Listed, ListedState, RotateKeys, Rotated};
+pub use keys::{KeyPage, ListKeys, Listed, ListedState};
+pub use rotate::{RotateKeys, Rotated};
 pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, Verdict, ecdsa_curve};
 pub use tenants::{TenantPage, TenantSpec, TenantUpdate};
 pub use tend::tend;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::keys::error_text;
 use super::{Error, Keyrings, Violation, new_object};
 use crate::domain::{
     Algorithm, Domain, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
@@ -249,7 +248,7 @@ impl Keyrings {
         record = TenantRecord { tenant, keyrings: closed };
         self.publish(&record)?;
         if let Err(error) = self.end(&mut record).await {
-            tracing::warn!(tenant = %id, error = error_text(&error), "deleted; its keys are destroyed by the timer");
+            tracing::warn!(tenant = %id, error = error.for_log(), "deleted; its keys are destroyed by the timer");
         }
         Ok(())
     }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::keys::error_text;
 use super::{Error, Keyrings};
 use crate::domain::rotation::{Plan, plan};
 use crate::domain::{Algorithm, Keyring, Tenant, TenantId, Timestamp};
@@ -41,7 +40,7 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => break,
             _ = ticks.tick() => {
                 if let Err(error) = keyrings.refresh().await {
-                    tracing::warn!(error = error_text(&error), "the snapshot could not be refreshed");
+                    tracing::warn!(error = error.for_log(), "the snapshot could not be refreshed");
                 }
             }
             Some(done) = working.join_next() => {
@@ -79,7 +78,7 @@ fn note(pauses: &mut HashMap<TenantId, Pause>, tenant: TenantId, result: Result<
     let wait = PAUSE_MIN.saturating_mul(1 << pause.failures.min(16)).min(PAUSE_MAX);
     pause.failures += 1;
     pause.until = Instant::now() + wait;
-    tracing::warn!(%tenant, error = error_text(&error), retry_secs = wait.as_secs(), "keys could not be brought to rest");
+    tracing::warn!(%tenant, error = error.for_log(), retry_secs = wait.as_secs(), "keys could not be brought to rest");
 }
 
 impl Keyrings {
@@ -104,7 +103,7 @@ impl Keyrings {
                 view.record.tenant.revision == revisions.revision && keyrings.eq(revisions.keyrings.iter().copied())
             });
             if !same && let Err(error) = self.reload(&revisions.tenant).await {
-                tracing::error!(tenant = %revisions.tenant, error = error_text(&error), "the record could not be loaded");
+                tracing::error!(tenant = %revisions.tenant, error = error.for_log(), "the record could not be loaded");
                 problem = Some(error);
             }
         }

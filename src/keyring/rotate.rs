@@ -1,0 +1,246 @@
+//! Rotation and revocation, as operators ask for them.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::keys::{Listed, listed_key, no_key};
+use super::snapshot::Signer;
+use super::{Error, Keyrings, Part};
+use crate::domain::{
+    Algorithm, KeyState, Keyring, Kid, RevokeRefused, RotateRefused, TenantId, Timestamp, Trigger, after,
+};
+use crate::store::{Event, StoreError, TenantRecord};
+
+/// A rotation that somebody asks for.
+#[derive(Clone, Debug)]
+pub struct RotateKeys {
+    /// Whose keyring.
+    pub tenant: TenantId,
+    /// Which one; `None`: that of the default algorithm.
+    pub algorithm: Option<Algorithm>,
+    /// What the caller insists on.
+    pub trigger: Trigger,
+}
+
+/// A keyring as a rotation left it.
+#[derive(Debug)]
+pub struct Rotated {
+    /// The key that signs now.
+    pub current: Listed,
+    /// The new next key, unless the token could not generate it yet.
+    pub next: Option<Listed>,
+    /// The key that was replaced.
+    pub previous: Option<Listed>,
+}
+
+/// How often a rotation or revocation that lost a compare-and-swap decides again before it gives up.
+const TRIES_MAX: usize = 8;
+
+/// How often the fence looks whether the last request with a revoked key has ended: requests take milliseconds.
+const FENCE_LOOK: Duration = Duration::from_millis(1);
+
+impl Keyrings {
+    /// Rotates a keyring.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] when the expected key is not current, [`Error::Precondition`] before the next key is ready (R3),
+    /// [`Error::Limit`] over the tenant's daily limit, and those of the store. A token that cannot generate the new next
+    /// key is no error: the rotation took place.
+    pub async fn rotate(self: &Arc<Self>, request: RotateKeys) -> Result<Rotated, Error> {
+        let this = Arc::clone(self);
+        self.to_its_end(async move { this.rotate_to_the_end(&request).await }).await
+    }
+
+    async fn rotate_to_the_end(&self, request: &RotateKeys) -> Result<Rotated, Error> {
+        let _turn = self.locks.turn(&request.tenant).await?;
+        let mut record = self.load(&request.tenant).await?;
+        let algorithm = request.algorithm.unwrap_or(record.tenant.default_algorithm);
+        for _ in 0..TRIES_MAX {
+            let keyring = keyring_of(&record, algorithm)?;
+            let repeated = request.trigger.request_id.as_ref().is_some_and(|id| keyring.has_carried_out(id));
+            if !repeated {
+                let now = self.clock.now();
+                let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
+                let event = rotate_event(&rotated, &request.trigger, now);
+                let signer = self.signer(&request.tenant, algorithm);
+                match self.commit_keyring(&mut record, rotated, event).await {
+                    Err(StoreError::Conflict) => continue,
+                    other => other?,
+                }
+                if request.trigger.revoke_replaced {
+                    self.fence(signer).await?;
+                }
+            }
+            if let Err(error) = self.drive(&mut record, algorithm).await {
+                tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
+            }
+            return rotated_answer(&record, algorithm);
+        }
+        Err(StoreError::Conflict.into())
+    }
+
+    /// The keyring after a rotation by hand, or why not: stale before limit, limit before lead.
+    fn rotated_by_hand(
+        &self,
+        keyring: &Keyring,
+        record: &TenantRecord,
+        trigger: &Trigger,
+        now: Timestamp,
+    ) -> Result<Keyring, Error> {
+        let current = keyring.current();
+        if let (Some(expected), Some(current)) = (&trigger.expected_current, current)
+            && *expected != current.kid
+        {
+            return Err(refusal(RotateRefused::Stale { current: current.kid.clone() }));
+        }
+        let mut manual: Vec<Timestamp> =
+            record.keyrings.iter().flat_map(|keyring| keyring.manual_rotations(now)).collect();
+        manual.sort();
+        let limit = self.settings.manual_rotations_per_day as usize;
+        if manual.len() >= limit {
+            let retry_time = manual.get(manual.len() - limit).map(|time| after(*time, Duration::from_secs(86_400)));
+            let when = retry_time.map_or_else(String::new, |time| format!("; the next one is possible at {time}"));
+            return Err(Error::Limit {
+                reason: "MANUAL_ROTATIONS_PER_DAY",
+                message: format!("the keys of this tenant were rotated by hand {limit} times in 24 hours{when}"),
+                retry_time,
+            });
+        }
+        self.rotated(keyring, record, trigger, now).map_err(refusal)
+    }
+
+    /// Revokes a previous key.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Precondition`] for a key that is in use, and those of the store.
+    pub async fn revoke(self: &Arc<Self>, tenant: TenantId, kid: Kid) -> Result<Listed, Error> {
+        let this = Arc::clone(self);
+        self.to_its_end(async move { this.revoke_to_the_end(&tenant, &kid).await }).await
+    }
+
+    async fn revoke_to_the_end(&self, tenant: &TenantId, kid: &Kid) -> Result<Listed, Error> {
+        let _turn = self.locks.turn(tenant).await?;
+        let mut record = self.load(tenant).await?;
+        for _ in 0..TRIES_MAX {
+            let keyring = record.keyrings.iter().find(|keyring| keyring.key(kid).is_some()).ok_or_else(no_key)?;
+            let (now, algorithm) = (self.clock.now(), keyring.algorithm);
+            let revoked = keyring.revoke(kid, now).map_err(revoke_refusal)?;
+            if revoked.revision != keyring.revision {
+                let event = Event {
+                    time: now,
+                    action: "revoke".to_owned(),
+                    tenant: tenant.clone(),
+                    algorithm: Some(algorithm),
+                    kid: Some(kid.clone()),
+                    detail: "by hand".to_owned(),
+                };
+                match self.commit_keyring(&mut record, revoked, event).await {
+                    Err(StoreError::Conflict) => continue,
+                    other => other?,
+                }
+                if let Err(error) = self.drive(&mut record, algorithm).await {
+                    tracing::warn!(%tenant, %algorithm, error = error.for_log(), "revoked; what follows is left to the timer");
+                }
+            }
+            let keyring = keyring_of(&record, algorithm)?;
+            return keyring.key(kid).map(|key| listed_key(keyring, key, true)).ok_or_else(no_key);
+        }
+        Err(StoreError::Conflict.into())
+    }
+
+    /// A tenant's record as the store has it now.
+    pub(super) async fn load(&self, tenant: &TenantId) -> Result<TenantRecord, Error> {
+        let record = self.store.load(tenant).await?;
+        record.filter(|record| record.tenant.delete_time.is_none()).ok_or_else(|| Error::no_tenant(tenant))
+    }
+
+    fn signer(&self, tenant: &TenantId, algorithm: Algorithm) -> Weak<Signer> {
+        let snapshot = self.snapshot();
+        let signer = snapshot.tenant(tenant).and_then(|view| view.signer(algorithm));
+        signer.map_or_else(Weak::new, Arc::downgrade)
+    }
+
+    /// Waits until no request holds the revoked key's signer any more (R10). The snapshot has let it go already, and no
+    /// request holds one for longer than `sign_wait_max`.
+    async fn fence(&self, signer: Weak<Signer>) -> Result<(), Error> {
+        let patience = Instant::now() + self.settings.sign_wait_max + Duration::from_secs(1);
+        while signer.strong_count() > 0 {
+            if Instant::now() > patience {
+                let cause = "a request still holds the revoked key".to_owned();
+                return Err(Error::Unavailable { part: Part::Snapshot, cause });
+            }
+            tokio::time::sleep(FENCE_LOOK).await;
+        }
+        Ok(())
+    }
+}
+
+fn keyring_of(record: &TenantRecord, algorithm: Algorithm) -> Result<&Keyring, Error> {
+    record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm).ok_or_else(|| {
+        let names: Vec<&str> = record.tenant.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+        Error::invalid("algorithm", format!("must be one of the tenant's: {}", names.join(", ")))
+    })
+}
+
+fn refusal(refused: RotateRefused) -> Error {
+    match refused {
+        RotateRefused::Stale { current } => Error::Aborted(format!(
+            "expected_current_kid is not the current key, which is {current}; somebody may have rotated already"
+        )),
+        RotateRefused::Generating => Error::Precondition {
+            reason: "NEXT_KEY_GENERATING",
+            message: "the next key is still being generated; retry in a moment".to_owned(),
+            retry_time: None,
+        },
+        RotateRefused::TooEarly { ready_time } => Error::Precondition {
+            reason: "PUBLISH_LEAD",
+            message: format!(
+                "verifiers may not know the next key yet: rotation becomes possible at {ready_time}, when it has been \
+                 published for publish_lead; set force to rotate all the same, if the current key is no longer trusted"
+            ),
+            retry_time: Some(ready_time),
+        },
+    }
+}
+
+fn revoke_refusal(refused: RevokeRefused) -> Error {
+    let message = match refused {
+        RevokeRefused::NotFound => return no_key(),
+        RevokeRefused::InUse(KeyState::Current) => {
+            "the key is current, and revoking it would leave nothing to sign with; rotate first, then revoke it, or \
+             rotate with revoke_replaced"
+        }
+        RevokeRefused::InUse(_) => "the key is next; rotate twice first, so that it becomes previous, then revoke it",
+    };
+    Error::Precondition { reason: "KEY_IN_USE", message: message.to_owned(), retry_time: None }
+}
+
+fn rotate_event(rotated: &Keyring, trigger: &Trigger, time: Timestamp) -> Event {
+    let rotation = rotated.rotations.last();
+    let mut detail = vec!["by hand".to_owned()];
+    if rotation.is_some_and(|rotation| rotation.forced) {
+        detail.push("forced".to_owned());
+        tracing::warn!(tenant = %rotated.tenant, algorithm = %rotated.algorithm, "forced rotation: verifiers may not know the new key yet");
+    }
+    if trigger.revoke_replaced {
+        detail.push("replaced key revoked".to_owned());
+    }
+    if let Some(request_id) = &trigger.request_id {
+        detail.push(format!("request_id {request_id}"));
+    }
+    Event {
+        time,
+        action: "rotate".to_owned(),
+        tenant: rotated.tenant.clone(),
+        algorithm: Some(rotated.algorithm),
+        kid: rotated.current().map(|key| key.kid.clone()),
+        detail: detail.join(", "),
+    }
+}
+
+fn rotated_answer(record: &TenantRecord, algorithm: Algorithm) -> Result<Rotated, Error> {
+    let keyring = keyring_of(record, algorithm)?;
+    let show = |key| listed_key(keyring, key, record.tenant.policy.auto_revoke);
+    let current = keyring.current().map(show).ok_or_else(|| Error::Internal("rotated to no key".to_owned()))?;
+    Ok(Rotated { current, next: keyring.next().map(show), previous: keyring.replaced().map(show) })
+}
