@@ -15,12 +15,12 @@ test: ## set up what is missing, the test tools included, and pass every test
 	cargo test --locked
 
 check: ## all that CI checks: format, lints, docs, tests
-	@sh tests/setup run
+	@sh tests/setup build
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	$(MAKE) test
 
 bench: ## measure signing beside the token's own speed
-	@sh tests/setup run
+	@sh tests/setup build
 	cargo bench --locked --bench '*'

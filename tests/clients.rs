@@ -10,7 +10,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use common::{Clients, Installation, Server, claims, http, read_lines, short_policy, tools};
-use keyward::grpc::proto::{KeyState, RevokeSigningKeyRequest};
+use keyward::grpc::proto::{KeyState, RevokeSigningKeyRequest, RotationPolicy};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -41,10 +41,12 @@ struct Client {
 
 #[tokio::test]
 async fn every_algorithm_is_verified_by_every_client_through_rotation_and_revocation() {
-    let installation = Installation::prepare().set("limits.manual_rotations_per_day", "100");
+    let installation = Installation::prepare().set("limits.manual_rotations_per_day", "1000");
     let server = installation.serve();
     let mut keyward = Clients::connect(&server).await;
-    let tenant = keyward.create_tenant(TENANT, &ALGORITHMS, short_policy()).await;
+    let hour = prost_types::Duration { seconds: 3600, nanos: 0 };
+    let policy = RotationPolicy { destroy_delay: Some(hour), ..short_policy() };
+    let tenant = keyward.create_tenant(TENANT, &ALGORITHMS, policy).await;
     let mut verifiers = Verifiers::start(server.jwks_uri(TENANT), tenant.issuer.clone());
     assert_rotation_states_are_published(&server);
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
+use tempfile::TempDir;
 
 /// How long a server may take until it is ready: 2 s are promised; two busy cores with many servers need more.
 const READY_WAIT_MAX_SECS: u64 = 60;
@@ -14,13 +15,15 @@ const READY_WAIT_MAX_SECS: u64 = 60;
 const STOP_WAIT_MAX_SECS: u64 = 30;
 const STOP_POLL_MILLIS: u64 = 5;
 
-/// A running Keyward. Dropping it sends SIGTERM and, if that does not end it in time, SIGKILL.
+/// A running Keyward. Dropping it kills it: a test that is about shutdown calls [`Server::terminate`].
 ///
 /// If the test fails, what the server logged is printed with the failure.
 pub(crate) struct Server {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     announced: Announcement,
+    /// What `keyward dev --ephemeral` makes is in here, and goes with it.
+    _temporary_files: TempDir,
 }
 
 /// The line of JSON that a server prints once it is ready. The tenant's part is empty but for `keyward dev`.
@@ -50,11 +53,14 @@ impl Server {
 
     /// Runs a command that announces itself, and waits until it has.
     pub(crate) fn start(mut command: Command) -> Self {
+        let temporary_files =
+            tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
+        command.env("TMPDIR", temporary_files.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the keyward binary starts");
         let lines = read_lines(child.stdout.take().expect("stdout is piped"));
         let log = collect_lines(child.stderr.take().expect("stderr is piped"));
-        let mut server = Self { child, log, announced: Announcement::default() };
+        let mut server = Self { child, log, announced: Announcement::default(), _temporary_files: temporary_files };
         let line = lines
             .recv_timeout(Duration::from_secs(READY_WAIT_MAX_SECS))
             .unwrap_or_else(|_| panic!("no announcement from {command:?}"));
@@ -107,32 +113,27 @@ impl Server {
         self.child.wait().expect("a killed child can be waited for");
     }
 
-    /// Asks it to leave (SIGTERM) and tells how it left.
+    /// Asks it to leave (SIGTERM) and tells how it left. It drains: connections that a test holds open and does not serve,
+    /// because this blocks its runtime, are waited for.
     pub(crate) fn terminate(mut self) -> ExitStatus {
-        self.stop().unwrap_or_else(|| panic!("still there {STOP_WAIT_MAX_SECS} s after SIGTERM"))
-    }
-
-    fn stop(&mut self) -> Option<ExitStatus> {
-        // Not waited for yet, so the pid cannot be another process's by now.
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        kill_process(Pid::from_child(&self.child), Signal::TERM)
+            .expect("a child that was not waited for can be signalled");
         let deadline = Instant::now() + Duration::from_secs(STOP_WAIT_MAX_SECS);
-        while Instant::now() < deadline {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Some(status);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
             }
+            assert!(Instant::now() < deadline, "still there {STOP_WAIT_MAX_SECS} s after SIGTERM");
             thread::sleep(Duration::from_millis(STOP_POLL_MILLIS));
         }
-        None
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let ended = matches!(self.child.try_wait(), Ok(Some(_)));
-        if !ended && self.stop().is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+        // Nothing to do if it has left already: its status is kept, and its pid is not signalled again.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
         if thread::panicking() {
             self.log().iter().for_each(|line| eprintln!("server {}: {line}", self.child.id()));
         }
