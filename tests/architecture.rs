@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 22] = [
+const HOMES: [(&str, &str); 21] = [
     ("arc_swap", "keyring"),
     ("aws_lc_rs", "jose"),
     ("axum", "http"),
@@ -38,7 +38,6 @@ const HOMES: [(&str, &str); 22] = [
     ("prost", "grpc"),
     ("prost_types", "grpc"),
     ("rsa", "jose"),
-    ("rustix", "store"),
     ("sqlx", "store"),
     ("tonic", "grpc"),
     ("tonic_health", "grpc"),
