@@ -49,7 +49,7 @@ pub struct Abandoned {
     pub abandon_time: Timestamp,
     /// When the token was last cleared of this id. Twice: at once, and after `destroy_delay` for what turned up late.
     pub sweep_time: Option<Timestamp>,
-    /// Whether the second sweep is done too; the entry stays as the account of the id (R8).
+    /// Whether the second sweep is done too; the entry stays as the account of the id (R8), until many newer ones follow.
     pub swept: bool,
 }
 
@@ -129,6 +129,9 @@ pub enum RevokeRefused {
 
 /// How many rotations a keyring remembers whatever their age; those of the last day are all kept.
 const ROTATIONS_KEPT: usize = 32;
+
+/// How many swept ids a keyring keeps the account of: a token that fails for days must not make the record grow for ever.
+const SWEPT_KEPT: usize = 256;
 
 /// The span of the limit on manual rotations, and how long a `request_id` is surely remembered.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -233,6 +236,12 @@ impl Keyring {
                 keyring.abandoned.push(Abandoned { object, abandon_time: now, sweep_time: None, swept: false });
             }
             keyring.pending = replacement.map(|object| Pending { object, create_time: now });
+            let mut swept = keyring.abandoned.iter().filter(|abandoned| abandoned.swept).count();
+            keyring.abandoned.retain(|abandoned| {
+                let kept = !abandoned.swept || swept <= SWEPT_KEPT;
+                swept -= usize::from(abandoned.swept);
+                kept
+            });
         })
     }
 

@@ -19,14 +19,6 @@ const STEPS_MAX: usize = 64;
 /// What a new key signs before it is published (R11).
 const TEST_MESSAGE: &[u8] = b"keyward: test of a new key";
 
-/// What came of a step.
-enum Step {
-    /// The keyring to commit.
-    Changed(Keyring),
-    /// Nothing to record; plan again.
-    Again,
-}
-
 impl Keyrings {
     /// Brings one keyring of `record` to rest. `record` is up to date afterwards, also after an error. The caller has the
     /// tenant's turn.
@@ -41,7 +33,7 @@ impl Keyrings {
             let now = self.clock.now();
             let Plan::Act(action) = plan(keyring, &record.tenant, now, self.claim(keyring)) else { return Ok(()) };
             let keyring = keyring.clone();
-            let Step::Changed(changed) = self.step(&action, &keyring, record, now).await? else { continue };
+            let changed = self.step(&action, &keyring, record, now).await?;
             let event = event(&action, &keyring, &changed, now);
             match self.commit_keyring(record, changed, event).await {
                 // Another replica acted: plan again on what it made.
@@ -114,13 +106,14 @@ impl Keyrings {
         }
     }
 
+    /// Takes one step; the keyring to commit.
     async fn step(
         &self,
         action: &Action,
         keyring: &Keyring,
         record: &TenantRecord,
         now: Timestamp,
-    ) -> Result<Step, Error> {
+    ) -> Result<Keyring, Error> {
         let changed = match action {
             // 1. Changes of the record alone, at the time they were planned for: a crash before the commit leaves the old
             //    state, after it the new one.
@@ -137,7 +130,7 @@ impl Keyrings {
                 Ok(generated) => keyring.publish(generated, self.clock.now()),
                 Err(error) => return Err(self.not_generated(*object, error)),
             },
-            Action::Recover(object) => return self.recover(*object, keyring).await,
+            Action::Recover(object) => self.recover(*object, keyring).await?,
             Action::Destroy(object) => {
                 self.token.destroy(*object).await?;
                 keyring.destroyed(*object, self.clock.now())
@@ -147,7 +140,7 @@ impl Keyrings {
                 keyring.swept(*object, self.clock.now())
             }
         };
-        Ok(Step::Changed(changed))
+        Ok(changed)
     }
 
     /// The keyring after a rotation at `now`, if the rules allow one.
@@ -184,26 +177,24 @@ impl Keyrings {
     }
 
     /// Finds out what became of a pending key, and takes it up or gives it up.
-    async fn recover(&self, object: ObjectId, keyring: &Keyring) -> Result<Step, Error> {
+    async fn recover(&self, object: ObjectId, keyring: &Keyring) -> Result<Keyring, Error> {
         match self.token.find(object, keyring.algorithm).await? {
             Found::Pair(key) => match self.tested(object, keyring.algorithm, key).await {
-                Ok(generated) => return Ok(Step::Changed(keyring.publish(generated, self.clock.now()))),
+                Ok(generated) => return Ok(keyring.publish(generated, self.clock.now())),
                 // A pair that the token shows and that fails its test is of no use to anybody: give it up below.
                 Err(TokenError::Mismatch(cause) | TokenError::Unavailable(cause)) => {
                     tracing::error!(%object, cause, "a recovered key failed its test");
                 }
                 Err(error) => return Err(error.into()),
             },
-            // This process was told that the generation failed, and the token shows nothing: the same id can be used.
-            Found::Absent if self.lock_claims().failed.remove(&object) => {
-                self.lock_claims().fresh.insert(object);
-                return Ok(Step::Again);
-            }
+            // Also after a failure that this process was told of: what the token shows nothing of may still turn up (R8),
+            // and a second pair under the same id would make a published key unusable.
             Found::Absent | Found::Remains => {}
         }
+        self.lock_claims().failed.remove(&object);
         // What a crash leaves here is an abandoned id in the record at the latest after the commit; until then the same
         // pending id, which the next pass recovers again. The sweep clears the token.
-        Ok(Step::Changed(keyring.abandon(Some(new_object()), self.clock.now())))
+        Ok(keyring.abandon(Some(new_object()), self.clock.now()))
     }
 
     /// R1 and R11: a new key shows that it cannot leave the token, and signs, before anybody hears of it.

@@ -146,7 +146,11 @@ impl Keyrings {
         matches!(plan(keyring, tenant, now, self.claim(keyring)), Plan::Ended)
     }
 
-    async fn tend_tenant(&self, tenant: &TenantId) -> Result<(), Error> {
+    /// Brings every keyring of one tenant to rest, as the timer does when something of it is due.
+    ///
+    /// # Errors
+    /// Of the token or the store, and [`Error::Limit`]; what was committed until then stays.
+    pub async fn tend_tenant(&self, tenant: &TenantId) -> Result<(), Error> {
         let _turn = self.locks.turn(tenant).await?;
         let Some(mut record) = self.store.load(tenant).await? else { return Ok(()) };
         if record.tenant.delete_time.is_some() {
