@@ -48,11 +48,16 @@ impl Keyrings {
     /// key is no error: the rotation took place.
     pub async fn rotate(self: &Arc<Self>, request: RotateKeys) -> Result<Rotated, Error> {
         let this = Arc::clone(self);
-        self.to_its_end(async move { this.rotate_to_the_end(&request).await }).await
+        // Waited for by the caller: a change that has not begun goes with the caller who leaves.
+        let turn = self.locks.turn(&request.tenant).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            this.rotate_to_the_end(&request).await
+        })
+        .await
     }
 
     async fn rotate_to_the_end(&self, request: &RotateKeys) -> Result<Rotated, Error> {
-        let _turn = self.locks.turn(&request.tenant).await?;
         let mut record = self.load(&request.tenant).await?;
         let algorithm = request.algorithm.unwrap_or(record.tenant.default_algorithm);
         for _ in 0..TRIES_MAX {
@@ -75,6 +80,9 @@ impl Keyrings {
                 if request.trigger.revoke_replaced {
                     self.fence(signer).await?;
                 }
+            } else if request.trigger.revoke_replaced {
+                // The first call may have failed before its fence. No request holds a signer for longer than this.
+                tokio::time::sleep(self.settings.sign_wait_max).await;
             }
             if let Err(error) = self.drive(&mut record, algorithm).await {
                 tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
@@ -123,11 +131,15 @@ impl Keyrings {
     /// [`Error::NotFound`], [`Error::Precondition`] for a key that is in use, and those of the store.
     pub async fn revoke(self: &Arc<Self>, tenant: TenantId, kid: Kid) -> Result<Listed, Error> {
         let this = Arc::clone(self);
-        self.to_its_end(async move { this.revoke_to_the_end(&tenant, &kid).await }).await
+        let turn = self.locks.turn(&tenant).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            this.revoke_to_the_end(&tenant, &kid).await
+        })
+        .await
     }
 
     async fn revoke_to_the_end(&self, tenant: &TenantId, kid: &Kid) -> Result<Listed, Error> {
-        let _turn = self.locks.turn(tenant).await?;
         let mut record = self.load(tenant).await?;
         for _ in 0..TRIES_MAX {
             let keyring = record.keyrings.iter().find(|keyring| keyring.key(kid).is_some()).ok_or_else(no_key)?;
@@ -159,7 +171,11 @@ impl Keyrings {
     /// A tenant's record as the store has it now.
     pub(super) async fn load(&self, tenant: &TenantId) -> Result<TenantRecord, Error> {
         let record = self.store.load(tenant).await?;
-        record.filter(|record| record.tenant.delete_time.is_none()).ok_or_else(|| Error::no_tenant(tenant))
+        let record = record.filter(|record| record.tenant.delete_time.is_none());
+        let record = record.ok_or_else(|| Error::no_tenant(tenant))?;
+        // A change whose outcome this process was not told is published here at the latest (R10).
+        self.publish(&record)?;
+        Ok(record)
     }
 
     fn signer(&self, tenant: &TenantId, algorithm: Algorithm) -> Weak<Signer> {
