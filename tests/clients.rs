@@ -41,7 +41,7 @@ struct Client {
 
 #[tokio::test]
 async fn every_algorithm_is_verified_by_every_client_through_rotation_and_revocation() {
-    let installation = Installation::prepare().set("limits.manual_rotations_per_day", "100");
+    let installation = Installation::prepare().set("limits.manual_rotations_per_day", "1000");
     let server = installation.serve();
     let mut keyward = Clients::connect(&server).await;
     let hour = prost_types::Duration { seconds: 3600, nanos: 0 };
