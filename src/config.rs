@@ -264,10 +264,10 @@ impl Reader {
 }
 
 fn read_pin(path: &Path) -> Result<String, String> {
-    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    let unreadable = |error: std::io::Error| format!("cannot be read: {}: {error}", path.display());
     let mode = std::fs::metadata(path).map_err(unreadable)?.mode();
     if mode & 0o077 != 0 {
-        return Err("must be readable by its owner alone: chmod 600".to_owned());
+        return Err(format!("must be readable by its owner alone: chmod 600 {}", path.display()));
     }
     std::fs::read_to_string(path).map(|pin| pin.trim_end_matches(['\r', '\n']).to_owned()).map_err(unreadable)
 }

@@ -167,7 +167,14 @@ fn canary(object: ObjectId, public: PublicKey) -> Result<Canary, BadPublicKey> {
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {
     let file = |error| SetupError::File { path: path.to_owned(), error };
-    let text = fs::read(path).map_err(file)?;
+    let text = fs::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => SetupError::Refused(format!(
+            "there is no service key file {}; for a store that was in use, restore it from the backup: keyward init makes a \
+             new one together with a new store",
+            path.display()
+        )),
+        _ => file(error),
+    })?;
     serde_json::from_slice(&text).map_err(|error| file(error.into()))
 }
 

@@ -62,10 +62,15 @@ impl Keyrings {
                 let now = self.clock.now();
                 let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
                 let event = rotate_event(&rotated, &request.trigger, now);
+                let forced = rotated.rotations.last().is_some_and(|rotation| rotation.forced);
                 let signer = self.signer(&request.tenant, algorithm);
                 match self.commit_keyring(&mut record, rotated, event).await {
                     Err(StoreError::Conflict) => continue,
                     other => other?,
+                }
+                // Not before the commit: a rotation that the store refused took no verifier by surprise.
+                if forced {
+                    tracing::warn!(tenant = %request.tenant, %algorithm, "forced rotation: verifiers may not know the new key yet");
                 }
                 if request.trigger.revoke_replaced {
                     self.fence(signer).await?;
@@ -220,7 +225,6 @@ fn rotate_event(rotated: &Keyring, trigger: &Trigger, time: Timestamp) -> Event 
     let mut detail = vec!["by hand".to_owned()];
     if rotation.is_some_and(|rotation| rotation.forced) {
         detail.push("forced".to_owned());
-        tracing::warn!(tenant = %rotated.tenant, algorithm = %rotated.algorithm, "forced rotation: verifiers may not know the new key yet");
     }
     if trigger.revoke_replaced {
         detail.push("replaced key revoked".to_owned());

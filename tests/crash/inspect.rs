@@ -1,0 +1,111 @@
+//! What stands on the token, held against what the store says. Run while no server has the two open.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass};
+use cryptoki::session::UserType;
+use keyward::config::Config;
+use keyward::domain::{KeyState, ObjectId};
+use keyward::jose::{Verifier, digest};
+use keyward::setup;
+use keyward::store::Store as _;
+use keyward::token::{Found, KeyRef, SignInput, Token as _};
+
+use crate::common::Installation;
+
+/// Tells the child which installation to look at.
+pub(crate) const DIRECTORY_VARIABLE: &str = "KEYWARD_TEST_INSPECT";
+
+const SIGN_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Runs [`inspect`] in a process of its own.
+pub(crate) fn in_a_child(installation: &Installation) {
+    let mut child = Command::new(std::env::current_exe().expect("this test's binary"));
+    child
+        .args(["--exact", "every_object_on_the_token_has_its_account_in_the_store", "--nocapture"])
+        .env(DIRECTORY_VARIABLE, installation.dir())
+        .env("SOFTHSM2_CONF", installation.softhsm_conf());
+    let output = child.output().expect("this test's binary starts");
+    let said = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
+    assert!(output.status.success(), "{}{}", said(&output.stdout), said(&output.stderr));
+}
+
+/// R6: each object is accounted for, each key that is not destroyed is a whole pair that signs, each that is destroyed is
+/// gone, and so is what abandoned generations left.
+pub(crate) async fn inspect(directory: &Path) {
+    let config = Config::load(&directory.join("keyward.toml")).expect("the installation's configuration");
+    let mut objects = objects(&config);
+    let token = setup::open_token(&config.token).expect("the token opens");
+    let (store, canary) = setup::open(&config, &token).await.expect("the store opens");
+    let pair = (1, 1);
+    assert_eq!(objects.remove(&canary.key.object), Some(pair), "the service key is a pair");
+    for record in store.load_all().await.expect("every record can be read") {
+        for keyring in record.keyrings {
+            let name = format!("{} {}", keyring.tenant, keyring.algorithm);
+            assert_eq!(keyring.pending, None, "{name} is at rest");
+            assert!(keyring.abandoned.iter().all(|abandoned| abandoned.swept), "{name} is swept: {keyring:?}");
+            for key in keyring.keys {
+                if key.state == KeyState::Destroyed {
+                    assert_eq!(objects.get(&key.object), None, "{name}: {} is destroyed", key.kid);
+                    continue;
+                }
+                assert_eq!(objects.remove(&key.object), Some(pair), "{name}: {} is a pair", key.kid);
+                let found = token.find(key.object, keyring.algorithm).await.expect("the token answers");
+                let Found::Pair(found) = found else { panic!("{name}: {} is {found:?}", key.kid) };
+                assert_eq!(found.public, key.public, "{name}: {} is the key that was published", key.kid);
+                let message = b"after the crash".to_vec();
+                let input = match keyring.algorithm.digest() {
+                    Some(kind) => SignInput::Digest(digest(kind, &message)),
+                    None => SignInput::Message(message.clone()),
+                };
+                let verifier = Verifier::new(keyring.algorithm, &key.public).expect("a valid public key");
+                let reference =
+                    Arc::new(KeyRef { object: key.object, algorithm: keyring.algorithm, public: key.public });
+                let signed = token.sign(&reference, vec![input], Instant::now() + SIGN_WAIT_MAX).await;
+                assert!(verifier.verify(&message, &signed.expect("the key signs")[0]), "{name}: {} signs", key.kid);
+            }
+        }
+    }
+    assert!(objects.is_empty(), "objects without an account: {objects:?}");
+    store.close().await;
+    token.close();
+}
+
+/// How many private and public keys stand under each CKA_ID.
+fn objects(config: &Config) -> BTreeMap<ObjectId, (usize, usize)> {
+    let pkcs11 = Pkcs11::new(&config.token.module).expect("the module loads");
+    pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).expect("the module initialises");
+    let slots = pkcs11.get_slots_with_initialized_token().expect("the module lists its slots");
+    let labelled =
+        |slot: &cryptoki::slot::Slot| pkcs11.get_token_info(*slot).is_ok_and(|info| info.label() == config.token.label);
+    let slot = slots.into_iter().find(labelled).expect("the token is there");
+    let session = pkcs11.open_ro_session(slot).expect("a session");
+    session.login(UserType::User, Some(&config.token.pin)).expect("the PIN is right");
+    let mut objects: BTreeMap<ObjectId, (usize, usize)> = BTreeMap::new();
+    for handle in session.find_objects(&[]).expect("the token lists its objects") {
+        let attributes = session.get_attributes(handle, &[AttributeType::Class, AttributeType::Id]);
+        let attributes = attributes.expect("every object that the token shows can be read");
+        let id = attributes.iter().find_map(|attribute| match attribute {
+            Attribute::Id(id) => <[u8; 16]>::try_from(id.as_slice()).ok().map(ObjectId::new),
+            _ => None,
+        });
+        let count =
+            objects.entry(id.unwrap_or_else(|| panic!("an object without an id of ours: {attributes:?}"))).or_default();
+        match attributes.iter().find_map(|attribute| match attribute {
+            Attribute::Class(class) => Some(*class),
+            _ => None,
+        }) {
+            Some(ObjectClass::PRIVATE_KEY) => count.0 += 1,
+            Some(ObjectClass::PUBLIC_KEY) => count.1 += 1,
+            other => panic!("an object that is no key: {other:?}"),
+        }
+    }
+    drop(session);
+    pkcs11.finalize().expect("the module finalises");
+    objects
+}
