@@ -22,6 +22,6 @@ check: ## all that CI checks: format, lints, docs, tests
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	$(MAKE) test
 
-bench: ## measure signing beside the token's own speed
+bench: ## measure signing beside the token's own speed, in 3 minutes; FLAGS="--json FILE" keeps the figures
 	@sh tests/setup build
-	cargo bench --locked --bench '*'
+	cargo bench --locked --bench signing -- $(FLAGS)

@@ -288,8 +288,8 @@ fn greet(addresses: Addresses) {
         r#"
 Keyward signs at {grpc}, and verifiers fetch http://{public}/demo/.well-known/jwks.json
 
-Sign a JWT:
-  grpcurl -plaintext -d "{{\"tenant\":\"demo\",\"claims_json\":\"$(printf '{{"sub":"alice","exp":%d}}' $(($(date +%s)+600)) | base64 -w0)\"}}" {grpc} keyward.v1.SigningService/SignJwt
+Sign a JWT (grpcurl: go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4; `make test` puts one into target/test-tools/bin):
+  grpcurl -plaintext -d "{{\"tenant\":\"demo\",\"claims_json\":\"$(printf '{{"sub":"alice","exp":%d}}' $(($(date +%s)+600)) | base64 | tr -d '\n')\"}}" {grpc} keyward.v1.SigningService/SignJwt
 See the keys:
   curl -s http://{public}/demo/.well-known/jwks.json
 Rotate them (possible 15 s after the last rotation):

@@ -176,8 +176,10 @@ impl PolicyField {
     }
 
     fn duration(self, value: prost_types::Duration) -> Result<Duration, Error> {
-        let duration =
-            Duration::try_from(value).ok().filter(|duration| duration.subsec_nanos().is_multiple_of(1_000_000));
+        // Looked at first: the conversion of the least seconds there are overflows.
+        let positive = Some(value).filter(|value| value.seconds >= 0 && value.nanos >= 0);
+        let duration = positive.and_then(|value| Duration::try_from(value).ok());
+        let duration = duration.filter(|duration| duration.subsec_nanos().is_multiple_of(1_000_000));
         duration.ok_or_else(|| {
             let field = format!("tenant.rotation_policy.{}", self.name);
             Error::invalid(&field, "must not be negative, and be in whole milliseconds")

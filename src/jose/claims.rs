@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
 
 /// Seconds since 1970 in UTC, fractions allowed (RFC 7519 section 2).
 pub type NumericDate = f64;
@@ -54,9 +55,9 @@ impl<'de> Deserialize<'de> for Claims {
                 let mut seen = HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {
                     match name.as_str() {
-                        "exp" => claims.exp = Some(map.next_value()?),
-                        "nbf" => claims.nbf = Some(map.next_value()?),
-                        "iss" => claims.iss = Some(map.next_value()?),
+                        "exp" => claims.exp = Some(date("exp", &map.next_value()?)?),
+                        "nbf" => claims.nbf = Some(date("nbf", &map.next_value()?)?),
+                        "iss" => claims.iss = Some(text("iss", map.next_value()?)?),
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                         }
@@ -73,9 +74,29 @@ impl<'de> Deserialize<'de> for Claims {
     }
 }
 
+// By way of a value: the parser's own text on a wrong type quotes what it found, and a payload is told to nobody (R12).
+
+fn date<E: serde::de::Error>(name: &str, value: &Value) -> Result<NumericDate, E> {
+    value.as_f64().ok_or_else(|| E::custom(format_args!("{name} must be a number")))
+}
+
+fn text<E: serde::de::Error>(name: &str, value: Value) -> Result<String, E> {
+    let Value::String(text) = value else { return Err(E::custom(format_args!("{name} must be a text"))) };
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_does_not_quote_the_claims() {
+        for bad in [r#"{"exp":"quoted"}"#, r#"{"nbf":{"quoted":1}}"#, r#"{"iss":["quoted"]}"#, r#"{"exp":1,"quoted"}"#]
+        {
+            let problem = Claims::parse(bad.as_bytes()).unwrap_err().to_string();
+            assert!(!problem.contains("quoted"), "{problem}");
+        }
+    }
 
     #[test]
     fn only_one_object_with_each_member_once_is_claims() {

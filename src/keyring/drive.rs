@@ -188,8 +188,10 @@ impl Keyrings {
         match self.token.find(object, keyring.algorithm).await? {
             Found::Pair(key) => match self.tested(object, keyring.algorithm, key).await {
                 Ok(generated) => return Ok(Step::Changed(keyring.publish(generated, self.clock.now()))),
-                // A pair that fails its test is of no use to anybody: give it up below.
-                Err(TokenError::Mismatch(cause)) => tracing::error!(%object, cause, "a recovered key failed its test"),
+                // A pair that the token shows and that fails its test is of no use to anybody: give it up below.
+                Err(TokenError::Mismatch(cause) | TokenError::Unavailable(cause)) => {
+                    tracing::error!(%object, cause, "a recovered key failed its test");
+                }
                 Err(error) => return Err(error.into()),
             },
             // This process was told that the generation failed, and the token shows nothing: the same id can be used.

@@ -117,10 +117,10 @@ fn log_change(before: &Health, after: &Health) {
         ("store", &before.store, &after.store),
         ("snapshot", &before.snapshot, &after.snapshot),
     ];
-    for (part, before, after) in parts.into_iter().filter(|(_, before, after)| before != after) {
+    for (part, _, after) in parts.into_iter().filter(|(_, before, after)| before.is_ok() != after.is_ok()) {
         match after {
-            Ok(()) => tracing::info!(part, "is well"),
-            Err(problem) => tracing::error!(part, problem, was_well = before.is_ok(), "is not well"),
+            Ok(()) => tracing::info!("the {part} is well"),
+            Err(problem) => tracing::error!(problem, "the {part} is not well"),
         }
     }
 }

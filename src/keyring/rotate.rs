@@ -107,7 +107,10 @@ impl Keyrings {
             let when = retry_time.map_or_else(String::new, |time| format!("; the next one is possible at {time}"));
             return Err(Error::Limit {
                 reason: "MANUAL_ROTATIONS_PER_DAY",
-                message: format!("the keys of this tenant were rotated by hand {limit} times in 24 hours{when}"),
+                message: format!(
+                    "the keys of this tenant were rotated by hand {limit} times in 24 hours{when}, or once \
+                     limits.manual_rotations_per_day is raised"
+                ),
                 retry_time,
             });
         }

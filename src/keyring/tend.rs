@@ -85,7 +85,8 @@ impl Keyrings {
     /// Brings the snapshot up to date with the store.
     ///
     /// # Errors
-    /// Of the store. A tenant whose record cannot be read keeps its old view, and does not hold up the others.
+    /// Of the store, or for a record that cannot be read: its tenant keeps the old view, the others are brought up to date,
+    /// and the snapshot is not confirmed, so that signing ends with `snapshot_max_age` (R10).
     pub async fn refresh(&self) -> Result<(), Error> {
         let asked = Instant::now();
         let stored = self.store.revisions().await?;

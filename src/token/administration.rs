@@ -74,12 +74,30 @@ pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(
                 }
             }
         }
+        destroy_nameless(&open.session)?;
         if !open.session.find_objects(&[attributes::under(object)])?.is_empty() {
             return Err(Failure::Away(format!("C_DestroyObject: objects are left under {object}")));
         }
         // A token that is away shows nothing either, and nothing would be destroyed (R8).
         module.check(&open.session)
     })
+}
+
+/// Destroys what SoftHSM leaves of a generation that was killed between making an object and giving it its attributes: a key
+/// object with neither CKA_ID nor CKA_LABEL nor any public value. It is nobody's key, and no id will ever name it. Looks at
+/// every key, because a search for an empty CKA_ID does not find them.
+fn destroy_nameless(session: &Session) -> Result<(), Failure> {
+    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+        for handle in session.find_objects(&[Attribute::Class(class)])? {
+            if attributes::is_blank(session, handle)? {
+                match session.destroy_object(handle) {
+                    Ok(()) | Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn probe(session: &mut WorkerSession) -> Result<TokenIdentity, TokenError> {

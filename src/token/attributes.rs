@@ -55,6 +55,26 @@ pub(super) fn under(object: ObjectId) -> Attribute {
     Attribute::Id(object.octets().to_vec())
 }
 
+/// Whether a key object has neither an id nor a label nor any public value.
+pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
+    let values = [
+        AttributeType::Id,
+        AttributeType::Label,
+        AttributeType::Modulus,
+        AttributeType::EcParams,
+        AttributeType::EcPoint,
+    ];
+    let shown = session.get_attributes(handle, &values)?;
+    Ok(shown.iter().all(|attribute| match attribute {
+        Attribute::Id(octets)
+        | Attribute::Label(octets)
+        | Attribute::Modulus(octets)
+        | Attribute::EcParams(octets)
+        | Attribute::EcPoint(octets) => octets.is_empty(),
+        _ => true,
+    }))
+}
+
 /// Class and key type of an object, as far as it shows them: a write that was cut off leaves objects that show neither.
 pub(super) fn read_kind(
     session: &Session,

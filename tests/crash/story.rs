@@ -25,6 +25,12 @@ const TENANTS_MAX: usize = 3;
 /// Rounds from one look at the token to the next: a look takes as long as a round.
 const INSPECTED_ONE_IN: usize = 5;
 
+/// No operation is shorter: a commit and a key on a curve.
+const OPERATION_MIN: Duration = Duration::from_millis(20);
+
+/// Rounds whose recovery is killed, too.
+const RECOVERIES_KILLED_ONE_IN: u32 = 5;
+
 /// Longer than any JWT's test.
 const JWT_LIFE_SECS: u64 = 3000;
 
@@ -47,7 +53,6 @@ enum Operation {
     Rotate(RotateSigningKeyRequest),
     Revoke(RevokeSigningKeyRequest),
     Delete(String),
-    Start,
 }
 
 impl Story {
@@ -71,35 +76,26 @@ impl Story {
             self.recover_and_inspect().await;
         }
         self.rounds += 1;
+        if self.random.next_u32().is_multiple_of(RECOVERIES_KILLED_ONE_IN) {
+            // Not earlier than the announcement: SoftHSM writes its token object anew at each login, in place, and a kill
+            // within that loses the token, whatever Keyward does (docs/operations.md).
+            let server = self.installation.serve();
+            tokio::time::sleep(self.moment(self.longest_operation)).await;
+            server.kill();
+            self.count_what_is_left().await;
+        }
         let server = self.installation.serve();
         let mut clients = Clients::connect(&server).await;
         let keys = self.rest(&mut clients).await;
         self.check(&server, &mut clients, &keys).await;
         let operation = self.choose(&keys);
-        if matches!(operation, Operation::Start) {
-            // The kill falls into a start, recovery of the kill before included.
-            server.kill();
-            let mut command = self.installation.command("serve");
-            let mut child = command.stderr(std::process::Stdio::null()).spawn().expect("the binary starts");
-            tokio::time::sleep(self.moment(Duration::from_millis(400))).await;
-            child.kill().expect("a child that was not waited for can be killed");
-            child.wait().expect("a killed child can be waited for");
-        } else {
-            let moment = self.moment(self.longest_operation);
-            let begun = Instant::now();
-            let running = tokio::spawn(run(operation, clients, self.algorithms));
-            tokio::time::sleep(moment).await;
-            let done = running.is_finished();
-            server.kill();
-            let outcome = running.await.expect("the operation does not panic");
-            if done && let Some((tenant, kid, request)) = outcome {
-                self.acknowledged = Some((tenant, kid, request));
-                // What was done long before the kill says how long operations take.
-                self.longest_operation = self.longest_operation.min(begun.elapsed() + Duration::from_millis(30));
-            } else if !done {
-                self.longest_operation = self.longest_operation.max(moment + Duration::from_millis(20));
-            }
-        }
+        let running = tokio::spawn(run(operation, clients, self.algorithms));
+        tokio::time::sleep(self.moment(self.longest_operation)).await;
+        // Follows how long operations take here, so that most kills fall into one.
+        let factor = if running.is_finished() { 0.9 } else { 1.1 };
+        self.longest_operation = self.longest_operation.mul_f64(factor).max(OPERATION_MIN);
+        server.kill();
+        self.acknowledged = running.await.expect("the operation does not panic");
         self.count_what_is_left().await;
     }
 
@@ -130,7 +126,7 @@ impl Story {
         let previous: Vec<&SigningKey> = keys.iter().filter(|key| key.state() == KeyState::Previous).collect();
         let tenants = current.len() / self.algorithms.len();
         self.acknowledged = None;
-        match self.random.next_u32() % 8 {
+        match self.random.next_u32() % 7 {
             _ if current.is_empty() => self.create(),
             0 | 1 if tenants >= TENANTS_MAX => {
                 let tenant = current[pick(&mut self.random, current.len())].tenant.clone();
@@ -143,7 +139,6 @@ impl Story {
                 self.jwts.remove(&(key.tenant.clone(), key.kid.clone()));
                 Operation::Revoke(RevokeSigningKeyRequest { tenant: key.tenant.clone(), kid: key.kid.clone() })
             }
-            4 => Operation::Start,
             _ => {
                 let key = current[pick(&mut self.random, current.len())];
                 Operation::Rotate(RotateSigningKeyRequest {
@@ -293,7 +288,6 @@ async fn run(
             let request = DeleteTenantRequest { confirm_id: id.clone(), id };
             let _ = clients.tenants.delete_tenant(request).await;
         }
-        Operation::Start => unreachable!("a start is no call"),
     }
     None
 }

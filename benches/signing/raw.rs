@@ -1,0 +1,88 @@
+//! The token's own speed: one thread, one session, C_Sign again and again.
+//!
+//! In a process of its own, on the token that the server signs with: it shares nothing with the server but the core.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
+use cryptoki::session::UserType;
+use serde::{Deserialize, Serialize};
+
+use crate::common::tools::SOFTHSM_MODULE;
+use crate::table::Latency;
+
+const WARM_UP: Duration = Duration::from_millis(100);
+
+/// What a loop showed.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Raw {
+    pub(crate) per_second: f64,
+    pub(crate) latency: Latency,
+}
+
+/// Runs the loop in a new process.
+///
+/// # Errors
+/// The process failed; it said why on standard error.
+pub(crate) fn measure(algorithm: &str, state_dir: &str) -> Result<Raw, String> {
+    let this = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut child = Command::new(this);
+    child.args(["--raw", algorithm, state_dir]).env("SOFTHSM2_CONF", Path::new(state_dir).join("softhsm2.conf"));
+    let output = child.output().map_err(|error| format!("{child:?}: {error}"))?;
+    serde_json::from_slice(&output.stdout)
+        .map_err(|_| format!("the raw loop for {algorithm} failed: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Runs the loop in this process and prints its figures as JSON.
+///
+/// # Errors
+/// Of the module, or there is no key.
+pub(crate) fn run(algorithm: &str, state_dir: &Path, duration: Duration) -> Result<(), String> {
+    let pin = std::fs::read_to_string(state_dir.join("pin")).map_err(|error| format!("the PIN: {error}"))?;
+    let raw = sign(algorithm, pin.trim(), duration).map_err(|error| error.to_string())?;
+    println!("{}", serde_json::to_string(&raw).map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn std::error::Error>> {
+    // What the service hands over: a DigestInfo of SHA-256 is 51 octets.
+    let (mechanism, key_type, data, length) = match algorithm {
+        "RS256" => (Mechanism::RsaPkcs, KeyType::RSA, vec![7; 51], 256),
+        "ES256" => (Mechanism::Ecdsa, KeyType::EC, vec![7; 32], 64),
+        "EdDSA" => {
+            (Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure)), KeyType::EC_EDWARDS, vec![7; 32], 64)
+        }
+        other => return Err(format!("no raw loop for {other}").into()),
+    };
+    let pkcs11 = Pkcs11::new(SOFTHSM_MODULE)?;
+    pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
+    let slot = *pkcs11.get_slots_with_initialized_token()?.first().ok_or("no token")?;
+    let session = pkcs11.open_ro_session(slot)?;
+    session.login(UserType::User, Some(&pin.into()))?;
+    let wanted = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::KeyType(key_type), Attribute::Sign(true)];
+    let key = *session.find_objects(&wanted)?.first().ok_or("no key of this type")?;
+
+    let warm = Instant::now() + WARM_UP;
+    while Instant::now() < warm {
+        if session.sign(&mechanism, key, &data)?.len() != length {
+            return Err("C_Sign did not return a signature".into());
+        }
+    }
+    let mut calls = Vec::new();
+    let start = Instant::now();
+    let mut last = start;
+    while last < start + duration {
+        session.sign(&mechanism, key, &data)?;
+        let now = Instant::now();
+        calls.push(now - last);
+        last = now;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far fewer calls than 2^52")]
+    let per_second = calls.len() as f64 / (last - start).as_secs_f64();
+    Ok(Raw { per_second, latency: Latency::of(calls) })
+}

@@ -1,0 +1,325 @@
+//! How a process begins and ends: configuration, `check`, `init`, `serve` and `dev` (design.md, section 10).
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use common::http::get;
+use common::{Clients, Installation, Server, claims, short_policy};
+use keyward::grpc::proto::{GetCurrentKeyRequest, ListSigningKeysRequest, RotateSigningKeyRequest};
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+/// How long a command that is to end by itself may take; one that serves instead never ends.
+const END_MAX: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(10);
+
+/// Runs a command that is to end by itself.
+fn ended(mut command: Command) -> Output {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let deadline = Instant::now() + END_MAX;
+    while child.try_wait().expect("a child can be asked").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("a child can be killed");
+            panic!("{command:?} did not end, and said {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(POLL);
+    }
+    child.wait_with_output().expect("what it said")
+}
+
+/// What a command says that ends with failure.
+fn failure(command: Command) -> String {
+    let output = ended(command);
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert!(!output.status.success(), "it was taken: {said}");
+    assert!(output.stdout.is_empty(), "it printed {:?}", String::from_utf8_lossy(&output.stdout));
+    said
+}
+
+fn success(command: Command) -> String {
+    let output = ended(command);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Each of these is said, in `check`, `init` and `serve` alike.
+fn refused_by_all(installation: &Installation, expected: &[&str]) {
+    for verb in ["check", "init", "serve"] {
+        let said = failure(installation.command(verb));
+        for text in expected {
+            assert!(said.contains(text), "keyward {verb} does not say {text:?}: {said}");
+        }
+    }
+    assert!(!installation.dir().join("store.sqlite").exists(), "a refused configuration made a store");
+}
+
+fn without_pin_file(installation: &Installation) -> String {
+    let text = fs::read_to_string(installation.config_file()).expect("the configuration");
+    let text: String =
+        text.lines().filter(|line| !line.starts_with("pin_file")).map(|line| format!("{line}\n")).collect();
+    fs::write(installation.config_file(), text).expect("the configuration is written");
+    fs::read_to_string(installation.pin_file()).expect("the PIN")
+}
+
+#[test]
+fn all_problems_are_told_at_once_each_with_its_key() {
+    let installation = Installation::bare()
+        .set("grpc.listen", "\"nowhere\"")
+        .set("grpc.auth", "\"magic\"")
+        .set("grpc.message_bytes_max", "1")
+        .set("public.base_url", "\"ftp://a.example\"")
+        .set("ops.listen", "\"127.0.0.1\"")
+        .set("token.label", "\"\"")
+        .set("token.pin_file", "\"nothing\"")
+        .set("token.workers", "0")
+        .set("token.queue_depth_max", "\"many\"")
+        .set("signing.rsa_bits", "1024")
+        .set("signing.verify_share", "1.5")
+        .set("limits.manual_rotations_per_day", "-1")
+        .set("store.pathh", "\"typo\"")
+        .set("nonsense.key", "1");
+    let problems = [
+        "grpc.listen must be an IP address and a port",
+        "grpc.auth must be \"none\"",
+        "grpc.message_bytes_max must be",
+        "public.base_url must be",
+        "ops.listen must be",
+        "token.label must be set",
+        "token.pin_file cannot be read",
+        "token.workers must be a whole number from 1",
+        "token.queue_depth_max must be",
+        "signing.rsa_bits must be",
+        "signing.verify_share must be a number from 0 to 1",
+        "limits.manual_rotations_per_day must be",
+        "store.pathh is not a key",
+        "nonsense.key is not a key",
+    ];
+    refused_by_all(&installation, &problems);
+}
+
+#[test]
+fn an_empty_or_broken_file_is_told_with_what_is_missing() {
+    let installation = Installation::bare();
+    fs::write(installation.config_file(), "").expect("the configuration is written");
+    let missing = ["grpc.auth", "token.module", "token.label", "token.pin_file", "store.path"];
+    refused_by_all(&installation, &missing);
+    fs::write(installation.config_file(), "[grpc\nlisten = 1").expect("the configuration is written");
+    refused_by_all(&installation, &["keyward.toml", "TOML"]);
+    fs::remove_file(installation.config_file()).expect("the configuration is removed");
+    refused_by_all(&installation, &["keyward.toml", "cannot be read"]);
+}
+
+#[test]
+fn grpc_without_authentication_listens_on_loopback_alone() {
+    for listen in ["\"0.0.0.0:0\"", "\"[::]:0\"", "\"192.0.2.1:50051\""] {
+        refused_by_all(&Installation::bare().set("grpc.listen", listen), &["grpc.listen", "loopback"]);
+    }
+    success(Installation::bare().set("grpc.listen", "\"[::1]:0\"").command("check"));
+}
+
+#[test]
+fn a_pin_file_that_others_can_read_is_refused() {
+    let installation = Installation::bare();
+    for mode in [0o640, 0o604, 0o660] {
+        fs::set_permissions(installation.pin_file(), Permissions::from_mode(mode)).expect("the mode is set");
+        refused_by_all(&installation, &["token.pin_file", "chmod 600"]);
+    }
+    fs::set_permissions(installation.pin_file(), Permissions::from_mode(0o400)).expect("the mode is set");
+    success(installation.command("check"));
+    fs::set_permissions(installation.pin_file(), Permissions::from_mode(0o600)).expect("the mode is set");
+    fs::write(installation.pin_file(), "").expect("the PIN file is written");
+    refused_by_all(&installation, &["token.pin_file", "empty"]);
+}
+
+#[test]
+fn the_pin_comes_from_the_environment_where_there_is_no_file() {
+    let installation = Installation::bare();
+    let with_pin = |verb: &str, pin: &str| {
+        let mut command = installation.command(verb);
+        command.env("KEYWARD_TOKEN_PIN", pin);
+        command
+    };
+    assert!(failure(with_pin("check", "1234")).contains("must not be set together"));
+    let pin = without_pin_file(&installation);
+    assert!(failure(installation.command("check")).contains("KEYWARD_TOKEN_PIN"));
+    success(with_pin("init", &pin));
+    let mut command = with_pin("serve", &pin);
+    command.arg("--announce");
+    let server = Server::start(command);
+    assert_eq!(get(&format!("{}/healthz", server.ops())).status, 200);
+    drop(server);
+    // The TOML is copied and committed: it is no place for a PIN.
+    let said = failure(installation.set("token.pin", &format!("{pin:?}")).command("check"));
+    assert!(said.contains("token.pin is not a key") && !said.contains(&pin), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_overrides_the_file_and_is_checked_like_it() {
+    let installation = Installation::prepare();
+    let with = |key: &str, value: &str| {
+        let mut command = installation.command("serve");
+        command.arg("--announce").env(key, value);
+        command
+    };
+    assert!(failure(with("KEYWARD__SIGNING__RSA_BITS", "1000")).contains("signing.rsa_bits"));
+    assert!(failure(with("KEYWARD__TOKEN__LABLE", "x")).contains("token.lable is not a key"));
+    assert!(failure(with("KEYWARD__GRPC__LISTEN", "0.0.0.0:0")).contains("grpc.listen"));
+    let server = Server::start(with("KEYWARD__SIGNING__RSA_BITS", "3072"));
+    let mut clients = Clients::connect(&server).await;
+    clients.create_tenant("acme", &["RS256"], short_policy()).await;
+    let jwks: Value = get(&server.jwks_uri("acme")).json();
+    let modulus = jwks["keys"][0]["n"].as_str().expect("an RSA key");
+    let modulus = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(modulus).expect("base64url");
+    assert_eq!(modulus.len() * 8, 3072);
+}
+
+#[test]
+fn check_tells_what_the_token_can_do() {
+    let said = success(Installation::bare().command("check"));
+    assert!(said.contains("configuration: ok") && said.contains("token: keyward (serial "), "{said}");
+    for algorithm in ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"] {
+        assert!(said.lines().any(|line| line.trim() == format!("{algorithm}: ok")), "{algorithm} is not in {said}");
+    }
+    let said = failure(Installation::bare().set("token.label", "\"other\"").command("check"));
+    assert!(said.contains("other"), "{said}");
+    let said = failure(Installation::bare().set("token.module", "\"/no/module.so\"").command("check"));
+    assert!(said.contains("/no/module.so"), "{said}");
+}
+
+#[test]
+fn serve_refuses_a_missing_store_and_anothers_token() {
+    let installation = Installation::bare();
+    let said = failure(installation.command("serve"));
+    assert!(said.contains("no store") && said.contains("keyward init"), "{said}");
+    assert!(!installation.dir().join("store.sqlite").exists());
+
+    let (made, other) = (Installation::prepare(), Installation::bare());
+    let mut command = made.command("serve");
+    command.env("SOFTHSM2_CONF", other.softhsm_conf()).env("KEYWARD__TOKEN__PIN_FILE", other.pin_file());
+    let said = failure(command);
+    assert!(said.contains("serial") && said.contains("token.serial"), "{said}");
+    drop(made.serve());
+}
+
+#[test]
+fn a_second_serve_on_the_same_store_is_refused() {
+    let installation = Installation::prepare();
+    let server = installation.serve();
+    let said = failure(installation.command("serve"));
+    assert!(said.contains("in use by another Keyward process"), "{said}");
+    assert_eq!(get(&format!("{}/readyz", server.ops())).status.as_u16() / 100, 2);
+    assert!(server.terminate().success());
+    drop(installation.serve());
+}
+
+#[test]
+fn init_touches_nothing_that_exists() {
+    let installation = Installation::prepare();
+    let files = ["store.sqlite", "service-key.json"].map(|name| installation.dir().join(name));
+    let before = files.each_ref().map(|file| fs::read(file).expect("made by init"));
+    let objects = token_objects(&installation);
+    let said = failure(installation.command("init"));
+    assert!(said.contains("exists already"), "{said}");
+    fs::rename(&files[1], installation.dir().join("kept.json")).expect("the pin is moved away");
+    let said = failure(installation.command("init"));
+    assert!(said.contains("exists already") && said.contains("store.sqlite"), "{said}");
+    fs::rename(installation.dir().join("kept.json"), &files[1]).expect("the pin is put back");
+    assert_eq!(files.each_ref().map(|file| fs::read(file).expect("still there")), before);
+    assert_eq!(token_objects(&installation), objects);
+    drop(installation.serve());
+}
+
+#[test]
+fn init_goes_on_where_it_was_interrupted() {
+    // Interrupted before the pin was written: key and store are there.
+    let installation = Installation::prepare();
+    let (pin, begun) = (installation.dir().join("service-key.json"), installation.dir().join("service-key.begun"));
+    let complete: Value = serde_json::from_slice(&fs::read(&pin).expect("the pin")).expect("JSON");
+    let objects = token_objects(&installation);
+    let intent = serde_json::json!({ "cka_id": complete["cka_id"] }).to_string();
+    fs::remove_file(&pin).expect("the pin is taken away");
+    fs::write(&begun, &intent).expect("the intent is written");
+    success(installation.command("init"));
+    let resumed: Value = serde_json::from_slice(&fs::read(&pin).expect("the pin")).expect("JSON");
+    assert_eq!(resumed, complete, "another key than the one that was there");
+    assert_eq!(token_objects(&installation), objects);
+    assert!(!begun.exists());
+    drop(installation.serve());
+
+    // Interrupted right after the intent: neither key nor store.
+    let installation = Installation::bare();
+    fs::write(installation.dir().join("service-key.begun"), &intent).expect("the intent is written");
+    success(installation.command("init"));
+    let made: Value =
+        serde_json::from_slice(&fs::read(installation.dir().join("service-key.json")).expect("the pin")).expect("JSON");
+    assert_eq!(made["cka_id"], complete["cka_id"]);
+    assert_eq!(token_objects(&installation), 2);
+    drop(installation.serve());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_answers_the_calls_under_way_and_loses_nothing_acknowledged() {
+    let installation = Installation::prepare();
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let issuer = clients.create_tenant("acme", &["ES256"], short_policy()).await.issuer;
+    let request = RotateSigningKeyRequest { tenant: "acme".into(), force: true, ..RotateSigningKeyRequest::default() };
+    let rotated = clients.keys.rotate_signing_key(request).await.expect("rotated").into_inner();
+    let mut signing = JoinSet::new();
+    for _ in 0..4 {
+        let (mut clients, issuer) = (clients.clone(), issuer.clone());
+        signing.spawn(async move {
+            let mut count = 0_u32;
+            while clients.sign_jwt("acme", "", claims(&issuer, 600)).await.is_ok() {
+                count += 1;
+            }
+            count
+        });
+    }
+    let mut creating = clients.clone();
+    let many = ["RS256", "RS384", "RS512", "PS256"];
+    let creating = tokio::spawn(async move { creating.create_tenant("slow", &many, short_policy()).await });
+    let (jwks, deadline) = (server.jwks_uri("slow"), Instant::now() + END_MAX);
+    // It is published, still without keys, once it is stored: the call is under way.
+    while get(&jwks).status != 200 {
+        assert!(Instant::now() < deadline, "the tenant is not stored");
+    }
+    let left = tokio::task::spawn_blocking(move || server.terminate()).await.expect("it left");
+    assert!(left.success(), "{left:?}");
+    assert_eq!(creating.await.expect("the call under way was answered").id, "slow");
+    assert!(signing.join_all().await.iter().all(|count| *count > 0));
+
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let request = GetCurrentKeyRequest { tenant: "acme".into(), algorithm: String::new() };
+    let current = clients.signing.get_current_key(request).await.expect("a key").into_inner().key.expect("a key");
+    assert_eq!(current.kid, rotated.current.expect("a current key").kid);
+    let request = ListSigningKeysRequest { tenant: "slow".into(), ..ListSigningKeysRequest::default() };
+    let keys = clients.keys.list_signing_keys(request).await.expect("a list").into_inner().keys;
+    assert_eq!(keys.len(), 2 * many.len(), "{keys:?}");
+}
+
+#[test]
+fn an_ephemeral_dev_server_leaves_nothing_behind() {
+    let server = Server::dev();
+    let state = Path::new(server.state_dir()).to_owned();
+    assert!(state.join("store.sqlite").exists());
+    assert_eq!(get(server.demo().2).status, 200);
+    assert!(server.terminate().success());
+    assert!(!state.exists(), "{} is left", state.display());
+}
+
+/// SoftHSM keeps each object in a file of its own.
+fn token_objects(installation: &Installation) -> usize {
+    let tokens = fs::read_dir(installation.token_dir()).expect("the tokens' directory");
+    let objects = tokens.flat_map(|token| fs::read_dir(token.expect("a token").path()).expect("the token's directory"));
+    let names = objects.map(|object| object.expect("an object").file_name().into_string().expect("an ASCII name"));
+    names.filter(|name| name.ends_with(".object") && name != "token.object").count()
+}
