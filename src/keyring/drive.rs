@@ -82,19 +82,21 @@ impl Keyrings {
         }
     }
 
-    /// Claims the intent that was just committed, if there is a new one: only this process asks the token for it.
+    /// Claims the intent that was just committed, if there is a new one: only this process asks the token for it. What is
+    /// no longer pending needs no claim.
     pub(super) fn claim_new(&self, before: &TenantRecord, after: &Keyring) {
-        let known = |object| {
-            before
-                .keyrings
-                .iter()
-                .any(|keyring| keyring.pending.as_ref().is_some_and(|pending| pending.object == object))
-        };
-        if let Some(pending) = &after.pending
-            && !known(pending.object)
-        {
-            self.lock_claims().fresh.insert(pending.object);
+        let earlier = before.keyrings.iter().find(|keyring| keyring.algorithm == after.algorithm);
+        let known = earlier.and_then(|keyring| keyring.pending.as_ref()).map(|pending| pending.object);
+        let new = after.pending.as_ref().map(|pending| pending.object);
+        if known == new {
+            return;
         }
+        let mut claims = self.lock_claims();
+        if let Some(object) = known {
+            claims.fresh.remove(&object);
+            claims.asked.remove(&object);
+        }
+        claims.fresh.extend(new);
     }
 
     pub(super) fn publish(&self, record: &TenantRecord) -> Result<(), StoreError> {
@@ -107,7 +109,7 @@ impl Keyrings {
         let claims = self.lock_claims();
         if claims.fresh.contains(&pending.object) {
             Claim::Fresh
-        } else if self.settings.sole || claims.failed.contains(&pending.object) {
+        } else if self.settings.sole || claims.asked.contains(&pending.object) {
             Claim::Ours
         } else {
             Claim::Theirs
@@ -166,21 +168,21 @@ impl Keyrings {
     /// Generates a pending key and puts it to the test. Remembers how far it came, so that the next pass neither loses nor
     /// doubles the key.
     async fn generate(&self, object: ObjectId, algorithm: Algorithm) -> Result<Generated, TokenError> {
-        self.lock_claims().fresh.remove(&object);
-        let spec = KeySpec { algorithm, rsa_bits: self.settings.rsa_bits };
-        let tested = match bounded(self.token.generate(object, spec)).await {
-            Ok(key) => self.tested(object, algorithm, key).await,
-            Err(error @ (TokenError::QueueFull | TokenError::Late | TokenError::PinRefused)) => {
-                // The token was not asked: the intent is as fresh as before.
-                self.lock_claims().fresh.insert(object);
-                return Err(error);
-            }
-            Err(error) => Err(error),
-        };
-        if tested.is_err() {
-            self.lock_claims().failed.insert(object);
+        {
+            // From here on this process may have to find out what came of it: after an error, or a commit that was lost.
+            let mut claims = self.lock_claims();
+            claims.fresh.remove(&object);
+            claims.asked.insert(object);
         }
-        tested
+        let spec = KeySpec { algorithm, rsa_bits: self.settings.rsa_bits };
+        let key = bounded(self.token.generate(object, spec)).await.inspect_err(|error| match error {
+            // The token was not asked: the intent is as fresh as before.
+            TokenError::QueueFull | TokenError::Late | TokenError::PinRefused => {
+                self.lock_claims().fresh.insert(object);
+            }
+            TokenError::Unavailable(_) | TokenError::Unsupported(_) | TokenError::Mismatch(_) => {}
+        })?;
+        self.tested(object, algorithm, key).await
     }
 
     /// Finds out what became of a pending key, and takes it up or gives it up.
@@ -198,7 +200,6 @@ impl Keyrings {
             // and a second pair under the same id would make a published key unusable.
             Found::Absent | Found::Remains => {}
         }
-        self.lock_claims().failed.remove(&object);
         // What a crash leaves here is an abandoned id in the record at the latest after the commit; until then the same
         // pending id, which the next pass recovers again. The sweep clears the token.
         Ok(keyring.abandon(Some(new_object()), self.clock.now()))

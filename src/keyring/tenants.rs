@@ -224,9 +224,17 @@ impl Keyrings {
         tenant.saml_sso_url = update.saml_sso_url.unwrap_or(tenant.saml_sso_url);
         tenant.revision = tenant.revision.next();
         let events = vec![tenant_event("update_tenant", &tenant, now)];
-        let change = Change { tenant: Some(tenant.clone()), events, ..Change::default() };
+        let rebound: Vec<Keyring> = if tenant.policy == record.tenant.policy {
+            Vec::new()
+        } else {
+            record.keyrings.iter().map(Keyring::under_new_policy).collect()
+        };
+        let change = Change { tenant: Some(tenant.clone()), keyrings: rebound.clone(), events, ..Change::default() };
         self.store.commit(&change).await?;
         record.tenant = tenant.clone();
+        if !rebound.is_empty() {
+            record.keyrings = rebound;
+        }
         self.publish(&record)?;
         Ok(tenant)
     }
