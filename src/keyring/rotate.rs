@@ -1,13 +1,13 @@
 //! Rotation and revocation, as operators ask for them.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::keys::{Listed, listed_key, no_key};
-use super::snapshot::Signer;
 use super::{Error, Keyrings, Part};
 use crate::domain::{
-    Algorithm, KeyState, Keyring, Kid, RevokeRefused, RotateRefused, TenantId, Timestamp, Trigger, after,
+    Algorithm, KeyState, Keyring, Kid, RequestId, RevokeRefused, RotateRefused, Rotation, TenantId, Timestamp, Trigger,
+    after,
 };
 use crate::store::{Event, StoreError, TenantRecord};
 
@@ -68,7 +68,6 @@ impl Keyrings {
                 let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
                 let event = rotate_event(&rotated, &request.trigger, now);
                 let forced = rotated.rotations.last().is_some_and(|rotation| rotation.forced);
-                let signer = self.signer(&request.tenant, algorithm);
                 match self.commit_keyring(&mut record, rotated, event).await {
                     Err(StoreError::Conflict) => continue,
                     other => other?,
@@ -77,12 +76,10 @@ impl Keyrings {
                 if forced {
                     tracing::warn!(tenant = %request.tenant, %algorithm, "forced rotation: verifiers may not know the new key yet");
                 }
-                if request.trigger.revoke_replaced {
-                    self.fence(signer).await?;
-                }
-            } else if request.trigger.revoke_replaced {
-                // The first call may have failed before its fence. No request holds a signer for longer than this.
-                tokio::time::sleep(self.settings.sign_wait_max).await;
+            }
+            if request.trigger.revoke_replaced {
+                // For a repetition too: the first call may have failed before its fence.
+                self.fence(keyring_of(&record, algorithm)?, request.trigger.request_id.as_ref()).await?;
             }
             if let Err(error) = self.drive(&mut record, algorithm).await {
                 tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
@@ -178,17 +175,13 @@ impl Keyrings {
         Ok(record)
     }
 
-    fn signer(&self, tenant: &TenantId, algorithm: Algorithm) -> Weak<Signer> {
-        let snapshot = self.snapshot();
-        let signer = snapshot.tenant(tenant).and_then(|view| view.signer(algorithm));
-        signer.map_or_else(Weak::new, Arc::downgrade)
-    }
-
-    /// Waits until no request holds the revoked key's signer any more (R10). The snapshot has let it go already, and no
-    /// request holds one for longer than `sign_wait_max`.
-    async fn fence(&self, signer: Weak<Signer>) -> Result<(), Error> {
+    /// Waits until no request can sign any more with the key that this rotation replaced (R10). The snapshot has let it go
+    /// already, and no request holds a signer for longer than `sign_wait_max`.
+    async fn fence(&self, keyring: &Keyring, request: Option<&RequestId>) -> Result<(), Error> {
+        let asked_for = |rotation: &&Rotation| request.is_none() || rotation.request_id.as_ref() == request;
+        let Some(rotation) = keyring.rotations.iter().rev().find(asked_for) else { return Ok(()) };
         let patience = Instant::now() + self.settings.sign_wait_max + Duration::from_secs(1);
-        while signer.strong_count() > 0 {
+        while self.published.is_held(&rotation.replaced) {
             if Instant::now() > patience {
                 let cause = "a request still holds the revoked key".to_owned();
                 return Err(Error::Unavailable { part: Part::Snapshot, cause });
