@@ -153,10 +153,13 @@ fn check(config: &Config) -> Result<(), Failure> {
 }
 
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let shutdown = runtime.block_on(on_signal())?;
     let token = setup::open_token(&config.token).map_err(|error| error.to_string())?;
-    runtime()?.block_on(run(
+    runtime.block_on(run(
         config,
         token,
+        shutdown,
         |addresses| {
             if announce {
                 announce_on_stdout(addresses, &serde_json::Map::new());
@@ -167,7 +170,13 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
 }
 
 /// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign.
-async fn run(config: &Config, token: Pkcs11Token, ready: impl FnOnce(Addresses), demo: bool) -> Result<(), Failure> {
+async fn run(
+    config: &Config,
+    token: Pkcs11Token,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(Addresses),
+    demo: bool,
+) -> Result<(), Failure> {
     let text = |error: setup::SetupError| error.to_string();
     let listeners = Listeners::bind(config).await?;
     let addresses = listeners.addresses().map_err(|error| error.to_string())?;
@@ -183,8 +192,9 @@ async fn run(config: &Config, token: Pkcs11Token, ready: impl FnOnce(Addresses),
         addresses.grpc
     );
     tracing::info!(grpc = %addresses.grpc, public = %addresses.public, ops = %addresses.ops, token = %token.identity().label, "serving");
-    let shutdown = on_signal()?;
-    ready(addresses);
+    if !shutdown.is_cancelled() {
+        ready(addresses);
+    }
     let served = serve::run(config, keyrings, canary, listeners, shutdown).await;
     store.close().await;
     // C_Finalize blocks, and nothing else is left to do.
@@ -193,8 +203,8 @@ async fn run(config: &Config, token: Pkcs11Token, ready: impl FnOnce(Addresses),
     served
 }
 
-/// A token that is cancelled by SIGTERM or SIGINT.
-fn on_signal() -> Result<CancellationToken, Failure> {
+/// A token that is cancelled by SIGTERM or SIGINT. Made before anything else, so that a start that is broken off cleans up, too.
+async fn on_signal() -> Result<CancellationToken, Failure> {
     let shutdown = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals = signal(kind).map_err(|error| error.to_string())?;
@@ -239,6 +249,8 @@ fn temporary_directory() -> Result<PathBuf, Failure> {
 }
 
 fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let shutdown = runtime.block_on(on_signal())?;
     let config = load(&state.config_file())?;
     let initialised = dev::is_initialised(&config);
     let opened = setup::open_token(&config.token);
@@ -251,12 +263,12 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
     };
     let token = token.map_err(|error| error.to_string())?;
     let state_dir = state.path().to_owned();
-    runtime()?.block_on(async move {
+    runtime.block_on(async move {
         if !initialised {
             setup::init(&config, &token).await.map_err(|error| error.to_string())?;
         }
         let ready = |addresses| if ephemeral { announce_demo(addresses, &state_dir) } else { greet(addresses) };
-        run(&config, token, ready, true).await
+        run(&config, token, shutdown, ready, true).await
     })
 }
 
@@ -292,7 +304,7 @@ Sign a JWT (grpcurl: go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9
   grpcurl -plaintext -d "{{\"tenant\":\"demo\",\"claims_json\":\"$(printf '{{"sub":"alice","exp":%d}}' $(($(date +%s)+600)) | base64 | tr -d '\n')\"}}" {grpc} keyward.v1.SigningService/SignJwt
 See the keys:
   curl -s http://{public}/demo/.well-known/jwks.json
-Rotate them (possible 15 s after the last rotation):
+Rotate the RS256 key (possible 15 s after its next key was published):
   grpcurl -plaintext -d '{{"tenant":"demo"}}' {grpc} keyward.v1.KeyService/RotateSigningKey
 "#
     );

@@ -20,8 +20,8 @@ pub(crate) struct Ledger {
     retired: HashMap<Kid, Retirement>,
     served: Vec<(i64, i64)>,
     carried_out: HashMap<RequestId, u32>,
-    /// Who changed the tenant to which revision.
-    authors: Vec<(Revision, usize)>,
+    /// Who changed the tenant to which revision, and when the change was decided.
+    authors: Vec<(Revision, usize, u64)>,
 }
 
 /// A JWT that a replica signed.
@@ -55,7 +55,7 @@ pub(crate) fn signed(world: &mut World, jwt: Jwt) {
 pub(crate) fn commit(world: &mut World, before: Option<&TenantRecord>, change: &Change, life: usize, born: u64) {
     let record = world.record.clone().expect("it was just committed");
     if let Some(tenant) = &change.tenant {
-        world.ledger.authors.push((tenant.revision, life));
+        world.ledger.authors.push((tenant.revision, life, born));
         if let Some(before) = before {
             let (time, age) = (world.time, seconds(before.tenant.policy.jwks_max_age));
             world.ledger.served.push((time, age));
@@ -193,11 +193,11 @@ fn unneeded(world: &mut World, kid: &Kid, time: Timestamp) {
         // What a process can know: what it signed itself, and what others signed under clocks not far ahead of its own.
         let own = jwt.life == retired.life && jwt.born < retired.born;
         let near = jwt.sign_time <= after(retired.time, policy.clock_skew);
-        let changed = |(revision, life): &&(Revision, usize)| {
-            *revision > jwt.policy && *revision <= retired.policy && *life != retired.life
+        // A new policy honours what its author had signed by then.
+        let honoured = |(revision, life, born): &(Revision, usize, u64)| {
+            *revision <= jwt.policy || *revision > retired.policy || (*life == jwt.life && *born > jwt.born)
         };
-        let same_policy =
-            jwt.policy == retired.policy || (own && !world.ledger.authors.iter().any(|author| changed(&author)));
+        let same_policy = jwt.policy == retired.policy || (own && world.ledger.authors.iter().all(honoured));
         let known = (own && same_policy) || (near && jwt.policy == retired.policy);
         known && jwt.expiry > time
     });
