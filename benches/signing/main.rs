@@ -35,7 +35,7 @@ struct Arguments {
     /// How often raw and served take turns; the medians are told.
     #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     repetitions: u32,
-    /// Measures only the lines whose name contains this, for example "Sign ES256".
+    /// Measures only the lines whose name begins with this, for example "Sign ES256".
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// What cargo tells every benchmark.
@@ -68,9 +68,9 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let mut table = Table::new(cores.describe(), arguments.repetitions);
-    let mut rows: Vec<Row> = Call::all().map(Row::new).filter(|row| row.name().contains(&arguments.only)).collect();
+    let mut rows: Vec<Row> = Call::all().map(Row::new).filter(|row| row.name().starts_with(&arguments.only)).collect();
     if rows.is_empty() {
-        return Err(format!("no line has {:?} in its name", arguments.only));
+        return Err(format!("no line begins with {:?}", arguments.only));
     }
     let load = runtime.block_on(Load::connect(&server));
     for repetition in 1..=arguments.repetitions {
