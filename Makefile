@@ -8,6 +8,7 @@ help: ## print this list
 run: ## set up what is missing and start `keyward dev`: gRPC on 50051, public HTTP on 8080, ops on 9090
 	@sh tests/setup run
 	cargo build --locked
+	@command -v grpcurl >/dev/null || echo 'grpcurl for the commands below:  export PATH="$(CURDIR)/target/test-tools/bin:$$PATH"'
 	cargo run --locked --quiet -- dev --grpc 127.0.0.1:50051 --public 127.0.0.1:8080 --ops 127.0.0.1:9090
 
 test: ## set up what is missing, the test tools included, and pass every test

@@ -126,8 +126,17 @@ pub async fn run(
         tracing::warn!(waited_secs = DRAIN_MAX.as_secs(), "connections are cut that did not end by themselves");
         faces.shutdown().await;
     }
-    keyrings.finish().await;
-    let _ = tokio::join!(timer, watching);
+    // A token that hangs in the middle of a change must not keep the process: recovery is for the next start.
+    let ended = async {
+        keyrings.finish().await;
+        let _ = tokio::join!(timer, watching);
+    };
+    if tokio::time::timeout(DRAIN_MAX, ended).await.is_err() {
+        tracing::warn!(
+            waited_secs = DRAIN_MAX.as_secs(),
+            "a change did not come to its end; the next start takes it up"
+        );
+    }
     outcome
 }
 

@@ -98,7 +98,13 @@ pub async fn init(config: &Config, token: &Pkcs11Token) -> Result<(), SetupError
     let binding = TokenBinding { serial: identity.serial.clone(), label: identity.label.clone() };
     let made =
         if store.exists() { SqliteStore::open(store).await? } else { SqliteStore::create(store, &binding).await? };
+    let bound = made.binding().await?;
     made.close().await;
+    if bound != binding {
+        let text =
+            format!("an interrupted init bound the store to the token of serial {}; go on with that one", bound.serial);
+        return Err(SetupError::Refused(text));
+    }
     // 4. The pin, which ends the set-up.
     let file = ServiceKeyFile { cka_id: object, public_key: Some(key.public) };
     let complete = pinned.with_extension("complete");

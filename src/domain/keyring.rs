@@ -330,6 +330,13 @@ impl Keyring {
         }
     }
 
+    /// The tenant's policy changes in the same commit. The keys stay as they are, but a change that was decided under the
+    /// old policy loses its compare-and-swap: it could cut short what the new one promises (R3, R4).
+    #[must_use]
+    pub fn under_new_policy(&self) -> Self {
+        self.changed(|_| {})
+    }
+
     /// Ends every key at once, because the tenant is deleted.
     #[must_use]
     pub fn close(&self, now: Timestamp) -> Self {

@@ -146,6 +146,10 @@ fn web_url(text: &str) -> Result<url::Url, InvalidName> {
         return Err(WANTED);
     }
     let url = url::Url::parse(text).map_err(|_| WANTED)?;
+    // The parser mends what it reads; what is kept and compared is the text, so the text must be a URL already.
+    if url.as_str().trim_end_matches('/') != text.trim_end_matches('/') {
+        return Err(WANTED);
+    }
     let loopback = match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(address)) => address.is_loopback(),

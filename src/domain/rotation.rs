@@ -64,9 +64,10 @@ pub fn plan(keyring: &Keyring, tenant: &Tenant, now: Timestamp, claim: Claim) ->
         schedule(keyring, tenant, now, open),
         destruction_intent(keyring, tenant, now),
         generation_intent(keyring, open),
-        generation(keyring, now, claim),
+        // What frees room on the token comes before what takes it.
         destruction(keyring),
         sweep(keyring, tenant, now),
+        generation(keyring, now, claim),
     ];
     let mut wake = None;
     for slot in slots {

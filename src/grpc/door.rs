@@ -20,6 +20,9 @@ const PAGE_SIZE_MAX: usize = 1000;
 /// A call without a deadline of its own is bounded by the service's; this stands for "none".
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How much earlier than the caller the service gives up, at most: the time that its answer takes.
+const DEADLINE_MARGIN_MAX: Duration = Duration::from_millis(20);
+
 /// A field that must be there.
 pub(super) fn required<T: FromStr<Err: Display>>(field: &str, text: &str) -> Result<T, Error> {
     if text.is_empty() {
@@ -73,7 +76,9 @@ pub(super) fn page_place(query: &str, token: &str) -> Result<Option<String>, Err
 /// When the caller stops waiting (grpc-timeout, in the gRPC over HTTP/2 specification).
 pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
     let timeout = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
-    Instant::now() + timeout.map_or(NO_DEADLINE, |timeout| timeout.min(NO_DEADLINE))
+    // A little earlier than the transport's own timer, which would answer CANCELLED without a reason.
+    let margin = |timeout: Duration| timeout.saturating_sub((timeout / 10).min(DEADLINE_MARGIN_MAX));
+    Instant::now() + timeout.map_or(NO_DEADLINE, |timeout| margin(timeout.min(NO_DEADLINE)))
 }
 
 fn timeout(value: &str) -> Option<Duration> {

@@ -9,6 +9,9 @@ use super::{Face, door, wire};
 use crate::domain::{Algorithm, KeyState, ObjectId, Trigger};
 use crate::keyring::{Error, ListKeys, ListedState, RotateKeys};
 
+/// As many states as there are.
+const STATES_MAX: usize = 7;
+
 #[async_trait]
 impl KeyService for Face {
     async fn list_signing_keys(
@@ -16,6 +19,9 @@ impl KeyService for Face {
         request: Request<ListSigningKeysRequest>,
     ) -> Result<Response<ListSigningKeysResponse>, Status> {
         let request = request.into_inner();
+        if request.states.len() > STATES_MAX {
+            return Err(Error::invalid("states", "must name each state once").into());
+        }
         let query = format!("keys {} {} {:?}", request.tenant, request.algorithm, request.states);
         let list = ListKeys {
             tenant: door::required("tenant", &request.tenant)?,

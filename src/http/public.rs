@@ -26,6 +26,7 @@ pub fn public_router(keyrings: Arc<Keyrings>) -> Router {
 type Shared = State<Arc<Keyrings>>;
 
 const JWKS_TYPE: HeaderValue = HeaderValue::from_static("application/jwk-set+json");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const JSON_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 async fn canonical_jwks(State(keyrings): Shared, Path(tenant): Path<String>, headers: HeaderMap) -> Response {
@@ -71,6 +72,12 @@ fn custom(keyrings: &Keyrings, uri: &Uri, headers: &HeaderMap) -> Option<Arc<Ten
 }
 
 fn document(view: &TenantView, document: &Document, content_type: HeaderValue, request: &HeaderMap) -> Response {
+    // A set without the first keys must not get into a cache: those keys sign as soon as they are there (R3).
+    if view.record.keyrings.iter().any(|keyring| keyring.current().is_none()) {
+        let headers = [(header::CACHE_CONTROL, "no-store"), (header::RETRY_AFTER, "1")];
+        return (StatusCode::SERVICE_UNAVAILABLE, headers, "the tenant's first keys are being generated\n")
+            .into_response();
+    }
     let mut headers = HeaderMap::with_capacity(6);
     let text = |value: &str| HeaderValue::from_str(value).expect("made of digits, letters and punctuation");
     headers.insert(header::CACHE_CONTROL, text(&cache_control(&view.record.tenant.policy)));
@@ -105,5 +112,6 @@ fn no_tenant() -> Response {
 
 fn not_found(problem: &str) -> Response {
     let body = serde_json::json!({"error": problem}).to_string();
-    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, JSON_TYPE)], body).into_response()
+    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, JSON_TYPE), (header::CACHE_CONTROL, NO_STORE)], body)
+        .into_response()
 }

@@ -4,10 +4,10 @@
 //! pass takes it from there, so that recovery is the ordinary path (R6).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Error, Keyrings, new_object};
-use crate::domain::rotation::{Action, Claim, Plan, plan};
+use crate::domain::rotation::{Action, Claim, GENERATION_LEASE, Plan, plan};
 use crate::domain::{Algorithm, Generated, Keyring, ObjectId, Timestamp, Trigger};
 use crate::jose::{self, Verifier};
 use crate::store::{Change, Event, StoreError, TenantRecord};
@@ -15,6 +15,13 @@ use crate::token::{Found, KeyRef, KeySpec, SignInput, TokenError, TokenKey};
 
 /// Most steps of one pass: a new keyring takes five, a rotation four. More is a plan that never rests, which is a bug.
 const STEPS_MAX: usize = 64;
+
+/// Steps that each key can add: revoked, its destruction recorded, destroyed, and one to spare.
+const STEPS_PER_KEY: usize = 4;
+
+/// Longest wait for the token's administration, which does one thing after another: longer than a generation may take
+/// before another process takes it over. What the token does later is found by the next pass.
+const ADMINISTRATION_WAIT_MAX: Duration = GENERATION_LEASE.saturating_add(Duration::from_secs(30));
 
 /// What a new key signs before it is published (R11).
 const TEST_MESSAGE: &[u8] = b"keyward: test of a new key";
@@ -26,7 +33,8 @@ impl Keyrings {
     /// # Errors
     /// Of the token or the store; what was committed until then stays, and the next pass goes on from it.
     pub(super) async fn drive(&self, record: &mut TenantRecord, algorithm: Algorithm) -> Result<(), Error> {
-        for _ in 0..STEPS_MAX {
+        let keys: usize = record.keyrings.iter().map(|keyring| keyring.keys.len() + keyring.abandoned.len()).sum();
+        for _ in 0..STEPS_MAX + STEPS_PER_KEY * keys {
             let Some(keyring) = record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm) else {
                 return Ok(());
             };
@@ -74,19 +82,21 @@ impl Keyrings {
         }
     }
 
-    /// Claims the intent that was just committed, if there is a new one: only this process asks the token for it.
+    /// Claims the intent that was just committed, if there is a new one: only this process asks the token for it. What is
+    /// no longer pending needs no claim.
     pub(super) fn claim_new(&self, before: &TenantRecord, after: &Keyring) {
-        let known = |object| {
-            before
-                .keyrings
-                .iter()
-                .any(|keyring| keyring.pending.as_ref().is_some_and(|pending| pending.object == object))
-        };
-        if let Some(pending) = &after.pending
-            && !known(pending.object)
-        {
-            self.lock_claims().fresh.insert(pending.object);
+        let earlier = before.keyrings.iter().find(|keyring| keyring.algorithm == after.algorithm);
+        let known = earlier.and_then(|keyring| keyring.pending.as_ref()).map(|pending| pending.object);
+        let new = after.pending.as_ref().map(|pending| pending.object);
+        if known == new {
+            return;
         }
+        let mut claims = self.lock_claims();
+        if let Some(object) = known {
+            claims.fresh.remove(&object);
+            claims.asked.remove(&object);
+        }
+        claims.fresh.extend(new);
     }
 
     pub(super) fn publish(&self, record: &TenantRecord) -> Result<(), StoreError> {
@@ -99,7 +109,7 @@ impl Keyrings {
         let claims = self.lock_claims();
         if claims.fresh.contains(&pending.object) {
             Claim::Fresh
-        } else if self.settings.sole || claims.failed.contains(&pending.object) {
+        } else if self.settings.sole || claims.asked.contains(&pending.object) {
             Claim::Ours
         } else {
             Claim::Theirs
@@ -128,15 +138,15 @@ impl Keyrings {
             //    under an id that the record names, and the next process recovers, destroys or sweeps them.
             Action::Generate(object) => match self.generate(*object, keyring.algorithm).await {
                 Ok(generated) => keyring.publish(generated, self.clock.now()),
-                Err(error) => return Err(self.not_generated(*object, error)),
+                Err(error) => return Err(error.into()),
             },
             Action::Recover(object) => self.recover(*object, keyring).await?,
             Action::Destroy(object) => {
-                self.token.destroy(*object).await?;
+                bounded(self.token.destroy(*object)).await?;
                 keyring.destroyed(*object, self.clock.now())
             }
             Action::Sweep(object) => {
-                self.token.destroy(*object).await?;
+                bounded(self.token.destroy(*object)).await?;
                 keyring.swept(*object, self.clock.now())
             }
         };
@@ -155,30 +165,29 @@ impl Keyrings {
         keyring.rotate(trigger, &policy, new_object(), now, self.clock.latest())
     }
 
-    /// Generates a pending key and puts it to the test.
+    /// Generates a pending key and puts it to the test. Remembers how far it came, so that the next pass neither loses nor
+    /// doubles the key.
     async fn generate(&self, object: ObjectId, algorithm: Algorithm) -> Result<Generated, TokenError> {
-        self.lock_claims().fresh.remove(&object);
+        {
+            // From here on this process may have to find out what came of it: after an error, or a commit that was lost.
+            let mut claims = self.lock_claims();
+            claims.fresh.remove(&object);
+            claims.asked.insert(object);
+        }
         let spec = KeySpec { algorithm, rsa_bits: self.settings.rsa_bits };
-        let key = self.token.generate(object, spec).await?;
-        self.tested(object, algorithm, key).await
-    }
-
-    /// Remembers how far a generation came, so that the next pass neither loses nor doubles the key.
-    fn not_generated(&self, object: ObjectId, error: TokenError) -> Error {
-        let mut claims = self.lock_claims();
-        match error {
+        let key = bounded(self.token.generate(object, spec)).await.inspect_err(|error| match error {
             // The token was not asked: the intent is as fresh as before.
-            TokenError::QueueFull | TokenError::Late | TokenError::PinRefused => claims.fresh.insert(object),
-            TokenError::Unavailable(_) | TokenError::Unsupported(_) | TokenError::Mismatch(_) => {
-                claims.failed.insert(object)
+            TokenError::QueueFull | TokenError::Late | TokenError::PinRefused => {
+                self.lock_claims().fresh.insert(object);
             }
-        };
-        error.into()
+            TokenError::Unavailable(_) | TokenError::Unsupported(_) | TokenError::Mismatch(_) => {}
+        })?;
+        self.tested(object, algorithm, key).await
     }
 
     /// Finds out what became of a pending key, and takes it up or gives it up.
     async fn recover(&self, object: ObjectId, keyring: &Keyring) -> Result<Keyring, Error> {
-        match self.token.find(object, keyring.algorithm).await? {
+        match bounded(self.token.find(object, keyring.algorithm)).await? {
             Found::Pair(key) => match self.tested(object, keyring.algorithm, key).await {
                 Ok(generated) => return Ok(keyring.publish(generated, self.clock.now())),
                 // A pair that the token shows and that fails its test is of no use to anybody: give it up below.
@@ -191,7 +200,6 @@ impl Keyrings {
             // and a second pair under the same id would make a published key unusable.
             Found::Absent | Found::Remains => {}
         }
-        self.lock_claims().failed.remove(&object);
         // What a crash leaves here is an abandoned id in the record at the latest after the commit; until then the same
         // pending id, which the next pass recovers again. The sweep clears the token.
         Ok(keyring.abandon(Some(new_object()), self.clock.now()))
@@ -230,6 +238,12 @@ impl Keyrings {
         }
         Ok(())
     }
+}
+
+/// The token's answer, unless it takes too long.
+async fn bounded<T>(work: impl Future<Output = Result<T, TokenError>>) -> Result<T, TokenError> {
+    let answer = tokio::time::timeout(ADMINISTRATION_WAIT_MAX, work).await;
+    answer.unwrap_or_else(|_| Err(TokenError::Unavailable("it does not answer".to_owned())))
 }
 
 /// The planner asked for something that the keyring refuses: they disagree on the rules.

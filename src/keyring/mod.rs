@@ -72,8 +72,8 @@ pub struct Settings {
 struct Claims {
     /// Intents recorded by this process that the token was not asked for yet.
     fresh: HashSet<ObjectId>,
-    /// Intents for which this process asked the token and was told of a failure.
-    failed: HashSet<ObjectId>,
+    /// Pending keys for which this process asked the token: what came of it is for this process to find out.
+    asked: HashSet<ObjectId>,
 }
 
 impl Keyrings {

@@ -1,11 +1,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::snapshot::{Snapshot, TenantView};
-use crate::domain::TenantId;
+use super::snapshot::{Signer, Snapshot, TenantView};
+use crate::domain::{Kid, TenantId};
 use crate::jose::BadPublicKey;
 use crate::store::TenantRecord;
 
@@ -15,6 +15,8 @@ pub(super) struct Published {
     snapshot: ArcSwap<Snapshot>,
     /// Writers take turns, so that none undoes another's change; readers never wait.
     writing: Mutex<()>,
+    /// Signers that the snapshot has let go and a request may still hold (R10).
+    let_go: Mutex<Vec<Weak<Signer>>>,
     started: Instant,
     /// When the store last confirmed the snapshot: milliseconds after `started`, plus one; 0: never.
     confirmed_ms: AtomicU64,
@@ -26,6 +28,7 @@ impl Published {
             base_url,
             snapshot: ArcSwap::default(),
             writing: Mutex::new(()),
+            let_go: Mutex::default(),
             started: Instant::now(),
             confirmed_ms: AtomicU64::new(0),
         }
@@ -58,8 +61,22 @@ impl Published {
             return Ok(());
         }
         let view = TenantView::new(record.clone(), &self.base_url, earlier.map(AsRef::as_ref))?;
+        let kept = |old: &&Arc<Signer>| view.signers.iter().any(|signer| Arc::ptr_eq(signer, old));
+        let let_go = earlier.iter().flat_map(|view| &view.signers).filter(|old| !kept(old)).map(Arc::downgrade);
+        self.lock_let_go().extend(let_go);
         self.snapshot.store(Arc::new(snapshot.with(view)));
         Ok(())
+    }
+
+    /// Whether a request may still sign with this key, although the snapshot has let it go.
+    pub(super) fn is_held(&self, kid: &Kid) -> bool {
+        self.lock_let_go().iter().any(|signer| signer.upgrade().is_some_and(|signer| signer.kid == *kid))
+    }
+
+    fn lock_let_go(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Signer>>> {
+        let mut let_go = self.let_go.lock().unwrap_or_else(PoisonError::into_inner);
+        let_go.retain(|signer| signer.strong_count() > 0);
+        let_go
     }
 
     /// Publishes no tenant of this id any more.

@@ -1,13 +1,13 @@
 //! Rotation and revocation, as operators ask for them.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::keys::{Listed, listed_key, no_key};
-use super::snapshot::Signer;
 use super::{Error, Keyrings, Part};
 use crate::domain::{
-    Algorithm, KeyState, Keyring, Kid, RevokeRefused, RotateRefused, TenantId, Timestamp, Trigger, after,
+    Algorithm, KeyState, Keyring, Kid, RequestId, RevokeRefused, RotateRefused, Rotation, TenantId, Timestamp, Trigger,
+    after,
 };
 use crate::store::{Event, StoreError, TenantRecord};
 
@@ -48,11 +48,16 @@ impl Keyrings {
     /// key is no error: the rotation took place.
     pub async fn rotate(self: &Arc<Self>, request: RotateKeys) -> Result<Rotated, Error> {
         let this = Arc::clone(self);
-        self.to_its_end(async move { this.rotate_to_the_end(&request).await }).await
+        // Waited for by the caller: a change that has not begun goes with the caller who leaves.
+        let turn = self.locks.turn(&request.tenant).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            this.rotate_to_the_end(&request).await
+        })
+        .await
     }
 
     async fn rotate_to_the_end(&self, request: &RotateKeys) -> Result<Rotated, Error> {
-        let _turn = self.locks.turn(&request.tenant).await?;
         let mut record = self.load(&request.tenant).await?;
         let algorithm = request.algorithm.unwrap_or(record.tenant.default_algorithm);
         for _ in 0..TRIES_MAX {
@@ -63,7 +68,6 @@ impl Keyrings {
                 let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
                 let event = rotate_event(&rotated, &request.trigger, now);
                 let forced = rotated.rotations.last().is_some_and(|rotation| rotation.forced);
-                let signer = self.signer(&request.tenant, algorithm);
                 match self.commit_keyring(&mut record, rotated, event).await {
                     Err(StoreError::Conflict) => continue,
                     other => other?,
@@ -72,9 +76,10 @@ impl Keyrings {
                 if forced {
                     tracing::warn!(tenant = %request.tenant, %algorithm, "forced rotation: verifiers may not know the new key yet");
                 }
-                if request.trigger.revoke_replaced {
-                    self.fence(signer).await?;
-                }
+            }
+            if request.trigger.revoke_replaced {
+                // For a repetition too: the first call may have failed before its fence.
+                self.fence(keyring_of(&record, algorithm)?, request.trigger.request_id.as_ref()).await?;
             }
             if let Err(error) = self.drive(&mut record, algorithm).await {
                 tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
@@ -123,11 +128,15 @@ impl Keyrings {
     /// [`Error::NotFound`], [`Error::Precondition`] for a key that is in use, and those of the store.
     pub async fn revoke(self: &Arc<Self>, tenant: TenantId, kid: Kid) -> Result<Listed, Error> {
         let this = Arc::clone(self);
-        self.to_its_end(async move { this.revoke_to_the_end(&tenant, &kid).await }).await
+        let turn = self.locks.turn(&tenant).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            this.revoke_to_the_end(&tenant, &kid).await
+        })
+        .await
     }
 
     async fn revoke_to_the_end(&self, tenant: &TenantId, kid: &Kid) -> Result<Listed, Error> {
-        let _turn = self.locks.turn(tenant).await?;
         let mut record = self.load(tenant).await?;
         for _ in 0..TRIES_MAX {
             let keyring = record.keyrings.iter().find(|keyring| keyring.key(kid).is_some()).ok_or_else(no_key)?;
@@ -159,20 +168,20 @@ impl Keyrings {
     /// A tenant's record as the store has it now.
     pub(super) async fn load(&self, tenant: &TenantId) -> Result<TenantRecord, Error> {
         let record = self.store.load(tenant).await?;
-        record.filter(|record| record.tenant.delete_time.is_none()).ok_or_else(|| Error::no_tenant(tenant))
+        let record = record.filter(|record| record.tenant.delete_time.is_none());
+        let record = record.ok_or_else(|| Error::no_tenant(tenant))?;
+        // A change whose outcome this process was not told is published here at the latest (R10).
+        self.publish(&record)?;
+        Ok(record)
     }
 
-    fn signer(&self, tenant: &TenantId, algorithm: Algorithm) -> Weak<Signer> {
-        let snapshot = self.snapshot();
-        let signer = snapshot.tenant(tenant).and_then(|view| view.signer(algorithm));
-        signer.map_or_else(Weak::new, Arc::downgrade)
-    }
-
-    /// Waits until no request holds the revoked key's signer any more (R10). The snapshot has let it go already, and no
-    /// request holds one for longer than `sign_wait_max`.
-    async fn fence(&self, signer: Weak<Signer>) -> Result<(), Error> {
+    /// Waits until no request can sign any more with the key that this rotation replaced (R10). The snapshot has let it go
+    /// already, and no request holds a signer for longer than `sign_wait_max`.
+    async fn fence(&self, keyring: &Keyring, request: Option<&RequestId>) -> Result<(), Error> {
+        let asked_for = |rotation: &&Rotation| request.is_none() || rotation.request_id.as_ref() == request;
+        let Some(rotation) = keyring.rotations.iter().rev().find(asked_for) else { return Ok(()) };
         let patience = Instant::now() + self.settings.sign_wait_max + Duration::from_secs(1);
-        while signer.strong_count() > 0 {
+        while self.published.is_held(&rotation.replaced) {
             if Instant::now() > patience {
                 let cause = "a request still holds the revoked key".to_owned();
                 return Err(Error::Unavailable { part: Part::Snapshot, cause });

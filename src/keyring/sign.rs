@@ -72,7 +72,7 @@ pub(super) struct Sampling {
 impl Sampling {
     pub(super) fn new(share: f64) -> Self {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share is checked to be 0 to 1")]
-        let one_in = if share > 0.0 { (1.0 / share).round() as u64 } else { 0 };
+        let one_in = if share > 0.0 { (1.0 / share).floor() as u64 } else { 0 };
         Self { one_in, count: AtomicU64::new(0) }
     }
 

@@ -23,7 +23,7 @@ pub struct TenantView {
     /// The record that this view was made from.
     pub record: TenantRecord,
     /// What signs, for each algorithm that has a current key.
-    signers: Vec<Arc<Signer>>,
+    pub(super) signers: Vec<Arc<Signer>>,
     /// The JWKS.
     pub jwks: Document,
     /// OIDC discovery under the canonical base URL.

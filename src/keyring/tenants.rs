@@ -82,11 +82,15 @@ impl Keyrings {
     /// and the timer goes on.
     pub async fn create_tenant(self: &Arc<Self>, spec: TenantSpec) -> Result<Tenant, Error> {
         let this = Arc::clone(self);
-        self.to_its_end(async move { this.create_to_the_end(spec).await }).await
+        let turn = self.locks.turn(&spec.id).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            this.create_to_the_end(spec).await
+        })
+        .await
     }
 
     async fn create_to_the_end(&self, spec: TenantSpec) -> Result<Tenant, Error> {
-        let _turn = self.locks.turn(&spec.id).await?;
         let now = self.clock.now();
         let tenant = self.new_tenant(spec, now)?;
         let keyring = |algorithm: &Algorithm| Keyring::new(tenant.id.clone(), *algorithm, new_object(), now);
@@ -127,7 +131,7 @@ impl Keyrings {
         let same =
             Tenant { create_time: record.tenant.create_time, revision: record.tenant.revision, ..wanted.clone() }
                 == record.tenant;
-        if finished || !same { taken("is taken by another tenant") } else { Ok(record) }
+        if finished || !same { taken("is taken by a tenant that is there; GetTenant shows it") } else { Ok(record) }
     }
 
     fn new_tenant(&self, spec: TenantSpec, now: Timestamp) -> Result<Tenant, Error> {
@@ -184,7 +188,12 @@ impl Keyrings {
         update: TenantUpdate,
     ) -> Result<Tenant, Error> {
         let this = Arc::clone(self);
-        self.to_its_end(async move { this.update_to_the_end(&id, expected, update).await }).await
+        let turn = self.locks.turn(&id).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            this.update_to_the_end(&id, expected, update).await
+        })
+        .await
     }
 
     async fn update_to_the_end(
@@ -193,7 +202,6 @@ impl Keyrings {
         expected: Revision,
         update: TenantUpdate,
     ) -> Result<Tenant, Error> {
-        let _turn = self.locks.turn(id).await?;
         let mut record = self.load(id).await?;
         if record.tenant.revision != expected {
             let message = format!("tenant.revision is {} by now; read the tenant again", record.tenant.revision);
@@ -216,9 +224,17 @@ impl Keyrings {
         tenant.saml_sso_url = update.saml_sso_url.unwrap_or(tenant.saml_sso_url);
         tenant.revision = tenant.revision.next();
         let events = vec![tenant_event("update_tenant", &tenant, now)];
-        let change = Change { tenant: Some(tenant.clone()), events, ..Change::default() };
+        let rebound: Vec<Keyring> = if tenant.policy == record.tenant.policy {
+            Vec::new()
+        } else {
+            record.keyrings.iter().map(Keyring::under_new_policy).collect()
+        };
+        let change = Change { tenant: Some(tenant.clone()), keyrings: rebound.clone(), events, ..Change::default() };
         self.store.commit(&change).await?;
         record.tenant = tenant.clone();
+        if !rebound.is_empty() {
+            record.keyrings = rebound;
+        }
         self.publish(&record)?;
         Ok(tenant)
     }
@@ -229,11 +245,15 @@ impl Keyrings {
     /// [`Error::NotFound`], [`Error::Aborted`], and those of the store.
     pub async fn delete_tenant(self: &Arc<Self>, id: TenantId) -> Result<(), Error> {
         let this = Arc::clone(self);
-        self.to_its_end(async move { this.delete_to_the_end(&id).await }).await
+        let turn = self.locks.turn(&id).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            this.delete_to_the_end(&id).await
+        })
+        .await
     }
 
     async fn delete_to_the_end(&self, id: &TenantId) -> Result<(), Error> {
-        let _turn = self.locks.turn(id).await?;
         let mut record = self.load(id).await?;
         let now = self.clock.now();
         let mut tenant = record.tenant.clone();

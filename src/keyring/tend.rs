@@ -94,7 +94,11 @@ impl Keyrings {
             && let Ok(records) = self.store.load_all().await
         {
             // The first load, in one go. What cannot be read is found and named below.
-            records.iter().try_for_each(|record| self.publish(record))?;
+            for record in &records {
+                if let Err(error) = self.publish(record) {
+                    tracing::error!(%error, "a record could not be published");
+                }
+            }
         }
         let snapshot = self.snapshot();
         let mut problem = None;

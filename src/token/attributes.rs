@@ -55,7 +55,7 @@ pub(super) fn under(object: ObjectId) -> Attribute {
     Attribute::Id(object.octets().to_vec())
 }
 
-/// Whether a key object has neither an id nor a label nor any public value.
+/// Whether a key object shows an id, a label and public values, and all of them are empty.
 pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
     let values = [
         AttributeType::Id,
@@ -65,14 +65,20 @@ pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, 
         AttributeType::EcPoint,
     ];
     let shown = session.get_attributes(handle, &values)?;
-    Ok(shown.iter().all(|attribute| match attribute {
-        Attribute::Id(octets)
-        | Attribute::Label(octets)
-        | Attribute::Modulus(octets)
-        | Attribute::EcParams(octets)
-        | Attribute::EcPoint(octets) => octets.is_empty(),
-        _ => true,
-    }))
+    let named = |wanted: fn(&Attribute) -> bool| shown.iter().any(wanted);
+    // An object of a kind that has no such values at all is somebody else's.
+    let shows_all = named(|attribute| matches!(attribute, Attribute::Id(_)))
+        && named(|attribute| matches!(attribute, Attribute::Label(_)))
+        && named(|attribute| matches!(attribute, Attribute::Modulus(_) | Attribute::EcParams(_)));
+    Ok(shows_all
+        && shown.iter().all(|attribute| match attribute {
+            Attribute::Id(octets)
+            | Attribute::Label(octets)
+            | Attribute::Modulus(octets)
+            | Attribute::EcParams(octets)
+            | Attribute::EcPoint(octets) => octets.is_empty(),
+            _ => true,
+        }))
 }
 
 /// Class and key type of an object, as far as it shows them: a write that was cut off leaves objects that show neither.

@@ -130,7 +130,7 @@ pub enum TokenError {
     /// More is waiting than the queue may hold: the caller retries later (R13).
     #[error("the token's queue is full")]
     QueueFull,
-    /// The deadline passed before the token was asked: nothing happened.
+    /// The deadline passed before the token was asked, or in the middle of a batch: there are no signatures.
     #[error("the deadline passed while the job was waiting")]
     Late,
     /// The token, or the key on it, is not to be had at the moment (R8): retry later. The text names function and return

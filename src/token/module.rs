@@ -136,8 +136,8 @@ impl Module {
     }
 
     /// Whether the token behind a session is there. A live session does not say so: SoftHSM whose token directory is
-    /// gone answers OK and shows no objects. So a token that has ever shown a private key must show one; what it does
-    /// hold after the next initialisation, or after its last key was destroyed here, counts from then on.
+    /// gone answers OK and shows no objects. So a token that has ever shown a private key must show one; until its
+    /// last key was destroyed here.
     ///
     /// Costs one search; SoftHSM's are linear in the number of objects.
     pub(super) fn check(&self, session: &Session) -> Result<(), Failure> {
@@ -315,7 +315,10 @@ impl Module {
         initialise(&self.pkcs11)?;
         let (slot, _) = find_token(&self.pkcs11, &self.identity.label, Some(&self.identity.serial))?;
         let new = log_in(&self.pkcs11, slot, &self.pin)?;
-        self.holds_keys.store(shows_keys(&new)?, Ordering::Relaxed);
+        // Never the other way: a token that comes back empty is not the one that went away (R8).
+        if shows_keys(&new)? {
+            self.holds_keys.store(true, Ordering::Relaxed);
+        }
         self.doubted.store(false, Ordering::Relaxed);
         *anchor = Some(new);
         Ok(slot)

@@ -48,7 +48,7 @@ fn sign(
         return Err(TokenError::Late);
     }
     let data = inputs.iter().map(|input| mechanism::data(key.algorithm, input)).collect::<Result<Vec<_>, _>>()?;
-    session.attempt(Some(deadline), |module, open| sign_all(module, open, key, &data))
+    session.attempt(Some(deadline), |module, open| sign_all(module, open, key, &data, deadline))
 }
 
 fn sign_all(
@@ -56,12 +56,17 @@ fn sign_all(
     open: &mut OpenSession,
     key: &Arc<KeyRef>,
     data: &[Cow<'_, [u8]>],
+    deadline: Instant,
 ) -> Result<Vec<Vec<u8>>, Failure> {
     let handle = find_key(module, open, key)?;
     let signing = mechanism::signing(key.algorithm);
     let len = mechanism::signature_len(&key.public);
     let mut signatures = Vec::with_capacity(data.len());
     for data in data {
+        // A batch whose caller has gone must not hold up the others.
+        if Instant::now() >= deadline {
+            return Err(Failure::Answer(TokenError::Late));
+        }
         let signature = open.session.sign(&signing, handle, data)?;
         if signature.len() != len {
             return Err(Failure::Refused(TokenError::Mismatch(format!(

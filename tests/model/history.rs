@@ -121,6 +121,9 @@ const SNAPSHOT_MAX_AGE: i64 = 14;
 /// More calls than any plan makes from any state: beyond it nothing comes to rest.
 const CALLS_MAX: usize = 400;
 
+/// Wakes after the history: enough for the longest chain (lease, sweep, second sweep, retirement, destruction).
+const WAKES: usize = 8;
+
 /// One process.
 struct Life {
     number: usize,
@@ -131,6 +134,18 @@ struct Life {
     runtime: Runtime,
 }
 
+impl Life {
+    /// Lets the process go on until all of it waits for the history: a call's task, the use case that it belongs to and
+    /// the one that has the next turn wake each other.
+    fn settle(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+}
+
 struct History {
     world: Shared,
     lives: Vec<Life>,
@@ -138,20 +153,27 @@ struct History {
     tenant: TenantId,
 }
 
-/// Runs one history and what follows it until rest; says which rule it broke.
-pub(crate) fn run(clocks: Clocks, replicas: usize, ops: &[Op]) -> Result<(), String> {
+/// Runs one history, on a tenant that is `created` or is being created, and what follows it until rest; says which rule it broke.
+pub(crate) fn run(clocks: Clocks, replicas: usize, created: bool, ops: &[Op]) -> Result<(), String> {
     let mut world = World::default();
     if clocks == Clocks::Skewed {
         world.offsets = [0, 4];
     }
-    let mut history =
-        History { world: Arc::new(world.into()), lives: Vec::new(), born: 0, tenant: "t".parse().unwrap() };
+    let mut history = History {
+        world: Arc::new(world.into()),
+        lives: Vec::new(),
+        born: 0,
+        tenant: "t".parse().expect("it is a name"),
+    };
     lock(&history.world).ledger.clocks = Some(clocks);
     for replica in 0..replicas {
         let life = history.birth(replica, replicas);
         history.lives.push(life);
     }
     history.apply(&Op::Create(0), clocks, replicas)?;
+    if created {
+        history.apply(&Op::Run { replica: 0, calls: 12 }, clocks, replicas)?;
+    }
     for op in ops {
         history.apply(op, clocks, replicas).map_err(|broken| format!("{broken}\nat {op:?}"))?;
     }
@@ -178,7 +200,7 @@ impl History {
         };
         let token: Arc<Outside> = Arc::clone(&outside);
         let keyrings = Arc::new(Keyrings::new(token, outside, clock.clone(), settings));
-        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime needs nothing");
         Life { number: self.born, keyrings, clock, tasks: Vec::new(), confirmed: None, runtime }
     }
 
@@ -263,7 +285,6 @@ impl History {
             }
             Op::TurnUp => lock(&self.world).turn_up(),
         }
-        self.settle();
         self.judge()
     }
 
@@ -288,7 +309,7 @@ impl History {
             world.time += ahead + 90_000 * 60;
             world.offsets = [0, 0];
         }
-        for _ in 0..24 {
+        for _ in 0..WAKES {
             for replica in 0..self.lives.len() {
                 self.tend(replica);
                 calls = 0;
@@ -312,7 +333,7 @@ impl History {
 
     fn trigger(&self, request: u8, force: bool, revoke_replaced: bool, expected: bool) -> Trigger {
         let mut world = lock(&self.world);
-        let id: keyward::domain::RequestId = format!("r{request}").parse().unwrap();
+        let id: keyward::domain::RequestId = format!("r{request}").parse().expect("it is a name");
         let current = world.keyring().and_then(|keyring| keyring.current()).map(|key| key.kid.clone());
         let trigger = Trigger {
             manual: true,
@@ -336,7 +357,7 @@ impl History {
         let life = &mut self.lives[replica];
         let task = life.runtime.spawn(work(Arc::clone(&life.keyrings)));
         life.tasks.push(task);
-        self.settle();
+        life.settle();
     }
 
     fn refresh(&mut self, replica: usize) {
@@ -344,7 +365,7 @@ impl History {
         let number = self.lives[replica].number;
         let keyrings = Arc::clone(&self.lives[replica].keyrings);
         let task = self.lives[replica].runtime.spawn(async move { keyrings.refresh().await });
-        self.settle();
+        self.lives[replica].settle();
         while !task.is_finished() {
             let read = |life, call: &Call| life == number && matches!(call, Call::Load | Call::Revisions);
             if !self.answer_first(read) {
@@ -386,19 +407,8 @@ impl History {
     }
 
     fn answer(&self, index: usize, outcome: Outcome) {
-        lock(&self.world).answer(index, outcome);
-        self.settle();
-    }
-
-    /// Lets every process go on until it waits for the history.
-    fn settle(&self) {
-        for life in &self.lives {
-            life.runtime.block_on(async {
-                for _ in 0..6 {
-                    tokio::task::yield_now().await;
-                }
-            });
-        }
+        let asker = lock(&self.world).answer(index, outcome);
+        self.lives.iter().filter(|life| life.number == asker).for_each(Life::settle);
     }
 
     /// The rules, and what the use cases answered.

@@ -1,4 +1,4 @@
-//! The keyring loop under random histories: two replicas, faults, crashes and clocks that jump (issue 2, clause 6).
+//! The keyring loop under random histories: two replicas, faults, crashes and clocks that jump.
 //!
 //! The loop is the real one. What it runs on is a world in memory (`world`), where each call of the token or the store
 //! waits until the history lets it happen, fail, or fail although it happened; `history` says what a history may do, and
@@ -22,13 +22,14 @@ use world::Clocks;
 fn check(clocks: Clocks, replicas: usize, cases: u32) {
     let cases = variable("KEYWARD_MODEL_CASES").unwrap_or(cases);
     let seed: u64 = variable("KEYWARD_MODEL_SEED").unwrap_or(7);
-    let mut octets = [0; 32];
+    // ChaCha takes half the time in a build that is not optimised, and nothing here is secret.
+    let mut octets = [1; 16];
     octets[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &octets);
-    let histories = prop::collection::vec(Op::any(replicas), 4..60);
+    let rng = TestRng::from_seed(RngAlgorithm::XorShift, &octets);
+    let histories = (prop::bool::weighted(0.8), prop::collection::vec(Op::any(replicas), 4..44));
     let outcome = TestRunner::new_with_rng(config, rng)
-        .run(&histories, |ops| run(clocks, replicas, &ops).map_err(TestCaseError::fail));
+        .run(&histories, |(created, ops)| run(clocks, replicas, created, &ops).map_err(TestCaseError::fail));
     if let Err(failure) = outcome {
         panic!("seed {seed}: {failure}");
     }

@@ -71,9 +71,9 @@ pub(crate) fn commit(world: &mut World, before: Option<&TenantRecord>, change: &
         let Some(new) = after.key(&old.kid) else { continue };
         match (old.state, new.state) {
             (from, to) if from == to => {}
-            (KeyState::Next, KeyState::Current) => activated(world, before, after, &new.kid, life),
+            (KeyState::Next, KeyState::Current) => activated(world, before, after, &new.kid),
             (KeyState::Current, KeyState::Previous) => {
-                let policy = world.loaded.get(&life).map_or(record.tenant.revision, |tenant| tenant.revision);
+                let policy = record.tenant.revision;
                 let time = new.retire_time.expect("a previous key has retired");
                 world.ledger.retired.insert(new.kid.clone(), Retirement { life, born, time, policy });
             }
@@ -147,7 +147,7 @@ fn one_current(world: &mut World, before: &Keyring, after: &Keyring) {
     }
 }
 
-fn activated(world: &mut World, before: &Keyring, after_change: &Keyring, kid: &Kid, life: usize) {
+fn activated(world: &mut World, before: &Keyring, after_change: &Keyring, kid: &Kid) {
     let Some(replaced) = before.current() else { return };
     let Some(rotation) = after_change.rotations.last().filter(|rotation| rotation.activated == *kid) else {
         return world.broke("R7: a rotation left no trace");
@@ -175,8 +175,7 @@ fn activated(world: &mut World, before: &Keyring, after_change: &Keyring, kid: &
     }
     let key = after_change.key(kid).expect("it was activated");
     let time = key.activate_time.expect("it was activated");
-    let tenant = world.loaded.get(&life).cloned();
-    let lead = tenant.map(|tenant| tenant.binding_policy(time).publish_lead).unwrap_or_default();
+    let lead = world.record.as_ref().map(|record| record.tenant.binding_policy(time).publish_lead).unwrap_or_default();
     if time < after(key.publish_time, lead) {
         world.broke(format!("R3: {kid} was activated before publish_lead"));
     }
@@ -238,7 +237,7 @@ pub(crate) fn removal(world: &mut World) {
 
 /// The world at rest, and when it wakes.
 pub(crate) fn at_rest(world: &mut World) -> Option<Timestamp> {
-    let Some(record) = world.record.clone() else { return None };
+    let record = world.record.clone()?;
     let keyring = record.keyrings.first().expect("a tenant has a keyring");
     let wake = match plan(keyring, &record.tenant, timestamp(world.time), Claim::Theirs) {
         Plan::Act(action) => {

@@ -7,8 +7,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use keyward::domain::{
-    Algorithm, Ed25519, Keyring, ObjectId, Octets, Protection, PublicKey, RequestId, Revision, Tenant, TenantId,
-    Timestamp, Trigger,
+    Algorithm, Ed25519, Keyring, ObjectId, Octets, Protection, PublicKey, RequestId, Revision, TenantId, Timestamp,
+    Trigger,
 };
 use keyward::store::{Change, Event, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding};
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
@@ -51,7 +51,7 @@ pub(crate) enum Call {
 }
 
 enum Answer {
-    Record(Option<TenantRecord>),
+    Record(Box<Option<TenantRecord>>),
     Committed(Result<(), StoreError>),
     Key(TokenKey),
     Found(Found),
@@ -72,7 +72,8 @@ pub(crate) struct Parked {
 
 /// A key pair on the token, or its public half alone.
 pub(crate) struct Made {
-    seed: [u8; 32],
+    pair: Ed25519KeyPair,
+    shown: TokenKey,
     pub(crate) whole: bool,
     pub(crate) born: u64,
 }
@@ -89,8 +90,6 @@ pub(crate) struct World {
     pub(crate) late: Vec<ObjectId>,
     /// When the token was last cleared of an id.
     pub(crate) cleared: HashMap<ObjectId, u64>,
-    /// The tenant as each life last read it.
-    pub(crate) loaded: HashMap<usize, Tenant>,
     pub(crate) triggers: HashMap<RequestId, Trigger>,
     pub(crate) ledger: Ledger,
     /// The first rule that was broken.
@@ -107,7 +106,7 @@ pub(crate) fn lock(world: &Shared) -> MutexGuard<'_, World> {
 
 /// 2026-01-01, so that every time is a plain one.
 pub(crate) fn timestamp(seconds: i64) -> Timestamp {
-    Timestamp::from_second(1_767_225_600 + seconds).unwrap()
+    Timestamp::from_second(1_767_225_600 + seconds).expect("histories last years at most")
 }
 
 impl World {
@@ -120,8 +119,8 @@ impl World {
         self.broken.get_or_insert(rule.into());
     }
 
-    /// Lets the call at `index` have its outcome.
-    pub(crate) fn answer(&mut self, index: usize, outcome: Outcome) {
+    /// Lets the call at `index` have its outcome; whose it was.
+    pub(crate) fn answer(&mut self, index: usize, outcome: Outcome) -> usize {
         let Parked { life, call, born, answer } = self.parked.remove(index);
         let generate = matches!(call, Call::Generate(_));
         let told = match outcome {
@@ -144,6 +143,7 @@ impl World {
         };
         // A caller that crashed hears nothing.
         let _ = answer.send(told);
+        life
     }
 
     /// The process of `life` is gone; what it had asked for may happen all the same.
@@ -164,20 +164,15 @@ impl World {
         self.seeds += 1;
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seeds.to_le_bytes());
-        let born = self.tick();
-        self.objects.entry(object).or_default().push(Made { seed, whole, born });
-        shown(&seed)
+        let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("any seed makes a key");
+        let (shown, born) = (shown(&pair), self.tick());
+        self.objects.entry(object).or_default().push(Made { pair, shown: shown.clone(), whole, born });
+        shown
     }
 
     fn perform(&mut self, life: usize, call: &Call, born: u64, whole: bool) -> Answer {
         match call {
-            Call::Load => {
-                if let Some(record) = &self.record {
-                    self.loaded.insert(life, record.tenant.clone());
-                }
-                Answer::Record(self.record.clone())
-            }
-            Call::Revisions => Answer::Record(self.record.clone()),
+            Call::Load | Call::Revisions => Answer::Record(Box::new(self.record.clone())),
             Call::Commit(change) => Answer::Committed(self.commit(life, change, born)),
             Call::Generate(object) => {
                 if !self.is_named(*object) && !self.removed {
@@ -187,13 +182,13 @@ impl World {
             }
             Call::Find(object) => Answer::Found(match self.objects.get(object).map(Vec::as_slice) {
                 None => Found::Absent,
-                Some([made]) if made.whole => Found::Pair(shown(&made.seed)),
+                Some([made]) if made.whole => Found::Pair(made.shown.clone()),
                 Some(_) => Found::Remains,
             }),
             Call::Sign(key, message) => Answer::Signature(match self.objects.get(&key.object).map(Vec::as_slice) {
                 None => Err(TokenError::Unavailable("no such key".to_owned())),
-                Some([made]) if made.whole && shown(&made.seed).public == key.public => {
-                    Ok(pair(&made.seed).sign(message).as_ref().to_vec())
+                Some([made]) if made.whole && made.shown.public == key.public => {
+                    Ok(made.pair.sign(message).as_ref().to_vec())
                 }
                 Some(_) => Err(TokenError::Mismatch("another key, or more than one".to_owned())),
             }),
@@ -266,20 +261,13 @@ impl World {
         };
         self.record = Some(TenantRecord { tenant: tenant.expect("conflicts were looked for"), keyrings });
         super::rules::commit(self, before.as_ref(), change, life, born);
-        if let Some(tenant) = &change.tenant {
-            self.loaded.insert(life, tenant.clone());
-        }
         Ok(())
     }
 }
 
-fn pair(seed: &[u8; 32]) -> Ed25519KeyPair {
-    Ed25519KeyPair::from_seed_unchecked(seed).unwrap()
-}
-
 /// What the token shows of a pair.
-fn shown(seed: &[u8; 32]) -> TokenKey {
-    let x = Octets(pair(seed).public_key().as_ref().to_vec());
+fn shown(pair: &Ed25519KeyPair) -> TokenKey {
+    let x = Octets(pair.public_key().as_ref().to_vec());
     let protection = Protection {
         token_label: "model".to_owned(),
         token_serial: "1".to_owned(),
@@ -313,7 +301,7 @@ impl Outside {
 
     async fn record(&self, call: Call) -> Result<Option<TenantRecord>, StoreError> {
         match self.ask(call).await {
-            Answer::Record(record) => Ok(record),
+            Answer::Record(record) => Ok(*record),
             _ => Err(StoreError::Unavailable("model".to_owned())),
         }
     }
