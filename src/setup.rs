@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, TokenSettings};
 use crate::domain::{Algorithm, Digest, ObjectId, PublicKey};
 use crate::jose::{self, BadPublicKey, Verifier};
-use crate::keyring::Canary;
+use crate::keyring::{Canary, new_object};
 use crate::store::{SqliteStore, Store as _, StoreError, TokenBinding};
 use crate::token::{Found, KeyRef, KeySpec, Pkcs11Token, SignInput, Token as _, TokenConfig, TokenError, TokenKey};
 
@@ -114,9 +114,7 @@ pub async fn init(config: &Config, token: &Pkcs11Token) -> Result<(), SetupError
 }
 
 fn new_intent(begun: &Path) -> Result<ObjectId, SetupError> {
-    let mut octets = [0; 16];
-    getrandom::fill(&mut octets).expect("the operating system gives random octets");
-    let file = ServiceKeyFile { cka_id: ObjectId::new(octets), public_key: None };
+    let file = ServiceKeyFile { cka_id: new_object(), public_key: None };
     write_pin(begun, &file)?;
     Ok(file.cka_id)
 }

@@ -1,4 +1,4 @@
-use crate::domain::{InvalidPolicy, TenantId, Timestamp};
+use crate::domain::{InvalidPolicy, Tenant, TenantId, Timestamp};
 use crate::store::StoreError;
 use crate::token::TokenError;
 
@@ -98,6 +98,12 @@ impl Error {
             Self::Unavailable { cause, .. } | Self::Internal(cause) => format!("{self}: {cause}"),
             _ => self.to_string(),
         }
+    }
+
+    /// The algorithm is none of the tenant's.
+    pub(super) fn not_of_tenant(tenant: &Tenant) -> Self {
+        let names: Vec<&str> = tenant.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+        Self::invalid("algorithm", format!("must be one of the tenant's: {}", names.join(", ")))
     }
 
     /// The tenant is not there, or not for this caller.

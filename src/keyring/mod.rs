@@ -120,8 +120,12 @@ impl Keyrings {
     }
 }
 
-/// A new id for a key's objects.
-fn new_object() -> ObjectId {
+/// A new id for a key's objects, drawn at random.
+///
+/// # Panics
+/// If the operating system gives no random octets.
+#[must_use]
+pub fn new_object() -> ObjectId {
     let mut octets = [0; 16];
     getrandom::fill(&mut octets).expect("the operating system gives random octets");
     ObjectId::new(octets)

@@ -193,10 +193,8 @@ impl Keyrings {
 }
 
 fn keyring_of(record: &TenantRecord, algorithm: Algorithm) -> Result<&Keyring, Error> {
-    record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm).ok_or_else(|| {
-        let names: Vec<&str> = record.tenant.algorithms.iter().map(|algorithm| algorithm.name()).collect();
-        Error::invalid("algorithm", format!("must be one of the tenant's: {}", names.join(", ")))
-    })
+    let found = record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm);
+    found.ok_or_else(|| Error::not_of_tenant(&record.tenant))
 }
 
 fn refusal(refused: RotateRefused) -> Error {

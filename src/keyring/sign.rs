@@ -270,10 +270,7 @@ pub(super) fn algorithm_of(view: &TenantView, algorithm: Option<Algorithm>) -> R
     match algorithm {
         None => Ok(tenant.default_algorithm),
         Some(algorithm) if tenant.algorithms.contains(&algorithm) => Ok(algorithm),
-        Some(_) => {
-            let names: Vec<&str> = tenant.algorithms.iter().map(|algorithm| algorithm.name()).collect();
-            Err(Error::invalid("algorithm", format!("must be one of the tenant's: {}", names.join(", "))))
-        }
+        Some(_) => Err(Error::not_of_tenant(tenant)),
     }
 }
 
