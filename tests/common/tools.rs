@@ -9,17 +9,16 @@ pub(crate) fn grpcurl() -> Command {
     Command::new(test_tool("bin/grpcurl"))
 }
 
-/// The Python that has PyJWT and joserfc, about to run a script of tests/clients.
+/// The Python that has the Python clients, about to run a script of tests/clients.
 pub(crate) fn python(script: &str) -> Command {
     let mut command = Command::new(test_tool("venv/bin/python"));
     command.arg(client_script(script));
     command
 }
 
-/// Node, about to run a script of tests/clients, whose argument is the folder that has jose.
+/// Node, about to run a script of tests/clients, whose argument is the folder whose node_modules has the clients.
 pub(crate) fn node(script: &str) -> Command {
-    test_tool("node/node_modules/jose");
-    let mut command = Command::new("node");
+    let mut command = Command::new(test_tool("bin/node"));
     command.arg(client_script(script)).arg(test_tool("node"));
     command
 }
