@@ -38,3 +38,10 @@ fn test_tool(path: &str) -> PathBuf {
 fn client_script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
+
+/// The same Python, about to run a program of examples/.
+pub(crate) fn python_example(program: &str) -> Command {
+    let mut command = Command::new(test_tool("venv/bin/python"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(program));
+    command
+}
