@@ -1,5 +1,7 @@
 //! The HTTP face: what verifiers fetch, and what orchestrators ask.
 
+mod address;
+mod certificates;
 mod ops;
 mod public;
 
