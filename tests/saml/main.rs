@@ -27,13 +27,11 @@ async fn each_form_verifies_with_the_downloaded_certificate_and_with_no_other() 
     let party = RelyingParty::new().await;
     let certificate = party.download("cer.pem", &format!("/{TENANT}/pem"));
     let other_tenants = party.download("other.pem", "/demo/pem");
-    let bare = http::get(&format!("{}/{TENANT}/rawpem", party.server.public())).body;
-    let bare = String::from_utf8(bare).expect("base64");
 
     for form in FORMS {
         let document = party.issue(form);
         party.accept(&document, &certificate);
-        let key_info = format!("<ds:X509Certificate>{}</ds:X509Certificate>", bare.trim());
+        let key_info = format!("<ds:X509Certificate>{}</ds:X509Certificate>", party.current_certificate());
         assert!(document.contains(&key_info), "{form:?}: KeyInfo does not have the signing certificate: {document}");
         for value in [ISSUER, AUDIENCE, "zoë &amp; &lt;co&gt;", "InResponseTo=\"_request-1\""] {
             assert!(document.contains(value), "{form:?}: {value} is missing in {document}");
@@ -77,6 +75,10 @@ async fn a_rotation_between_certificate_and_signature_makes_it_begin_anew() {
     let issued = party.run(relay.address(), TENANT, &[]);
     let document = accepted(&issued);
     party.accept(document, &certificate);
+    assert!(
+        document.contains(&party.current_certificate()),
+        "KeyInfo has the certificate of the key that signed: {document}"
+    );
     assert_eq!(relay.calls(), ["GetCurrentKey", "Sign", "GetCurrentKey", "Sign"], "the first Sign was refused");
 }
 
@@ -136,6 +138,12 @@ impl RelyingParty {
         let file = self.folder.path().join(name);
         std::fs::write(&file, answer.body).expect("the certificate is written");
         file
+    }
+
+    /// The current certificate as KeyInfo has it.
+    fn current_certificate(&self) -> String {
+        let bare = http::get(&format!("{}/{TENANT}/rawpem", self.server.public())).body;
+        String::from_utf8(bare).expect("base64").trim().to_owned()
     }
 
     fn accept(&self, document: &str, certificate: &Path) {
