@@ -1,4 +1,4 @@
-"""Issues a SAML 2.0 assertion, or a WS-Federation response with one, signed by a key that stays on Keyward's token.
+"""Issues a SAML 2.0 assertion, alone or in a SAML or WS-Federation response, signed by a key on Keyward's token.
 
     pip install grpcio grpcio-tools lxml
     python sign_assertion.py --keyward 127.0.0.1:50051 --tenant demo --issuer https://idp.example.com \
@@ -23,6 +23,7 @@ from lxml.builder import ElementMaker
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proto"))
 keyward, services = grpc.protos_and_services("keyward/v1/signing_service.proto")
 
+PROTOCOL = "urn:oasis:names:tc:SAML:2.0:protocol"
 SAML = "urn:oasis:names:tc:SAML:2.0:assertion"
 DS = "http://www.w3.org/2000/09/xmldsig#"
 TRUST = "http://schemas.xmlsoap.org/ws/2005/02/trust"
@@ -36,6 +37,7 @@ RSA_SHA256 = "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256"
 SHA256 = "http://www.w3.org/2001/04/xmlenc#sha256"
 
 saml = ElementMaker(namespace=SAML, nsmap={"saml": SAML})
+protocol = ElementMaker(namespace=PROTOCOL, nsmap={"samlp": PROTOCOL})
 ds = ElementMaker(namespace=DS, nsmap={"ds": DS})
 trust = ElementMaker(namespace=TRUST, nsmap={"t": TRUST})
 policy = ElementMaker(namespace=POLICY, nsmap={"wsp": POLICY})
@@ -65,7 +67,7 @@ def main():
             raise SystemExit(str(error)) from None
         except grpc.RpcError as error:
             raise SystemExit(f"Keyward did not sign: {error.code().name}: {error.details()}") from None
-    document = federation_response(assertion, options) if options.wsfed else assertion
+    document = options.wrap(assertion, options)
     sys.stdout.buffer.write(etree.tostring(document, xml_declaration=True, encoding="UTF-8"))
 
 
@@ -147,15 +149,40 @@ def unsigned_assertion(options):
             saml.AuthnContext(saml.AuthnContextClassRef("urn:oasis:names:tc:SAML:2.0:ac:classes:unspecified")),
             AuthnInstant=instant(now),
         ),
-        # An xs:ID begins with a letter or "_"; 128 random bits keep it unique (SAML Core 2.0, section 1.3.4).
-        ID="_" + secrets.token_hex(16),
+        ID=unique_id(),
         Version="2.0",
         IssueInstant=instant(now),
     )
     if options.attribute:
-        values = [saml.Attribute(saml.AttributeValue(value), Name=name) for name, value in options.attribute]
-        assertion.append(saml.AttributeStatement(*values))
+        attributes = [
+            # Relying parties tell names apart by their format, too; "basic" is for names without a registry.
+            saml.Attribute(
+                saml.AttributeValue(value), Name=name, NameFormat="urn:oasis:names:tc:SAML:2.0:attrname-format:basic"
+            )
+            for name, value in options.attribute
+        ]
+        assertion.append(saml.AttributeStatement(*attributes))
     return assertion
+
+
+def bare_assertion(assertion, _options):
+    return assertion
+
+
+def saml_response(assertion, options):
+    """What the browser SSO profile posts as `SAMLResponse`, in base64. The assertion goes in as it was signed."""
+    response = protocol.Response(
+        saml.Issuer(options.issuer),
+        protocol.Status(protocol.StatusCode(Value="urn:oasis:names:tc:SAML:2.0:status:Success")),
+        assertion,
+        ID=unique_id(),
+        Version="2.0",
+        IssueInstant=assertion.get("IssueInstant"),
+        Destination=options.recipient,
+    )
+    if options.in_response_to:
+        response.set("InResponseTo", options.in_response_to)
+    return response
 
 
 def federation_response(assertion, options):
@@ -177,6 +204,11 @@ def federation_response(assertion, options):
 def canonical(element):
     """Exclusive canonicalisation without comments: the same octets wherever the element stands."""
     return etree.tostring(element, method="c14n", exclusive=True, with_comments=False)
+
+
+def unique_id():
+    """128 random bits, behind the "_" that makes an xs:ID of them (SAML Core 2.0, section 1.3.4)."""
+    return "_" + secrets.token_hex(16)
 
 
 def instant(time):
@@ -222,7 +254,12 @@ def parse_options():
         "--attribute", action="append", default=[], type=name_and_value, metavar="NAME=VALUE"
     )
     parser.add_argument("--input", choices=["digest", "message"], default="digest", help="what Sign is given")
-    parser.add_argument("--wsfed", action="store_true", help="wrap it in a RequestSecurityTokenResponse")
+    wraps = parser.add_mutually_exclusive_group()
+    wraps.add_argument("--response", dest="wrap", action="store_const", const=saml_response, help="in a SAML Response")
+    wraps.add_argument(
+        "--wsfed", dest="wrap", action="store_const", const=federation_response, help="in WS-Federation's response"
+    )
+    parser.set_defaults(wrap=bare_assertion)
     return parser.parse_args()
 
 
