@@ -67,7 +67,7 @@ async fn a_rotation_breaks_neither_what_was_issued_before_nor_who_has_the_next_c
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_provider_signs_the_user_in_through_a_rotation() {
     let mut party = RelyingParty::new().await;
-    let metadata = party.metadata("before.xml").await;
+    let metadata = party.metadata("before.xml");
     let before = party.issue(&["--response"]);
     assert_eq!(party.sign_in(&metadata, &before), Ok(SUBJECT.to_owned()));
     let changed = before.replace("zoë", "zoe");
@@ -79,7 +79,7 @@ async fn a_service_provider_signs_the_user_in_through_a_rotation() {
     // What the new key signs is taken by who read the metadata before, and what the old key signed by who reads it now.
     let after = party.issue(&["--response"]);
     assert_eq!(party.sign_in(&metadata, &after), Ok(SUBJECT.to_owned()));
-    let metadata = party.metadata("after.xml").await;
+    let metadata = party.metadata("after.xml");
     assert_eq!(party.sign_in(&metadata, &before), Ok(SUBJECT.to_owned()));
 }
 

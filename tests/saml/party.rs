@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use keyward::grpc::proto::{KeyState, ListSigningKeysRequest, SigningKey};
+use keyward::grpc::proto::{CreateTenantRequest, KeyState, ListSigningKeysRequest, Tenant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -28,7 +28,15 @@ impl RelyingParty {
     pub(crate) async fn new() -> Self {
         let server = Server::dev();
         let mut keyward = Clients::connect(&server).await;
-        keyward.create_tenant(TENANT, &["RS256"], short_policy()).await;
+        let tenant = Tenant {
+            id: TENANT.into(),
+            issuer: ISSUER.into(),
+            saml_sso_url: format!("{ISSUER}/sso"),
+            algorithms: vec!["RS256".into()],
+            rotation_policy: Some(short_policy()),
+            ..Tenant::default()
+        };
+        keyward.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await.expect("created");
         Self { server, keyward, folder: tempfile::tempdir().expect("a temporary directory") }
     }
 
@@ -47,30 +55,18 @@ impl RelyingParty {
 
     /// The kid of the tenant's one key in this state.
     pub(crate) async fn kid(&self, state: KeyState) -> String {
-        let mut keys = self.published().await.into_iter().filter(|key| key.state() == state);
-        keys.next().unwrap_or_else(|| panic!("no {state:?} key")).kid
+        let request = ListSigningKeysRequest {
+            tenant: TENANT.into(),
+            states: vec![state.into()],
+            ..ListSigningKeysRequest::default()
+        };
+        let keys = self.keyward.keys.clone().list_signing_keys(request).await.expect("the tenant's keys").into_inner();
+        keys.keys.into_iter().next().unwrap_or_else(|| panic!("no {state:?} key")).kid
     }
 
-    /// The tenant's current, next and previous keys.
-    async fn published(&self) -> Vec<SigningKey> {
-        let states = [KeyState::Current, KeyState::Next, KeyState::Previous].map(i32::from).to_vec();
-        let request = ListSigningKeysRequest { tenant: TENANT.into(), states, ..ListSigningKeysRequest::default() };
-        self.keyward.keys.clone().list_signing_keys(request).await.expect("the tenant's keys").into_inner().keys
-    }
-
-    /// What the identity provider says of itself now, in a file.
-    pub(crate) async fn metadata(&self, name: &str) -> PathBuf {
-        let descriptors: String =
-            self.published().await.iter().map(|key| key_descriptor(&key.certificate_pem)).collect();
-        let metadata = format!(
-            "<md:EntityDescriptor xmlns:md=\"urn:oasis:names:tc:SAML:2.0:metadata\" entityID=\"{ISSUER}\">\
-             <md:IDPSSODescriptor protocolSupportEnumeration=\"urn:oasis:names:tc:SAML:2.0:protocol\">{descriptors}\
-             <md:SingleSignOnService Binding=\"urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect\" Location=\"{ISSUER}/sso\"/>\
-             </md:IDPSSODescriptor></md:EntityDescriptor>"
-        );
-        let file = self.folder.path().join(name);
-        std::fs::write(&file, metadata).expect("the metadata is written");
-        file
+    /// What Keyward says of the identity provider now, in a file.
+    pub(crate) fn metadata(&self, name: &str) -> PathBuf {
+        self.download(name, &format!("/{TENANT}/saml/metadata"))
     }
 
     /// Whom pysaml2, which trusts this metadata, takes for signed in by this response.
@@ -132,14 +128,6 @@ impl RelyingParty {
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }
-}
-
-fn key_descriptor(certificate_pem: &str) -> String {
-    let base64: String = certificate_pem.lines().filter(|line| !line.starts_with("-----")).collect();
-    format!(
-        "<md:KeyDescriptor use=\"signing\"><ds:KeyInfo xmlns:ds=\"http://www.w3.org/2000/09/xmldsig#\"><ds:X509Data>\
-         <ds:X509Certificate>{base64}</ds:X509Certificate></ds:X509Data></ds:KeyInfo></md:KeyDescriptor>"
-    )
 }
 
 /// What the example printed.
