@@ -24,8 +24,9 @@ const ROOMS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 21] = [
+const HOMES: [(&str, &str); 22] = [
     ("arc_swap", "keyring"),
+    ("askama", "http"),
     ("aws_lc_rs", "jose"),
     ("axum", "http"),
     ("clap", "main"),

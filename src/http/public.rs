@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::page;
 use crate::domain::{Domain, RotationPolicy, TenantId};
 use crate::keyring::Keyrings;
 use crate::keyring::snapshot::{Document, TenantView};
@@ -17,6 +18,9 @@ pub fn public_router(keyrings: Arc<Keyrings>) -> Router {
     Router::new()
         .route("/{tenant}/.well-known/jwks.json", get(canonical_jwks))
         .route("/{tenant}/.well-known/openid-configuration", get(canonical_discovery))
+        .route("/{tenant}/", get(page::canonical))
+        .route("/{tenant}", get(page::folder))
+        .route("/", get(page::custom))
         .route("/.well-known/jwks.json", get(custom_jwks))
         .route("/.well-known/openid-configuration", get(custom_discovery))
         .fallback(async || not_found("there is nothing here; a tenant's JWKS is at /{tenant}/.well-known/jwks.json"))
@@ -58,12 +62,12 @@ async fn custom_discovery(State(keyrings): Shared, uri: Uri, headers: HeaderMap)
     }
 }
 
-fn canonical(keyrings: &Keyrings, tenant: String) -> Option<Arc<TenantView>> {
+pub(super) fn canonical(keyrings: &Keyrings, tenant: String) -> Option<Arc<TenantView>> {
     keyrings.snapshot().tenant(&TenantId::try_from(tenant).ok()?).map(Arc::clone)
 }
 
 /// The tenant whose custom domain the request was made to, whatever the port, the case and a trailing dot.
-fn custom(keyrings: &Keyrings, uri: &Uri, headers: &HeaderMap) -> Option<Arc<TenantView>> {
+pub(super) fn custom(keyrings: &Keyrings, uri: &Uri, headers: &HeaderMap) -> Option<Arc<TenantView>> {
     // HTTP/2 has the host in the request's target.
     let host = uri.host().or_else(|| headers.get(header::HOST)?.to_str().ok())?;
     let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
