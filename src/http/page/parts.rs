@@ -191,7 +191,7 @@ impl KeyPart {
                 (say, [known("May sign", false, ready_time), open("Retires", "later"), open(left, "later")])
             }
             KeyState::Current => {
-                let say = "Signs now.".to_owned();
+                let say = "Signs now: every new signature is made with this key.".to_owned();
                 let retires = if policy.rotation_period.is_zero() { "by hand" } else { "by schedule" };
                 (say, [reached("Signs since", key.activate_time), open("Retires", retires), open(left, "later")])
             }
