@@ -4,18 +4,19 @@ mod common;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use common::http::{get, send};
 use common::{Clients, Installation, Server, read_lines, tools};
 use keyward::grpc::proto::{
-    CreateTenantRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest, RotationPolicy, SigningKey, Tenant,
+    CreateTenantRequest, GetSigningKeyRequest, KeyState, ListSigningKeysRequest, PutCustomSigningKeysRequest,
+    RotateSigningKeyRequest, RotationPolicy, SigningKey, Tenant,
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const DOMAIN: &str = "login.example.com";
 /// How long the browser may take for a page, its own start included; the script has shorter limits of its own.
@@ -131,23 +132,103 @@ async fn it_is_one_file_in_plain_html_that_a_screen_reader_can_follow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_link_leads_to_what_it_names() {
-    let (server, _clients) = acme(Tenant::default()).await;
+    let (server, mut clients) = acme(Tenant::default()).await;
+    rotate(&mut clients, "ES256").await;
     let seen = Browser::start().look(&page_of(&server));
     let relative: Vec<&str> = seen.links.iter().map(|link| link.href.as_str()).collect();
     assert!(relative.iter().all(|href| !href.starts_with('/') && !href.contains("//")), "{relative:?}");
-    assert_eq!(relative[..2], [".well-known/jwks.json", ".well-known/openid-configuration"]);
+    let keys = seen.keyrings.iter().flat_map(|ring| &ring.keys);
+    let downloads = keys.flat_map(|key| ["pem", "cer", "pb7"].map(|form| format!("{form}?kid={}", key.kid())));
+    let mut expected = vec![".well-known/jwks.json".to_owned(), ".well-known/openid-configuration".to_owned()];
+    expected.extend(downloads);
+    assert_eq!(relative, expected);
     for href in relative {
         let answer = get(&format!("{}{href}", page_of(&server)));
         assert_eq!(answer.status, 200, "{href}");
         assert!(!answer.header("content-type").starts_with("text/html"), "{href}");
+        if let Some(kid) = href.strip_prefix("pem?kid=") {
+            let request = GetSigningKeyRequest { tenant: "acme".into(), kid: kid.into() };
+            let key = clients.keys.get_signing_key(request).await.expect("a known kid").into_inner();
+            assert_eq!(String::from_utf8_lossy(&answer.body), key.certificate_pem, "{kid}");
+        }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_on_the_page_without_a_name() {
+    let algorithms = vec!["ES256".into(), "HS256".into()];
+    let (server, mut clients) = acme(Tenant { algorithms, ..Tenant::default() }).await;
+    rotate(&mut clients, "HS256").await;
+    let request = ListSigningKeysRequest { tenant: "acme".into(), ..ListSigningKeysRequest::default() };
+    let listed = clients.keys.list_signing_keys(request).await.expect("listed").into_inner().keys;
+    let secrets: Vec<&SigningKey> = listed.iter().filter(|key| key.algorithm == "HS256").collect();
+    assert_eq!(secrets.len(), 3);
+
+    let seen = Browser::start().look(&page_of(&server));
+    assert_eq!(seen.states("HS256"), ["next", "current", "previous"]);
+    assert!(seen.keyring("HS256").text.contains("are secrets and are never published"), "{}", seen.text);
+    assert!(seen.keyring("HS256").keys.iter().all(|key| key.codes.is_empty()), "{seen:?}");
+    let html = String::from_utf8(get(&page_of(&server)).body).expect("UTF-8");
+    for secret in secrets {
+        assert!(!html.contains(&secret.kid), "the kid of a secret is on the page");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_keys_are_on_the_custom_domain_alone_and_their_names_stay_text() {
+    let (server, mut clients) = acme(Tenant::default()).await;
+    let jwks: Value = get(server.demo().2).json();
+    let keys = jwks["keys"].as_array().expect("keys");
+    let point = keys.iter().find(|key| key["kty"] == "EC").expect("a key of the demo tenant");
+    let kid = r#"<b>bold</b><script>alert("1")</script>&amp;'x'"#;
+    let custom = json!({"kty": "EC", "crv": point["crv"], "x": point["x"], "y": point["y"], "use": "sig", "kid": kid});
+    let jwks_json = json!({"keys": [custom]}).to_string();
+    let request = PutCustomSigningKeysRequest { tenant: "acme".into(), jwks_json: jwks_json.into() };
+    clients.keys.put_custom_signing_keys(request).await.expect("taken");
+
+    let mut browser = Browser::start();
+    let seen = browser.look(&on_domain(&server));
+    let section = seen.keyring("custom-keys");
+    assert!(section.text.contains(kid) && section.text.contains("P-256"), "{}", section.text);
+    for element in ["b", "script"] {
+        assert!(!seen.elements.iter().any(|name| name == element), "<{element}> came into the page by a kid");
+    }
+    let phone = browser.look_as(&on_domain(&server), "dark", 360, None);
+    assert!(phone.scroll_width <= phone.inner_width, "{} px scroll sideways", phone.scroll_width);
+    assert!(phone.contrast.ratio >= CONTRAST_MIN, "{:?}", phone.contrast);
+    let canonical = browser.look(&page_of(&server));
+    assert!(!canonical.text.contains("ustom keys") && !canonical.text.contains("bold"), "{}", canonical.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_first_keys_are_being_generated_the_page_says_so_and_is_not_kept() {
+    // Keys that take a moment to generate, on whatever machine.
+    let installation = Installation::prepare().set("signing.rsa_bits", "4096");
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let creation = tokio::spawn(async move { clients.create_tenant("acme", &["RS256", "PS256"], policy()).await });
+    let deadline = Instant::now() + Duration::from_secs(PAGE_WAIT_MAX_SECS);
+    let early = loop {
+        assert!(Instant::now() < deadline, "no page in {PAGE_WAIT_MAX_SECS} s");
+        let answer = get(&page_of(&server));
+        if answer.status == 200 {
+            break answer;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(early.header("cache-control"), "no-store");
+    let html = String::from_utf8(early.body).expect("UTF-8");
+    assert!(html.contains("Nothing is signed or published until it is there"), "{html}");
+    creation.await.expect("created");
+    let settled = get(&page_of(&server));
+    assert_eq!(settled.header("cache-control"), "public, max-age=10");
+    assert!(!String::from_utf8_lossy(&settled.body).contains("Nothing is signed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_custom_domain_has_the_page_at_its_root_with_its_own_issuer() {
     let (server, mut clients) = acme(Tenant::default()).await;
-    let port = server.public().rsplit_once(':').expect("host and port").1;
-    let url = format!("http://{DOMAIN}:{port}/");
+    let url = on_domain(&server);
     let seen = Browser::start().look(&url);
     assert_shows(&seen, &mut clients).await;
     assert_eq!(seen.requests, [url.as_str()]);
@@ -269,9 +350,23 @@ async fn assert_shows(seen: &Seen, clients: &mut Clients) {
             KeyState::Current => times.push(known.activate_time),
             _ => times.extend([known.activate_time, known.retire_time, known.revoke_scheduled_time]),
         }
+        let names = [known.kid.clone(), known.fingerprint.clone(), sha256_of(&known.certificate_pem)];
+        assert_eq!(key.codes, names, "{known:?}");
         let times: Vec<(String, String)> = times.into_iter().map(|time| words(time.expect("a time"))).collect();
         assert_eq!(key.times, times, "{known:?}");
     }
+}
+
+/// What openssl prints as the SHA-256 fingerprint of a certificate.
+fn sha256_of(pem: &str) -> String {
+    let mut openssl = Command::new("openssl");
+    openssl.args(["x509", "-noout", "-fingerprint", "-sha256"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = openssl.spawn().expect("openssl starts");
+    child.stdin.take().expect("stdin is piped").write_all(pem.as_bytes()).expect("openssl reads");
+    let output = child.wait_with_output().expect("openssl ends");
+    assert!(output.status.success(), "openssl refuses {pem}");
+    let text = String::from_utf8(output.stdout).expect("ASCII");
+    text.trim().split_once('=').expect("NAME=FINGERPRINT").1.to_owned()
 }
 
 /// A time as the page has it: for machines and for people, to the second and in UTC.
@@ -327,6 +422,12 @@ fn secs(seconds: i64) -> Option<prost_types::Duration> {
 
 fn page_of(server: &Server) -> String {
     format!("{}/acme/", server.public())
+}
+
+/// The page on the custom domain, which the browser looks for on this machine.
+fn on_domain(server: &Server) -> String {
+    let port = server.public().rsplit_once(':').expect("host and port").1;
+    format!("http://{DOMAIN}:{port}/")
 }
 
 async fn rotate(clients: &mut Clients, algorithm: &str) {

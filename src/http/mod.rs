@@ -1,5 +1,7 @@
 //! The HTTP face: what verifiers fetch, what people look at, and what orchestrators ask.
 
+mod address;
+mod certificates;
 mod ops;
 mod page;
 mod public;

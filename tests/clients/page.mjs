@@ -71,7 +71,7 @@ function inspect() {
     contrast: contrasts.sort((a, b) => a.ratio - b.ratio)[0],
     background: getComputedStyle(document.body).backgroundColor,
     selects: all(document, 'section code').map((code) => getComputedStyle(code).userSelect),
-    height: document.documentElement.scrollHeight,
+    keys_bottom: document.querySelector('footer')?.getBoundingClientRect().top,
     scroll_width: document.documentElement.scrollWidth,
     inner_width: innerWidth,
   }
@@ -122,8 +122,8 @@ async function look({ url, scheme, width, screenshot, domains }) {
     }
     if (screenshot) {
       await page.mouse.move(0, 0)
-      // A phone's page is long: what is on the first few screens tells enough.
-      const height = phone ? PHONE_PICTURE_PX : seen.height
+      // The keys are what a picture is for; a phone's page is long, and its first screens tell enough.
+      const height = phone ? PHONE_PICTURE_PX : seen.keys_bottom
       await page.screenshot({ path: screenshot, captureBeyondViewport: true, clip: { x: 0, y: 0, width, height } })
     }
     return { status: answer.status(), url: page.url(), ...seen, complaints, requests }

@@ -4,6 +4,7 @@
 //! and all that it needs is in its one file. Its links are relative, so that they lead to the right place on the custom
 //! domain and behind a proxy with a path of its own.
 
+mod key;
 mod parts;
 #[cfg(test)]
 mod tests;
@@ -13,20 +14,19 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use askama::Template;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::public;
-use crate::domain::{Digest, Timestamp};
+use super::address::Addressed;
+use crate::domain::{Digest, Keyring};
 use crate::jose;
 use crate::keyring::Keyrings;
-use crate::keyring::snapshot::TenantView;
 use parts::TenantPage;
-
-type Shared = State<Arc<Keyrings>>;
 
 /// The page's one stylesheet, which stands in the page.
 const STYLE: &str = include_str!("page.css");
@@ -43,37 +43,31 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy).expect("base64 and words in ASCII")
 });
 
-/// `/{tenant}/` under the canonical base URL.
-pub(super) async fn canonical(State(keyrings): Shared, Path(tenant): Path<String>) -> Response {
-    match public::canonical(&keyrings, tenant) {
-        Some(view) => {
-            let base = format!("{}/{}", keyrings.base_url(), view.record.tenant.id);
-            present(&view, view.record.tenant.issuer.as_str(), &base, keyrings.now())
-        }
-        None => absent(),
-    }
+/// `/{tenant}/` under the canonical base URL, and `/` on a tenant's custom domain.
+pub(super) fn routes() -> Router<Arc<Keyrings>> {
+    Router::new().route("/{tenant}/", get(show)).route("/", get(show)).route("/{tenant}", get(folder))
 }
 
-/// `/` on a tenant's custom domain.
-pub(super) async fn custom(State(keyrings): Shared, uri: Uri, headers: HeaderMap) -> Response {
-    let view = public::custom(&keyrings, &uri, &headers);
-    match view.as_ref().and_then(|view| Some((view, view.record.tenant.custom_issuer()?))) {
-        Some((view, issuer)) => present(view, &issuer, &issuer, keyrings.now()),
-        None => absent(),
-    }
+async fn show(State(keyrings): State<Arc<Keyrings>>, to: Result<Addressed, Response>) -> Response {
+    let Ok(to) = to else { return absent() };
+    let record = &to.view.record;
+    let page = TenantPage::new(&record.tenant, &record.keyrings, to.site(), to.custom_keys(), keyrings.now());
+    // A new tenant has its first keys in a moment: a page without them must not stay.
+    let cache = if record.keyrings.iter().any(Keyring::is_starting) {
+        "no-store".to_owned()
+    } else {
+        format!("public, max-age={}", MAX_AGE.min(record.tenant.policy.jwks_max_age).as_secs())
+    };
+    answer(StatusCode::OK, &page, &cache)
 }
 
 /// `/{tenant}`: the page's links are relative to a folder. A relative Location (RFC 9110 section 10.2.2) keeps the path
 /// that a proxy may have put before it.
-pub(super) async fn folder(State(keyrings): Shared, Path(tenant): Path<String>) -> Response {
-    match public::canonical(&keyrings, tenant) {
-        Some(view) => {
-            let folder = HeaderValue::from_str(&format!("{}/", view.record.tenant.id));
-            let folder = folder.expect("a tenant's id is a DNS label");
-            (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, folder)]).into_response()
-        }
-        None => absent(),
-    }
+async fn folder(to: Result<Addressed, Response>) -> Response {
+    let Ok(to) = to else { return absent() };
+    let folder = HeaderValue::from_str(&format!("{}/", to.view.record.tenant.id));
+    let folder = folder.expect("a tenant's id is a DNS label");
+    (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, folder)]).into_response()
 }
 
 /// What is answered where no tenant is.
@@ -81,17 +75,6 @@ pub(super) async fn folder(State(keyrings): Shared, Path(tenant): Path<String>) 
 #[template(path = "absent.html")]
 struct Absent {
     style: &'static str,
-}
-
-fn present(view: &TenantView, issuer: &str, base: &str, now: Timestamp) -> Response {
-    let page = TenantPage::new(&view.record.tenant, &view.record.keyrings, issuer, base, now);
-    // A tenant without its first keys has them in a moment: such a page must not stay.
-    let cache = if page.is_settled() {
-        format!("public, max-age={}", MAX_AGE.min(view.record.tenant.policy.jwks_max_age).as_secs())
-    } else {
-        "no-store".to_owned()
-    };
-    answer(StatusCode::OK, &page, &cache)
 }
 
 fn absent() -> Response {

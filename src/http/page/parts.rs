@@ -2,8 +2,13 @@
 
 use askama::Template;
 
-use super::words::{Moment, PolicyWords, between, span};
-use crate::domain::{Algorithm, Family, KeyState, Keyring, RotationPolicy, SigningKey, Tenant, Timestamp, after};
+use super::key::{At, KeyPart, KeyReader};
+use super::words::{Moment, PolicyWords, span};
+use crate::domain::{
+    Algorithm, Curve, CustomKey, Family, KeyState, Keyring, PublicKey, RotationPolicy, SigningKey, Tenant, Timestamp,
+    after,
+};
+use crate::keyring::snapshot::Site;
 
 /// How many previous keys of a keyring the page shows, the latest first. With rotation by schedule there are a few; who
 /// needs more of them reads the JWKS, which has all.
@@ -15,11 +20,11 @@ const PREVIOUS_SHOWN_MAX: usize = 16;
 pub(super) struct TenantPage<'a> {
     style: &'static str,
     tenant: &'a Tenant,
-    issuer: &'a str,
-    /// Where the documents are, without a trailing slash.
-    base: &'a str,
+    /// The address that the page stands at.
+    site: &'a Site,
     as_of: Moment,
     keyrings: Vec<KeyringPart>,
+    custom_keys: Vec<CustomKeyPart<'a>>,
     policy: PolicyWords,
 }
 
@@ -43,46 +48,20 @@ enum Rotation {
     Ended,
 }
 
-/// One key on the timeline, or the place of one that is being generated.
-struct KeyPart {
-    state: &'static str,
-    say: String,
-    life: Vec<Milestone>,
-    /// None for a secret, whose name is nobody's business, and for a key that is being generated.
-    public: Option<PublicPart>,
-}
-
-/// One of the four moments in a key's life as verifiers see it.
-struct Milestone {
-    name: &'static str,
-    reached: bool,
-    at: At,
-}
-
-enum At {
-    Time(Moment),
-    Words(&'static str),
-}
-
-/// What names a published key.
-struct PublicPart {
-    kid: String,
-    certificate: Option<CertificatePart>,
-}
-
-/// The fingerprints of a certificate, in pairs of digits: a narrow page breaks the line between two of them.
-struct CertificatePart {
-    sha1: Vec<String>,
-    sha256: Vec<String>,
+/// A key that the tenant brought itself.
+struct CustomKeyPart<'a> {
+    kid: &'a str,
+    kind: String,
+    algorithm: Option<Algorithm>,
 }
 
 impl<'a> TenantPage<'a> {
-    /// The page of `tenant` at `now`, under an issuer of its own whose documents are at `base`.
+    /// The page of `tenant` at `now`, at an address that publishes these custom keys.
     pub(super) fn new(
         tenant: &'a Tenant,
         keyrings: &[Keyring],
-        issuer: &'a str,
-        base: &'a str,
+        site: &'a Site,
+        custom_keys: &'a [CustomKey],
         now: Timestamp,
     ) -> Self {
         let mut keyrings: Vec<&Keyring> = keyrings.iter().collect();
@@ -95,25 +74,21 @@ impl<'a> TenantPage<'a> {
         Self {
             style: super::STYLE,
             tenant,
-            issuer,
-            base,
+            site,
             as_of: now.into(),
             keyrings: shown.filter(|keyring| !keyring.keys.is_empty()).collect(),
+            custom_keys: custom_keys.iter().map(CustomKeyPart::new).collect(),
             policy: PolicyWords::new(&tenant.binding_policy(now)),
         }
-    }
-
-    /// Whether every keyring has the key that signs.
-    pub(super) fn is_settled(&self) -> bool {
-        self.keyrings.iter().all(|keyring| matches!(keyring.rotation, Rotation::Ended) || keyring.has_current())
     }
 }
 
 impl KeyringPart {
     fn new(keyring: &Keyring, tenant: &Tenant, now: Timestamp) -> Self {
         let policy = tenant.binding_policy(now);
-        let is_published = true;
-        let part = |key: &SigningKey| KeyPart::new(key, &policy, tenant, is_published, now);
+        let is_published = keyring.algorithm.has_public_keys();
+        let reader = KeyReader { policy: &policy, is_first: keyring.current().is_none(), is_published, now };
+        let part = |key: &SigningKey| reader.read(key);
         let mut previous: Vec<&SigningKey> = keyring.in_state(KeyState::Previous).collect();
         previous.sort_by_key(|key| std::cmp::Reverse(key.retire_time));
         let older = previous.len().saturating_sub(PREVIOUS_SHOWN_MAX);
@@ -143,10 +118,6 @@ impl KeyringPart {
             older,
         }
     }
-
-    fn has_current(&self) -> bool {
-        self.keys.iter().any(|key| key.state == KeyState::Current.name())
-    }
 }
 
 impl Rotation {
@@ -164,81 +135,36 @@ impl Rotation {
     }
 }
 
-impl KeyPart {
-    fn new(key: &SigningKey, policy: &RotationPolicy, tenant: &Tenant, is_published: bool, now: Timestamp) -> Self {
-        let known = |name, reached, time: Timestamp| Milestone { name, reached, at: At::Time(time.into()) };
-        let open = |name, words| Milestone { name, reached: false, at: At::Words(words) };
-        let reached = |name, time: Option<Timestamp>| match time {
-            Some(time) => known(name, true, time),
-            None => open(name, "unknown"),
+impl<'a> CustomKeyPart<'a> {
+    fn new(key: &'a CustomKey) -> Self {
+        let kind = match &key.public {
+            PublicKey::Rsa { n, .. } => format!("RSA, {} bits", n.0.len() * 8),
+            PublicKey::Ec { crv, .. } => curve(*crv).to_owned(),
+            PublicKey::Ed25519 { .. } => "Ed25519".to_owned(),
         };
-        let (entered, left) = if is_published { ("Published", "Leaves the JWKS") } else { ("Generated", "Ends") };
-        let entered = known(entered, true, key.publish_time);
-        let ready_time = Keyring::ready_time(key, policy);
-
-        let (say, rest) = match key.state {
-            KeyState::Next => {
-                let say = match between(now, ready_time) {
-                    Some(wait) if is_published => {
-                        format!(
-                            "Published, does not sign yet. It may in {}, when every verifier has had time to fetch it.",
-                            span(wait)
-                        )
-                    }
-                    Some(wait) => format!("Does not sign yet. It may in {}.", span(wait)),
-                    None => "Ready: the next rotation makes it current.".to_owned(),
-                };
-                (say, [known("May sign", false, ready_time), open("Retires", "later"), open(left, "later")])
-            }
-            KeyState::Current => {
-                let say = "Signs now: every new signature is made with this key.".to_owned();
-                let retires = if policy.rotation_period.is_zero() { "by hand" } else { "by schedule" };
-                (say, [reached("Signs since", key.activate_time), open("Retires", retires), open(left, "later")])
-            }
-            KeyState::Previous | KeyState::Revoked | KeyState::Destroyed => {
-                let (say, leaves) = match key.retain_until.filter(|_| tenant.policy.auto_revoke) {
-                    Some(end) => {
-                        let rest = between(now, end).map_or("a moment".to_owned(), span);
-                        (format!("Signs no more. What it signed stays verifiable for {rest}."), known(left, false, end))
-                    }
-                    None => {
-                        let say = "Signs no more. What it signed stays verifiable until the key is revoked by hand.";
-                        (say.to_owned(), open(left, "when revoked"))
-                    }
-                };
-                (say, [reached("Signed from", key.activate_time), reached("Retired", key.retire_time), leaves])
-            }
-        };
-        let mut life = vec![entered];
-        life.extend(rest);
-        let public = is_published.then(|| PublicPart::new(key));
-        Self { state: key.state.name(), say, life, public }
-    }
-
-    /// The place of a key that is not there yet.
-    fn generating(state: &'static str, say: &str) -> Self {
-        Self { state, say: say.to_owned(), life: Vec::new(), public: None }
-    }
-}
-
-impl PublicPart {
-    fn new(key: &SigningKey) -> Self {
-        Self { kid: key.kid.to_string(), certificate: None }
+        Self { kid: key.kid.as_str(), kind, algorithm: key.alg }
     }
 }
 
 /// What the algorithm is, as RFC 7518 section 3.1 names it.
 fn scheme(algorithm: Algorithm) -> String {
     let scheme = match algorithm.family() {
-        Family::RsaPkcs1 => "RSASSA-PKCS1-v1_5",
-        Family::RsaPss => "RSASSA-PSS",
-        Family::Ecdsa(crate::domain::Curve::P256) => "ECDSA on P-256",
-        Family::Ecdsa(crate::domain::Curve::P384) => "ECDSA on P-384",
-        Family::Ecdsa(crate::domain::Curve::P521) => "ECDSA on P-521",
-        Family::Ed25519 => "Ed25519",
+        Family::RsaPkcs1 => "RSASSA-PKCS1-v1_5".to_owned(),
+        Family::RsaPss => "RSASSA-PSS".to_owned(),
+        Family::Ecdsa(on) => format!("ECDSA on {}", curve(on)),
+        Family::Ed25519 => "Ed25519".to_owned(),
+        Family::Hmac => "HMAC with SHA-256".to_owned(),
     };
     match algorithm.digest() {
         Some(digest) => format!("{scheme} with {}", digest.name()),
-        None => scheme.to_owned(),
+        None => scheme,
+    }
+}
+
+fn curve(curve: Curve) -> &'static str {
+    match curve {
+        Curve::P256 => "P-256",
+        Curve::P384 => "P-384",
+        Curve::P521 => "P-521",
     }
 }
