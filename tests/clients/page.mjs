@@ -22,10 +22,12 @@ const PHONE_PICTURE_PX = 1240
 /** What can be told from inside the page; it runs there. */
 function inspect() {
   const all = (root, selector) => [...root.querySelectorAll(selector)]
+  // Spaces that hold a line together are spaces.
+  const shown = (element) => element.innerText.replaceAll('\u00a0', ' ')
   const text = (root, selector) => root.querySelector(selector)?.textContent.trim() ?? null
   const keyrings = all(document, 'section').map((section) => ({
     algorithm: section.getAttribute('aria-labelledby'),
-    text: section.innerText,
+    text: shown(section),
     keys: all(section, '.timeline > li').map((key) => ({
       state: text(key, 'h3'),
       top: key.getBoundingClientRect().top,
@@ -63,7 +65,7 @@ function inspect() {
   return {
     title: document.title,
     lang: document.documentElement.lang,
-    text: document.body.innerText,
+    text: shown(document.body),
     headings: all(document, 'h1, h2, h3').map((heading) => [Number(heading.tagName[1]), heading.textContent.trim()]),
     keyrings,
     links: all(document, 'a').map(size),

@@ -76,7 +76,8 @@ fn rotated(times: u8, policy: &RotationPolicy) -> Keyring {
 fn html(tenant: &Tenant, keyring: Keyring, now: Timestamp) -> String {
     let none = || Document::new(Vec::new());
     let site = Site { issuer: BASE.to_owned(), base_url: BASE.to_owned(), jwks: none(), discovery: none() };
-    TenantPage::new(tenant, &[keyring], &site, &tenant.custom_keys, now).render().unwrap()
+    let page = TenantPage::new(tenant, &[keyring], &site, &tenant.custom_keys, now);
+    page.render().unwrap().replace('\u{a0}', " ")
 }
 
 #[test]

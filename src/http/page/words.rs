@@ -24,6 +24,9 @@ pub(super) fn between(earlier: Timestamp, later: Timestamp) -> Option<Duration> 
     Duration::try_from(later.duration_since(earlier)).ok().filter(|wait| !wait.is_zero())
 }
 
+/// Between a number and its unit, which belong on one line.
+const NO_BREAK: char = '\u{a0}';
+
 /// The two largest units of a duration: "6 min", "24 h 6 min", "30 d". Hours go to 48, as people count a day.
 pub(super) fn span(duration: Duration) -> String {
     const UNITS: [(&str, u64, u64); 4] = [("d", 86_400, 172_800), ("h", 3600, 3600), ("min", 60, 60), ("s", 1, 1)];
@@ -31,14 +34,14 @@ pub(super) fn span(duration: Duration) -> String {
     let mut said = Vec::new();
     for (index, (unit, secs, from)) in UNITS.into_iter().enumerate() {
         if rest >= from {
-            said.push((index, format!("{} {unit}", rest / secs)));
+            said.push((index, format!("{}{NO_BREAK}{unit}", rest / secs)));
             rest %= secs;
         }
     }
     let first = said.first().map_or(0, |(index, _)| *index);
     let near = said.into_iter().filter(|(index, _)| *index <= first + 1).map(|(_, text)| text);
     let text = near.collect::<Vec<_>>().join(" ");
-    if text.is_empty() { format!("{} ms", duration.as_millis()) } else { text }
+    if text.is_empty() { format!("{}{NO_BREAK}ms", duration.as_millis()) } else { text }
 }
 
 /// A tenant's policy, said in spans.
@@ -68,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_span_is_said_in_its_two_largest_units() {
-        let said = |secs| span(Duration::from_secs(secs));
+        let said = |secs| span(Duration::from_secs(secs)).replace(NO_BREAK, " ");
         assert_eq!(said(1), "1 s");
         assert_eq!(said(360), "6 min");
         assert_eq!(said(3661), "1 h 1 min");
@@ -76,7 +79,7 @@ mod tests {
         assert_eq!(said(86_760), "24 h 6 min");
         assert_eq!(said(30 * 86_400 + 59), "30 d");
         assert_eq!(said(3 * 86_400 + 7200), "3 d 2 h");
-        assert_eq!(span(Duration::from_millis(250)), "250 ms");
+        assert_eq!(span(Duration::from_millis(250)), "250\u{a0}ms");
     }
 
     #[test]
