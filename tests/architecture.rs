@@ -26,8 +26,9 @@ const ROOMS: [(&str, &[&str]); 14] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 26] = [
+const HOMES: [(&str, &str); 27] = [
     ("arc_swap", "keyring"),
+    ("askama", "http"),
     ("aws_lc_rs", "jose"),
     ("axum", "http"),
     ("clap", "main"),

@@ -1,8 +1,9 @@
-//! The HTTP face: what verifiers fetch, and what orchestrators ask.
+//! The HTTP face: what verifiers fetch, what people look at, and what orchestrators ask.
 
 mod address;
 mod certificates;
 mod ops;
+mod page;
 mod public;
 
 pub use ops::ops_router;
