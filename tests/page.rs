@@ -183,7 +183,7 @@ async fn custom_keys_are_on_the_custom_domain_alone_and_their_names_stay_text() 
     let kid = r#"<b>bold</b><script>alert("1")</script>&amp;'x'"#;
     let custom = json!({"kty": "EC", "crv": point["crv"], "x": point["x"], "y": point["y"], "use": "sig", "kid": kid});
     let jwks_json = json!({"keys": [custom]}).to_string();
-    let request = PutCustomSigningKeysRequest { tenant: "acme".into(), jwks_json: jwks_json.into() };
+    let request = PutCustomSigningKeysRequest { tenant: "acme".into(), jwks_json };
     clients.keys.put_custom_signing_keys(request).await.expect("taken");
 
     let mut browser = Browser::start();

@@ -75,7 +75,7 @@ fn rotated(times: u8, policy: &RotationPolicy) -> Keyring {
 
 fn html(tenant: &Tenant, keyring: Keyring, now: Timestamp) -> String {
     let none = || Document::new(Vec::new());
-    let site = Site { issuer: BASE.to_owned(), base_url: BASE.to_owned(), jwks: none(), discovery: none() };
+    let site = Site::new(BASE.to_owned(), BASE.to_owned(), none(), none());
     let page = TenantPage::new(tenant, &[keyring], &site, &tenant.custom_keys, now);
     page.render().unwrap().replace('\u{a0}', " ")
 }
