@@ -39,6 +39,7 @@ async fn the_page_shows_each_key_as_the_api_does_and_follows_a_rotation() {
     let before = browser.look(&page_of(&server));
     assert_shows(&before, &mut clients).await;
     assert_eq!(before.title, "acme: signing keys");
+    assert!(!before.text.contains("SAML"), "the tenant has no saml_sso_url");
     assert_eq!(before.states("RS256"), ["next", "current", "previous"]);
     assert_eq!(before.states("ES256"), ["next", "current"]);
 
@@ -132,15 +133,16 @@ async fn it_is_one_file_in_plain_html_that_a_screen_reader_can_follow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_link_leads_to_what_it_names() {
-    let (server, mut clients) = acme(Tenant::default()).await;
+    let saml_sso_url = "https://sso.example.com/saml?a=1&copy=2".into();
+    let (server, mut clients) = acme(Tenant { saml_sso_url, ..Tenant::default() }).await;
     rotate(&mut clients, "ES256").await;
     let seen = Browser::start().look(&page_of(&server));
     let relative: Vec<&str> = seen.links.iter().map(|link| link.href.as_str()).collect();
     assert!(relative.iter().all(|href| !href.starts_with('/') && !href.contains("//")), "{relative:?}");
     let keys = seen.keyrings.iter().flat_map(|ring| &ring.keys);
     let downloads = keys.flat_map(|key| ["pem", "cer", "pb7"].map(|form| format!("{form}?kid={}", key.kid())));
-    let mut expected = vec![".well-known/jwks.json".to_owned(), ".well-known/openid-configuration".to_owned()];
-    expected.extend(downloads);
+    let documents = [".well-known/jwks.json", ".well-known/openid-configuration", "saml/metadata"];
+    let expected: Vec<String> = documents.map(str::to_owned).into_iter().chain(downloads).collect();
     assert_eq!(relative, expected);
     for href in relative {
         let answer = get(&format!("{}{href}", page_of(&server)));
