@@ -157,6 +157,17 @@ async fn every_link_leads_to_what_it_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_no_saml_metadata_no_link_leads_to_it() {
+    // XML Signature's libraries do not know EdDSA.
+    let saml_sso_url = "https://sso.example.com/saml".into();
+    let wanted = Tenant { saml_sso_url, algorithms: vec!["EdDSA".into()], ..Tenant::default() };
+    let (server, _clients) = acme(wanted).await;
+    assert_eq!(get(&format!("{}saml/metadata", page_of(&server))).status, 404);
+    let html = String::from_utf8(get(&page_of(&server)).body).expect("UTF-8");
+    assert!(html.contains("EdDSA") && !html.contains("SAML"), "{html}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_on_the_page_without_a_name() {
     let algorithms = vec!["ES256".into(), "HS256".into()];
     let (server, mut clients) = acme(Tenant { algorithms, ..Tenant::default() }).await;
@@ -185,7 +196,7 @@ async fn custom_keys_are_on_the_custom_domain_alone_and_their_names_stay_text() 
     let kid = r#"<b>bold</b><script>alert("1")</script>&amp;'x'"#;
     let custom = json!({"kty": "EC", "crv": point["crv"], "x": point["x"], "y": point["y"], "use": "sig", "kid": kid});
     let jwks_json = json!({"keys": [custom]}).to_string();
-    let request = PutCustomSigningKeysRequest { tenant: "acme".into(), jwks_json: jwks_json.into() };
+    let request = PutCustomSigningKeysRequest { tenant: "acme".into(), jwks_json };
     clients.keys.put_custom_signing_keys(request).await.expect("taken");
 
     let mut browser = Browser::start();

@@ -52,7 +52,12 @@ async fn show(State(keyrings): State<Arc<Keyrings>>, to: Result<Addressed, Respo
     let Ok(to) = to else { return absent() };
     let record = &to.view.record;
     let site = to.site();
-    let place = Place { issuer: &site.issuer, base_url: &site.base_url, custom_keys: to.custom_keys() };
+    let place = Place {
+        issuer: &site.issuer,
+        base_url: &site.base_url,
+        has_saml_metadata: to.view.has_saml_metadata(),
+        custom_keys: to.custom_keys(),
+    };
     let page = TenantPage::new(&record.tenant, &record.keyrings, place, keyrings.now());
     // A new tenant has its first keys in a moment: a page without them must not stay.
     let cache = if record.keyrings.iter().any(Keyring::is_starting) {

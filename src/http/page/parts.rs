@@ -32,6 +32,8 @@ pub(super) struct Place<'a> {
     pub(super) issuer: &'a str,
     /// Where the documents are, without a trailing slash.
     pub(super) base_url: &'a str,
+    /// Whether there is SAML metadata.
+    pub(super) has_saml_metadata: bool,
     /// The keys of the tenant's own that are published here.
     pub(super) custom_keys: &'a [CustomKey],
 }

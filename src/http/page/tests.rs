@@ -73,7 +73,7 @@ fn rotated(times: u8, policy: &RotationPolicy) -> Keyring {
 }
 
 fn html(tenant: &Tenant, keyring: Keyring, now: Timestamp) -> String {
-    let place = Place { issuer: BASE, base_url: BASE, custom_keys: &tenant.custom_keys };
+    let place = Place { issuer: BASE, base_url: BASE, has_saml_metadata: false, custom_keys: &tenant.custom_keys };
     let page = TenantPage::new(tenant, &[keyring], place, now);
     page.render().unwrap().replace('\u{a0}', " ")
 }
