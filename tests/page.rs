@@ -39,6 +39,7 @@ async fn the_page_shows_each_key_as_the_api_does_and_follows_a_rotation() {
     let before = browser.look(&page_of(&server));
     assert_shows(&before, &mut clients).await;
     assert_eq!(before.title, "acme: signing keys");
+    assert!(!before.text.contains("SAML"), "the tenant has no saml_sso_url");
     assert_eq!(before.states("RS256"), ["next", "current", "previous"]);
     assert_eq!(before.states("ES256"), ["next", "current"]);
 
@@ -132,15 +133,16 @@ async fn it_is_one_file_in_plain_html_that_a_screen_reader_can_follow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_link_leads_to_what_it_names() {
-    let (server, mut clients) = acme(Tenant::default()).await;
+    let saml_sso_url = "https://sso.example.com/saml?a=1&copy=2".into();
+    let (server, mut clients) = acme(Tenant { saml_sso_url, ..Tenant::default() }).await;
     rotate(&mut clients, "ES256").await;
     let seen = Browser::start().look(&page_of(&server));
     let relative: Vec<&str> = seen.links.iter().map(|link| link.href.as_str()).collect();
     assert!(relative.iter().all(|href| !href.starts_with('/') && !href.contains("//")), "{relative:?}");
     let keys = seen.keyrings.iter().flat_map(|ring| &ring.keys);
     let downloads = keys.flat_map(|key| ["pem", "cer", "pb7"].map(|form| format!("{form}?kid={}", key.kid())));
-    let mut expected = vec![".well-known/jwks.json".to_owned(), ".well-known/openid-configuration".to_owned()];
-    expected.extend(downloads);
+    let documents = [".well-known/jwks.json", ".well-known/openid-configuration", "saml/metadata"];
+    let expected: Vec<String> = documents.map(str::to_owned).into_iter().chain(downloads).collect();
     assert_eq!(relative, expected);
     for href in relative {
         let answer = get(&format!("{}{href}", page_of(&server)));
@@ -152,6 +154,17 @@ async fn every_link_leads_to_what_it_names() {
             assert_eq!(String::from_utf8_lossy(&answer.body), key.certificate_pem, "{kid}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_no_saml_metadata_no_link_leads_to_it() {
+    // XML Signature's libraries do not know EdDSA.
+    let saml_sso_url = "https://sso.example.com/saml".into();
+    let wanted = Tenant { saml_sso_url, algorithms: vec!["EdDSA".into()], ..Tenant::default() };
+    let (server, _clients) = acme(wanted).await;
+    assert_eq!(get(&format!("{}saml/metadata", page_of(&server))).status, 404);
+    let html = String::from_utf8(get(&page_of(&server)).body).expect("UTF-8");
+    assert!(html.contains("EdDSA") && !html.contains("SAML"), "{html}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,7 @@ use super::address::Addressed;
 use crate::domain::{Digest, Keyring};
 use crate::jose;
 use crate::keyring::Keyrings;
-use parts::TenantPage;
+use parts::{Place, TenantPage};
 
 /// The page's one stylesheet, which stands in the page.
 const STYLE: &str = include_str!("page.css");
@@ -51,7 +51,14 @@ pub(super) fn routes() -> Router<Arc<Keyrings>> {
 async fn show(State(keyrings): State<Arc<Keyrings>>, to: Result<Addressed, Response>) -> Response {
     let Ok(to) = to else { return absent() };
     let record = &to.view.record;
-    let page = TenantPage::new(&record.tenant, &record.keyrings, to.site(), to.custom_keys(), keyrings.now());
+    let site = to.site();
+    let place = Place {
+        issuer: &site.issuer,
+        base_url: &site.base_url,
+        has_saml_metadata: to.view.has_saml_metadata(),
+        custom_keys: to.custom_keys(),
+    };
+    let page = TenantPage::new(&record.tenant, &record.keyrings, place, keyrings.now());
     // A new tenant has its first keys in a moment: a page without them must not stay.
     let cache = if record.keyrings.iter().any(Keyring::is_starting) {
         "no-store".to_owned()

@@ -8,7 +8,6 @@ use crate::domain::{
     Algorithm, Curve, CustomKey, Family, KeyState, Keyring, PublicKey, RotationPolicy, SigningKey, Tenant, Timestamp,
     after,
 };
-use crate::keyring::snapshot::Site;
 
 /// How many previous keys of a keyring the page shows, the latest first. With rotation by schedule there are a few; who
 /// needs more of them reads the JWKS, which has all.
@@ -20,12 +19,23 @@ const PREVIOUS_SHOWN_MAX: usize = 16;
 pub(super) struct TenantPage<'a> {
     style: &'static str,
     tenant: &'a Tenant,
-    /// The address that the page stands at.
-    site: &'a Site,
+    place: Place<'a>,
     as_of: Moment,
     keyrings: Vec<KeyringPart>,
     custom_keys: Vec<CustomKeyPart<'a>>,
     policy: PolicyWords,
+}
+
+/// The address that a page stands at.
+pub(super) struct Place<'a> {
+    /// The issuer at this address.
+    pub(super) issuer: &'a str,
+    /// Where the documents are, without a trailing slash.
+    pub(super) base_url: &'a str,
+    /// Whether there is SAML metadata.
+    pub(super) has_saml_metadata: bool,
+    /// The keys of the tenant's own that are published here.
+    pub(super) custom_keys: &'a [CustomKey],
 }
 
 /// One keyring.
@@ -56,14 +66,8 @@ struct CustomKeyPart<'a> {
 }
 
 impl<'a> TenantPage<'a> {
-    /// The page of `tenant` at `now`, at an address that publishes these custom keys.
-    pub(super) fn new(
-        tenant: &'a Tenant,
-        keyrings: &[Keyring],
-        site: &'a Site,
-        custom_keys: &'a [CustomKey],
-        now: Timestamp,
-    ) -> Self {
+    /// The page of `tenant` at `now`, as it stands at `place`.
+    pub(super) fn new(tenant: &'a Tenant, keyrings: &[Keyring], place: Place<'a>, now: Timestamp) -> Self {
         let mut keyrings: Vec<&Keyring> = keyrings.iter().collect();
         // The default algorithm first, then as the tenant lists them; one that was retired comes last.
         keyrings.sort_by_key(|keyring| {
@@ -74,11 +78,11 @@ impl<'a> TenantPage<'a> {
         Self {
             style: super::STYLE,
             tenant,
-            site,
             as_of: now.into(),
             keyrings: shown.filter(|keyring| !keyring.keys.is_empty()).collect(),
-            custom_keys: custom_keys.iter().map(CustomKeyPart::new).collect(),
+            custom_keys: place.custom_keys.iter().map(CustomKeyPart::new).collect(),
             policy: PolicyWords::new(&tenant.binding_policy(now)),
+            place,
         }
     }
 }

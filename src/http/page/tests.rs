@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use askama::Template as _;
 
-use super::parts::TenantPage;
+use super::parts::{Place, TenantPage};
 use crate::domain::{
     Algorithm, Certificate, Generated, KeyState, Keyring, ObjectId, Octets, Protection, PublicKey, Revision,
     RotationPolicy, Tenant, Timestamp, Trigger, after,
 };
-use crate::keyring::snapshot::{Document, Site};
 
 const BASE: &str = "https://keys.example.com/acme";
 
@@ -74,9 +73,8 @@ fn rotated(times: u8, policy: &RotationPolicy) -> Keyring {
 }
 
 fn html(tenant: &Tenant, keyring: Keyring, now: Timestamp) -> String {
-    let none = || Document::new(Vec::new());
-    let site = Site::new(BASE.to_owned(), BASE.to_owned(), none(), none());
-    let page = TenantPage::new(tenant, &[keyring], &site, &tenant.custom_keys, now);
+    let place = Place { issuer: BASE, base_url: BASE, has_saml_metadata: false, custom_keys: &tenant.custom_keys };
+    let page = TenantPage::new(tenant, &[keyring], place, now);
     page.render().unwrap().replace('\u{a0}', " ")
 }
 
