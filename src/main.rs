@@ -162,7 +162,10 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
         shutdown,
         |addresses| {
             if announce {
-                announce_on_stdout(addresses, &serde_json::Map::new());
+                let url = |settings| Some(serve::management_url(settings, addresses.management?));
+                let management = config.management.as_ref().and_then(url);
+                let more = management.map(|url| ("management".to_owned(), url.into()));
+                announce_on_stdout(addresses, &more.into_iter().collect());
             }
         },
         false,
@@ -191,6 +194,9 @@ async fn run(
         "grpc.auth is \"none\": every process on this machine that reaches {} may sign and administer",
         addresses.grpc
     );
+    if let Some(management) = addresses.management {
+        tracing::info!(%management, "the Management API is served");
+    }
     tracing::info!(grpc = %addresses.grpc, public = %addresses.public, ops = %addresses.ops, token = %token.identity().label, "serving");
     if !shutdown.is_cancelled() {
         ready(addresses);

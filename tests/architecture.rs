@@ -8,23 +8,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("jose", &["domain"]),
     ("token", &["domain"]),
     ("store", &["domain"]),
     ("keyring", &["domain", "jose", "token", "store"]),
     ("grpc", &["domain", "jose", "keyring"]),
-    ("http", &["domain", "jose", "keyring"]),
-    ("config", &[]),
+    ("auth", &["domain", "jose"]),
+    ("tls", &[]),
+    ("http", &["domain", "jose", "keyring", "auth", "tls"]),
+    ("config", &["domain", "auth", "tls"]),
     ("setup", &["config", "domain", "jose", "keyring", "token", "store"]),
-    ("serve", &["config", "keyring", "token", "store", "grpc", "http"]),
+    ("serve", &["config", "auth", "keyring", "token", "store", "grpc", "http"]),
     ("dev", &["config", "domain", "keyring", "token"]),
     ("main", &["config", "setup", "serve", "dev", "token"]),
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 21] = [
+const HOMES: [(&str, &str); 22] = [
     ("arc_swap", "keyring"),
     ("aws_lc_rs", "jose"),
     ("axum", "http"),
@@ -39,6 +41,7 @@ const HOMES: [(&str, &str); 21] = [
     ("prost_types", "grpc"),
     ("rsa", "jose"),
     ("sqlx", "store"),
+    ("tokio_rustls", "tls"),
     ("tonic", "grpc"),
     ("tonic_health", "grpc"),
     ("tonic_prost", "grpc"),

@@ -7,7 +7,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use crate::domain::{Domain, RotationPolicy, TenantId};
+use super::host::domain_of;
+use crate::domain::{RotationPolicy, TenantId};
 use crate::keyring::Keyrings;
 use crate::keyring::snapshot::{Document, TenantView};
 
@@ -62,13 +63,9 @@ fn canonical(keyrings: &Keyrings, tenant: String) -> Option<Arc<TenantView>> {
     keyrings.snapshot().tenant(&TenantId::try_from(tenant).ok()?).map(Arc::clone)
 }
 
-/// The tenant whose custom domain the request was made to, whatever the port, the case and a trailing dot.
+/// The tenant whose custom domain the request was made to.
 fn custom(keyrings: &Keyrings, uri: &Uri, headers: &HeaderMap) -> Option<Arc<TenantView>> {
-    // HTTP/2 has the host in the request's target.
-    let host = uri.host().or_else(|| headers.get(header::HOST)?.to_str().ok())?;
-    let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
-    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-    keyrings.snapshot().tenant_of_domain(&Domain::try_from(name).ok()?).map(Arc::clone)
+    keyrings.snapshot().tenant_of_domain(&domain_of(uri, headers)?).map(Arc::clone)
 }
 
 fn document(view: &TenantView, document: &Document, content_type: HeaderValue, request: &HeaderMap) -> Response {

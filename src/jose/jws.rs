@@ -23,6 +23,8 @@ pub struct Jws<'a> {
     pub alg: String,
     /// The `kid` of the header.
     pub kid: Option<String>,
+    /// The `typ` of the header.
+    pub typ: Option<String>,
     /// What was signed: header and payload as they stand.
     pub signing_input: &'a str,
     /// The payload.
@@ -47,6 +49,7 @@ impl<'a> Jws<'a> {
         struct Header {
             alg: String,
             kid: Option<String>,
+            typ: Option<String>,
             crit: Option<serde_json::Value>,
         }
         const SHAPE: Malformed = Malformed("not three segments of base64url joined by dots");
@@ -61,6 +64,7 @@ impl<'a> Jws<'a> {
         Ok(Self {
             alg: header.alg,
             kid: header.kid,
+            typ: header.typ,
             signing_input,
             payload: decode(payload)?,
             signature: decode(signature)?,
