@@ -1,0 +1,10 @@
+//! The Management API (design.md, section 5): who may call it, what it answers, and that docs/openapi.json says so.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod access;
+mod described;
+mod house;
+mod listener;
+mod signing;
