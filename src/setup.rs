@@ -92,7 +92,7 @@ pub async fn init(config: &Config, token: &Pkcs11Token) -> Result<(), SetupError
     // 1. The intent: under which id the service key will be. A crash from here on leaves at most that id on the token.
     let object = if resuming { read_pin(&begun)?.cka_id } else { new_intent(&begun)? };
     // 2. The key. After a crash it is there, half there, or not there.
-    let key = service_key(token, object).await?;
+    let public_key = service_key(token, object).await?;
     // 3. The store, bound to the token. It appears whole or not at all.
     let identity = token.identity();
     let binding = TokenBinding { serial: identity.serial.clone(), label: identity.label.clone() };
@@ -106,7 +106,7 @@ pub async fn init(config: &Config, token: &Pkcs11Token) -> Result<(), SetupError
         return Err(SetupError::Refused(text));
     }
     // 4. The pin, which ends the set-up.
-    let file = ServiceKeyFile { cka_id: object, public_key: Some(key.public) };
+    let file = ServiceKeyFile { cka_id: object, public_key: Some(public_key) };
     let complete = pinned.with_extension("complete");
     write_pin(&complete, &file)?;
     fs::rename(&complete, pinned).map_err(|error| SetupError::File { path: pinned.clone(), error })?;
@@ -119,27 +119,28 @@ fn new_intent(begun: &Path) -> Result<ObjectId, SetupError> {
     Ok(file.cka_id)
 }
 
-async fn service_key(token: &Pkcs11Token, object: ObjectId) -> Result<TokenKey, SetupError> {
-    let key = match token.find(object, SERVICE_ALGORITHM).await? {
-        Found::Pair(key) => key,
+async fn service_key(token: &Pkcs11Token, object: ObjectId) -> Result<PublicKey, SetupError> {
+    let TokenKey { public, protection } = match token.find(object, SERVICE_ALGORITHM).await? {
+        Found::Key(key) => key,
         Found::Absent | Found::Remains => {
             token.destroy(object).await?;
             token.generate(object, KeySpec { algorithm: SERVICE_ALGORITHM, rsa_bits: 0 }).await?
         }
     };
-    if !key.protection.holds() {
+    if !protection.holds() {
         let text =
             "the token made a key that could leave it (SENSITIVE, EXTRACTABLE or LOCAL is wrong); use another token";
         return Err(SetupError::Refused(text.to_owned()));
     }
-    let canary = canary(object, key.public.clone())?;
+    let public = public.ok_or_else(|| SetupError::Refused("the token made a key without a public half".to_owned()))?;
+    let canary = canary(object, public.clone())?;
     let digest = jose::digest(Digest::Sha256, b"keyward: test of the service key");
     let deadline = Instant::now() + TEST_WAIT_MAX;
     let signatures = token.sign(&canary.key, vec![SignInput::Digest(digest.clone())], deadline).await?;
     if !signatures.first().is_some_and(|signature| canary.verifier.verify_digest(&digest, signature)) {
         return Err(SetupError::Refused("the token's signatures do not verify; use another token".to_owned()));
     }
-    Ok(key)
+    Ok(public)
 }
 
 /// Opens the store, sees that it belongs to the token, and reads the pinned service key.
@@ -166,7 +167,7 @@ pub async fn open(config: &Config, token: &Pkcs11Token) -> Result<(SqliteStore, 
 
 fn canary(object: ObjectId, public: PublicKey) -> Result<Canary, BadPublicKey> {
     let verifier = Verifier::new(SERVICE_ALGORITHM, &public)?;
-    Ok(Canary { key: Arc::new(KeyRef { object, algorithm: SERVICE_ALGORITHM, public }), verifier })
+    Ok(Canary { key: Arc::new(KeyRef { object, algorithm: SERVICE_ALGORITHM, public: Some(public) }), verifier })
 }
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {

@@ -8,16 +8,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     ("domain", &[]),
-    ("jose", &["domain"]),
+    ("x509", &["domain"]),
+    ("jose", &["domain", "x509"]),
     ("token", &["domain"]),
     ("store", &["domain"]),
-    ("keyring", &["domain", "jose", "token", "store"]),
-    ("grpc", &["domain", "jose", "keyring"]),
+    ("keyring", &["domain", "x509", "jose", "token", "store"]),
+    ("grpc", &["domain", "x509", "jose", "keyring"]),
     ("auth", &["domain", "jose"]),
     ("tls", &[]),
-    ("http", &["domain", "jose", "keyring", "auth", "tls"]),
+    ("http", &["domain", "x509", "jose", "keyring", "auth", "tls"]),
     ("config", &["domain", "auth", "tls"]),
     ("setup", &["config", "domain", "jose", "keyring", "token", "store"]),
     ("serve", &["config", "auth", "keyring", "token", "store", "grpc", "http"]),
@@ -26,20 +27,24 @@ const ROOMS: [(&str, &[&str]); 14] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 22] = [
+const HOMES: [(&str, &str); 27] = [
     ("arc_swap", "keyring"),
     ("aws_lc_rs", "jose"),
     ("axum", "http"),
     ("clap", "main"),
+    ("cms", "x509"),
     ("config", "config"),
     ("crc32c", "grpc"),
     ("crossbeam_channel", "token"),
     ("cryptoki", "token"),
     ("http", "grpc"),
+    ("curve25519_dalek", "jose"),
     ("jiff", "domain"),
+    ("pkcs1", "x509"),
     ("prost", "grpc"),
     ("prost_types", "grpc"),
     ("rsa", "jose"),
+    ("sha1", "x509"),
     ("sqlx", "store"),
     ("tokio_rustls", "tls"),
     ("tonic", "grpc"),
@@ -49,6 +54,7 @@ const HOMES: [(&str, &str); 22] = [
     ("tonic_types", "grpc"),
     ("tower", "grpc"),
     ("tracing_subscriber", "main"),
+    ("x509_cert", "x509"),
 ];
 
 /// Crates that are no room's subject: text, time, errors, secrets, tasks and logging.

@@ -17,6 +17,7 @@ pub enum Algorithm {
     ES384,
     ES512,
     EdDSA,
+    HS256,
 }
 
 /// How an algorithm signs, which decides the PKCS#11 mechanism and the form of the public key.
@@ -30,6 +31,8 @@ pub enum Family {
     Ecdsa(Curve),
     /// Ed25519 (RFC 8037); signs the message itself, never a digest.
     Ed25519,
+    /// HMAC with a secret that nobody but the token has (RFC 7518 section 3.2); takes the message itself.
+    Hmac,
 }
 
 /// The curves of RFC 7518 section 6.2.1.1.
@@ -57,12 +60,12 @@ pub enum Digest {
 
 /// The text is not the name of an algorithm that Keyward signs with.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not an algorithm; use one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA")]
+#[error("is not an algorithm; use one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256")]
 pub struct UnknownAlgorithm;
 
 impl Algorithm {
-    /// Every algorithm, in the order of the JOSE registry.
-    pub const ALL: [Self; 10] = [
+    /// Every algorithm: those with public keys in the order of the JOSE registry, then the one without.
+    pub const ALL: [Self; 11] = [
         Self::RS256,
         Self::RS384,
         Self::RS512,
@@ -73,6 +76,7 @@ impl Algorithm {
         Self::ES384,
         Self::ES512,
         Self::EdDSA,
+        Self::HS256,
     ];
 
     /// The name as it stands in a JOSE header.
@@ -89,6 +93,7 @@ impl Algorithm {
             Self::ES384 => "ES384",
             Self::ES512 => "ES512",
             Self::EdDSA => "EdDSA",
+            Self::HS256 => "HS256",
         }
     }
 
@@ -102,18 +107,25 @@ impl Algorithm {
             Self::ES384 => Family::Ecdsa(Curve::P384),
             Self::ES512 => Family::Ecdsa(Curve::P521),
             Self::EdDSA => Family::Ed25519,
+            Self::HS256 => Family::Hmac,
         }
     }
 
-    /// The digest that is signed, or `None` for EdDSA, which signs the message itself.
+    /// The digest that is signed, or `None` for EdDSA and HS256, which take the message itself.
     #[must_use]
     pub const fn digest(self) -> Option<Digest> {
         match self {
             Self::RS256 | Self::PS256 | Self::ES256 => Some(Digest::Sha256),
             Self::RS384 | Self::PS384 | Self::ES384 => Some(Digest::Sha384),
             Self::RS512 | Self::PS512 | Self::ES512 => Some(Digest::Sha512),
-            Self::EdDSA => None,
+            Self::EdDSA | Self::HS256 => None,
         }
+    }
+
+    /// Whether its keys have a public half: without one nothing can be published, and only the token can verify.
+    #[must_use]
+    pub const fn has_public_keys(self) -> bool {
+        !matches!(self.family(), Family::Hmac)
     }
 
     /// Whether keys of this algorithm are RSA keys.

@@ -48,7 +48,7 @@ impl fmt::Display for KeyState {
     }
 }
 
-/// A signing key: its public facts. The private key is on the token under `object`.
+/// A signing key: its public facts. The private key, or the secret of HS256, is on the token under `object`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigningKey {
     /// The key's name.
@@ -57,8 +57,11 @@ pub struct SigningKey {
     pub object: ObjectId,
     /// Where it stands in its life.
     pub state: KeyState,
-    /// The public key.
-    pub public: PublicKey,
+    /// The public key; none for HS256.
+    pub public: Option<PublicKey>,
+    /// The certificate that the key signed for itself; none for HS256.
+    #[serde(default)]
+    pub certificate: Option<Certificate>,
     /// What the token said of the private key when it was generated (R1).
     pub protection: Protection,
     /// When its intent was recorded.
@@ -153,6 +156,25 @@ impl<'de> Deserialize<'de> for Octets {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         URL_SAFE_NO_PAD.decode(text).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// An X.509 certificate (RFC 5280) in DER.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Certificate(Octets);
+
+impl Certificate {
+    /// The certificate in these octets, which are DER.
+    #[must_use]
+    pub const fn new(der: Vec<u8>) -> Self {
+        Self(Octets(der))
+    }
+
+    /// The octets.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.0.0
     }
 }
 

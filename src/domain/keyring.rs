@@ -3,8 +3,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Algorithm, KeyState, Kid, ObjectId, Protection, PublicKey, RequestId, Revision, RotationPolicy, SigningKey,
-    TenantId, Timestamp, after,
+    Algorithm, Certificate, KeyState, Kid, ObjectId, Protection, PublicKey, RequestId, Revision, RotationPolicy,
+    SigningKey, TenantId, Timestamp, after,
 };
 
 /// All signing keys of one tenant and algorithm.
@@ -27,7 +27,11 @@ pub struct Keyring {
     pub keys: Vec<SigningKey>,
     /// The rotations of the last day, and at least the latest ones; oldest first.
     pub rotations: Vec<Rotation>,
-    /// Set once the tenant is deleted: nothing is made any more, everything ends.
+    /// Set if the keyring was added to a tenant that verifiers may know already: its first key then waits for
+    /// `publish_lead`, as every other does (R3).
+    #[serde(default)]
+    pub join_time: Option<Timestamp>,
+    /// Set once the algorithm is retired or the tenant deleted: nothing is made any more, everything ends.
     pub close_time: Option<Timestamp>,
 }
 
@@ -75,8 +79,10 @@ pub struct Rotation {
 pub struct Generated {
     /// The key's name.
     pub kid: Kid,
-    /// The public key.
-    pub public: PublicKey,
+    /// The public key; none for HS256.
+    pub public: Option<PublicKey>,
+    /// The certificate that the key signed for itself; none for HS256.
+    pub certificate: Option<Certificate>,
     /// What the token says of the private key; [`Protection::holds`] was checked.
     pub protection: Protection,
 }
@@ -108,6 +114,12 @@ pub enum RotateRefused {
     /// The keyring has no current or no next key yet.
     #[error("the next key is still being generated")]
     Generating,
+    /// The first key of an added algorithm has not been published for long enough (R3); it becomes current by itself.
+    #[error("the first key may sign from {ready_time} on")]
+    FirstKeyWaits {
+        /// When it will have been.
+        ready_time: Timestamp,
+    },
     /// The next key has not been published for long enough (R3).
     #[error("the next key may sign from {ready_time} on")]
     TooEarly {
@@ -148,8 +160,25 @@ impl Keyring {
             abandoned: Vec::new(),
             keys: Vec::new(),
             rotations: Vec::new(),
+            join_time: None,
             close_time: None,
         }
+    }
+
+    /// A keyring for an algorithm that an existing tenant is given, with the intent of its first key.
+    #[must_use]
+    pub fn join(tenant: TenantId, algorithm: Algorithm, object: ObjectId, now: Timestamp) -> Self {
+        Self { join_time: Some(now), ..Self::new(tenant, algorithm, object, now) }
+    }
+
+    /// Takes a retired algorithm up again, with the intent of a new first key.
+    #[must_use]
+    pub fn rejoin(&self, object: ObjectId, now: Timestamp) -> Self {
+        self.changed(|keyring| {
+            keyring.join_time = Some(now);
+            keyring.close_time = None;
+            keyring.pending = Some(Pending { object, create_time: now });
+        })
     }
 
     /// The key that signs; none until the first key is generated, or once the keyring is closed.
@@ -187,10 +216,10 @@ impl Keyring {
         after(key.publish_time, policy.publish_lead)
     }
 
-    /// Whether this request was carried out already (R7).
+    /// The rotation that this request brought about already (R7).
     #[must_use]
-    pub fn has_carried_out(&self, request: &RequestId) -> bool {
-        self.rotations.iter().any(|rotation| rotation.request_id.as_ref() == Some(request))
+    pub fn carried_out(&self, request: &RequestId) -> Option<&Rotation> {
+        self.rotations.iter().find(|rotation| rotation.request_id.as_ref() == Some(request))
     }
 
     /// When the manual rotations of the last day took place, oldest first.
@@ -215,6 +244,7 @@ impl Keyring {
                 object: pending.object,
                 state: KeyState::Next,
                 public: generated.public,
+                certificate: generated.certificate,
                 protection: generated.protection,
                 create_time: pending.create_time,
                 publish_time: now,
@@ -256,8 +286,8 @@ impl Keyring {
         })
     }
 
-    /// The first key of a new keyring starts to sign: no verifier can hold an older set (R3). The intent of the key after
-    /// it is recorded with it.
+    /// The first key of a keyring starts to sign: no verifier can hold an older set, or the key was published for
+    /// `publish_lead` (R3). The intent of the key after it is recorded with it.
     #[must_use]
     pub fn activate_first(&self, successor: ObjectId, now: Timestamp) -> Self {
         self.changed(|keyring| {
@@ -281,7 +311,12 @@ impl Keyring {
         now: Timestamp,
         signed_until: Timestamp,
     ) -> Result<Self, RotateRefused> {
-        let current = self.current().ok_or(RotateRefused::Generating)?;
+        let Some(current) = self.current() else {
+            let first = self.next().map(|next| Self::ready_time(next, policy));
+            return Err(
+                first.map_or(RotateRefused::Generating, |ready_time| RotateRefused::FirstKeyWaits { ready_time })
+            );
+        };
         if trigger.expected_current.as_ref().is_some_and(|expected| *expected != current.kid) {
             return Err(RotateRefused::Stale { current: current.kid.clone() });
         }
@@ -300,8 +335,7 @@ impl Keyring {
         };
         Ok(self.changed(|keyring| {
             keyring.enter(KeyState::Current, KeyState::Previous, |key| {
-                key.retire_time = Some(now);
-                key.retain_until = Some(after(now.max(signed_until), policy.retention()));
+                key.retire(policy, now, signed_until);
                 if trigger.revoke_replaced {
                     key.revoke(now);
                 }
@@ -335,6 +369,23 @@ impl Keyring {
     #[must_use]
     pub fn under_new_policy(&self) -> Self {
         self.changed(|_| {})
+    }
+
+    /// Makes no more keys, because the tenant gives the algorithm up: the current key becomes previous and stays published
+    /// by R4; the next key, which signed nothing, is revoked. Policy and `signed_until` as in [`Keyring::rotate`].
+    #[must_use]
+    pub fn retire(&self, policy: &RotationPolicy, now: Timestamp, signed_until: Timestamp) -> Self {
+        let mut retired = self.abandon(None, now);
+        retired.close_time = Some(now);
+        retired.enter(KeyState::Current, KeyState::Previous, |key| key.retire(policy, now, signed_until));
+        retired.enter(KeyState::Next, KeyState::Revoked, |key| key.revoke(now));
+        retired
+    }
+
+    /// Whether its very first key is not there yet, and no verifier has seen the tenant without it: the tenant is new.
+    #[must_use]
+    pub fn is_starting(&self) -> bool {
+        self.current().is_none() && self.join_time.is_none() && self.close_time.is_none()
     }
 
     /// Ends every key at once, because the tenant is deleted.
@@ -385,6 +436,12 @@ impl Keyring {
 }
 
 impl SigningKey {
+    /// It has signed for the last time: what it signed stays verifiable until that has expired everywhere (R4).
+    fn retire(&mut self, policy: &RotationPolicy, now: Timestamp, signed_until: Timestamp) {
+        self.retire_time = Some(now);
+        self.retain_until = Some(after(now.max(signed_until), policy.retention()));
+    }
+
     fn revoke(&mut self, now: Timestamp) {
         self.state = KeyState::Revoked;
         self.revoke_time = Some(now);

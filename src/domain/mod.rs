@@ -4,6 +4,7 @@
 //! decision about such values, so that the rules of `docs/rotation.md` can be tested over thousands of histories.
 
 mod algorithm;
+mod custom_key;
 mod key;
 mod keyring;
 mod names;
@@ -11,9 +12,10 @@ pub mod rotation;
 mod tenant;
 
 pub use algorithm::{Algorithm, Curve, Digest, Family, UnknownAlgorithm};
-pub use key::{Ed25519, KeyState, Octets, Protection, PublicKey, SigningKey};
+pub use custom_key::{CustomKey, Signatures, Verify};
+pub use key::{Certificate, Ed25519, KeyState, Octets, Protection, PublicKey, SigningKey};
 pub use keyring::{Abandoned, Generated, Keyring, Pending, RevokeRefused, RotateRefused, Rotation, Trigger};
-pub use names::{Domain, InvalidName, Issuer, Kid, ObjectId, RequestId, Revision, TenantId, WebUrl};
+pub use names::{CustomKid, Domain, InvalidName, Issuer, Kid, ObjectId, RequestId, Revision, TenantId, WebUrl};
 pub use tenant::{InvalidPolicy, PolicyFloor, RotationPolicy, Tenant};
 
 pub use jiff::Timestamp;

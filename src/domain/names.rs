@@ -101,6 +101,15 @@ checked_text!(
     }
 );
 
+impl Issuer {
+    /// The host in it.
+    #[must_use]
+    pub fn host(&self) -> String {
+        let url = url::Url::parse(&self.0).ok();
+        url.as_ref().and_then(url::Url::host_str).map(ToOwned::to_owned).expect("an issuer is a URL with a host")
+    }
+}
+
 checked_text!(
     /// An https URL (http for loopback hosts alone).
     WebUrl,
@@ -116,6 +125,18 @@ checked_text!(
             Ok(())
         } else {
             Err(InvalidName("must be 1 to 128 base64url characters, as ListSigningKeys shows them"))
+        }
+    }
+);
+
+checked_text!(
+    /// The name of a key that a tenant brought itself: whatever its issuer calls it.
+    CustomKid,
+    |text| {
+        if (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(())
+        } else {
+            Err(InvalidName("must be 1 to 255 visible ASCII characters"))
         }
     }
 );

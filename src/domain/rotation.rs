@@ -9,14 +9,14 @@ pub enum Plan {
     Act(Action),
     /// Nothing until then; `None`: nothing until somebody changes something.
     Wait(Option<Timestamp>),
-    /// The keyring was closed and nothing of it is left on the token.
+    /// The keyring is closed and nothing of it is left on the token.
     Ended,
 }
 
 /// One step. The first group only changes the record; the second has an effect on the token, whose intent is recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Let the first key sign.
+    /// Let the first key sign: at once in a new tenant, after `publish_lead` where an algorithm was added (R3).
     ActivateFirst,
     /// Take a previous key whose retention has ended out of the JWKS (R4).
     Retire(Kid),
@@ -59,7 +59,7 @@ pub fn plan(keyring: &Keyring, tenant: &Tenant, now: Timestamp, claim: Claim) ->
     let open = keyring.close_time.is_none();
     let first = keyring.current().is_none();
     let slots = [
-        activation(keyring, open && first),
+        activation(keyring, tenant, now, open && first),
         retirement(keyring, tenant, now),
         schedule(keyring, tenant, now, open),
         destruction_intent(keyring, tenant, now),
@@ -99,8 +99,14 @@ impl Slot {
     }
 }
 
-fn activation(keyring: &Keyring, wanted: bool) -> Slot {
-    if wanted && keyring.next().is_some() { Slot::Due(Action::ActivateFirst) } else { Slot::Nothing }
+fn activation(keyring: &Keyring, tenant: &Tenant, now: Timestamp, wanted: bool) -> Slot {
+    match keyring.next().filter(|_| wanted) {
+        Some(next) if keyring.join_time.is_some() => {
+            Slot::at(Keyring::ready_time(next, &tenant.binding_policy(now)), now, Action::ActivateFirst)
+        }
+        Some(_) => Slot::Due(Action::ActivateFirst),
+        None => Slot::Nothing,
+    }
 }
 
 fn retirement(keyring: &Keyring, tenant: &Tenant, now: Timestamp) -> Slot {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, Domain, Issuer, Revision, TenantId, Timestamp, WebUrl, after};
+use super::{Algorithm, CustomKey, Domain, Issuer, Revision, TenantId, Timestamp, WebUrl, after};
 
 /// One issuer of JWTs or SAML assertions. Keys are never shared between tenants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct Tenant {
     pub default_algorithm: Algorithm,
     /// How its keys rotate.
     pub policy: RotationPolicy,
+    /// Public keys that it brought itself, in its order; they are published on its custom domain alone.
+    #[serde(default)]
+    pub custom_keys: Vec<CustomKey>,
     /// Longer times of policies replaced a short while ago, which R3 and R4 still have to honour.
     pub policy_floor: Option<PolicyFloor>,
     /// When it was created.
@@ -36,6 +39,15 @@ impl Tenant {
     #[must_use]
     pub fn custom_issuer(&self) -> Option<String> {
         self.custom_domain.as_ref().map(|domain| format!("https://{domain}"))
+    }
+
+    /// The name in the certificates of its keys: its custom domain, or its issuer's host; its id where that is longer than
+    /// a common name may be (RFC 5280 appendix A.1).
+    #[must_use]
+    pub fn certificate_name(&self) -> String {
+        const COMMON_NAME_OCTETS_MAX: usize = 64;
+        let host = self.custom_domain.as_ref().map_or_else(|| self.issuer.host(), ToString::to_string);
+        if host.len() <= COMMON_NAME_OCTETS_MAX { host } else { self.id.to_string() }
     }
 
     /// The policy that changes of keys must satisfy at `now`: the present one, or longer where a policy replaced a short

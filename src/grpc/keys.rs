@@ -2,8 +2,10 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::proto::key_service_server::KeyService;
 use super::proto::{
-    GetSigningKeyRequest, KeyState as WireState, ListSigningKeysRequest, ListSigningKeysResponse,
-    RevokeSigningKeyRequest, RotateSigningKeyRequest, RotateSigningKeyResponse, SigningKey,
+    DeleteCustomSigningKeysRequest, GetCustomSigningKeysRequest, GetCustomSigningKeysResponse, GetSigningKeyRequest,
+    KeyState as WireState, ListSigningKeysRequest, ListSigningKeysResponse, PutCustomSigningKeysRequest,
+    PutCustomSigningKeysResponse, RevokeSigningKeyRequest, RotateSigningKeyRequest, RotateSigningKeyResponse,
+    SigningKey,
 };
 use super::{Face, door, wire};
 use crate::domain::{Algorithm, KeyState, ObjectId, Trigger};
@@ -77,6 +79,33 @@ impl KeyService for Face {
         let tenant = door::required("tenant", &request.tenant)?;
         let key = self.keyrings.revoke(tenant, door::required("kid", &request.kid)?).await?;
         Ok(Response::new(wire::signing_key(key)))
+    }
+
+    async fn get_custom_signing_keys(
+        &self,
+        request: Request<GetCustomSigningKeysRequest>,
+    ) -> Result<Response<GetCustomSigningKeysResponse>, Status> {
+        let tenant = door::required("tenant", &request.into_inner().tenant)?;
+        Ok(Response::new(GetCustomSigningKeysResponse { jwks_json: self.keyrings.custom_keys(&tenant)? }))
+    }
+
+    async fn put_custom_signing_keys(
+        &self,
+        request: Request<PutCustomSigningKeysRequest>,
+    ) -> Result<Response<PutCustomSigningKeysResponse>, Status> {
+        let request = request.into_inner();
+        let tenant = door::required("tenant", &request.tenant)?;
+        let jwks_json = self.keyrings.put_custom_keys(tenant, &request.jwks_json).await?;
+        Ok(Response::new(PutCustomSigningKeysResponse { jwks_json }))
+    }
+
+    async fn delete_custom_signing_keys(
+        &self,
+        request: Request<DeleteCustomSigningKeysRequest>,
+    ) -> Result<Response<()>, Status> {
+        let tenant = door::required("tenant", &request.into_inner().tenant)?;
+        self.keyrings.delete_custom_keys(tenant).await?;
+        Ok(Response::new(()))
     }
 }
 

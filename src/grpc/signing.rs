@@ -7,8 +7,8 @@ use super::proto::{
 };
 use super::{Face, door, wire};
 use crate::domain::Algorithm;
-use crate::jose;
 use crate::keyring::{BATCH_INPUTS_MAX, Error, Input, ListedState, ecdsa_curve};
+use crate::x509;
 
 #[async_trait]
 impl SigningService for Face {
@@ -84,12 +84,13 @@ impl SigningService for Face {
     }
 
     async fn verify_jwt(&self, request: Request<VerifyJwtRequest>) -> Result<Response<VerifyJwtResponse>, Status> {
+        let deadline = door::deadline(request.metadata());
         let request = request.into_inner();
         let tenant = door::required("tenant", &request.tenant)?;
         if request.jwt.is_empty() {
             return Err(Error::invalid("jwt", "must be set: a JWT in compact serialization").into());
         }
-        let verdict = self.keyrings.verify_jwt(&tenant, &request.jwt)?;
+        let verdict = self.keyrings.verify_jwt(&tenant, &request.jwt, deadline).await?;
         let mut response = VerifyJwtResponse {
             valid: verdict.problem.is_none(),
             reason: verdict.problem.unwrap_or_default(),
@@ -135,7 +136,7 @@ impl Format {
         let curve = ecdsa_curve(algorithm).ok_or_else(|| {
             Error::invalid("signature_format", format!("must not be DER: signatures of {algorithm} have one form only"))
         })?;
-        let der = signatures.iter().map(|signature| jose::ecdsa_der(signature, curve));
+        let der = signatures.iter().map(|signature| x509::ecdsa_der(signature, curve));
         der.collect::<Option<_>>().ok_or_else(|| Error::Internal("a signature is not r || s".to_owned()))
     }
 }

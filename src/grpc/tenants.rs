@@ -84,8 +84,7 @@ fn algorithms(names: &[String]) -> Result<Vec<Algorithm>, Error> {
 }
 
 fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) -> Result<TenantUpdate, Error> {
-    let fields =
-        "issuer, custom_domain, saml_sso_url, default_algorithm, rotation_policy or a field of rotation_policy";
+    let fields = "issuer, custom_domain, saml_sso_url, algorithms, default_algorithm, rotation_policy or a field of rotation_policy";
     if mask.is_empty() {
         return Err(Error::invalid("update_mask", format!("must name what to change: {fields}")));
     }
@@ -99,6 +98,7 @@ fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) -> Result<T
                 update.custom_domain = Some(door::optional("tenant.custom_domain", &wanted.custom_domain)?);
             }
             "saml_sso_url" => update.saml_sso_url = Some(door::optional("tenant.saml_sso_url", &wanted.saml_sso_url)?),
+            "algorithms" => update.algorithms = Some(algorithms(&wanted.algorithms)?),
             "default_algorithm" => {
                 update.default_algorithm = Some(door::required("tenant.default_algorithm", &wanted.default_algorithm)?);
             }

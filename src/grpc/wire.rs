@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::proto;
 use crate::domain::{self, KeyState, Timestamp};
-use crate::jose;
 use crate::keyring::{Listed, ListedState};
+use crate::x509;
 
 pub(super) fn signing_key(listed: Listed) -> proto::SigningKey {
     let mut message = proto::SigningKey {
@@ -17,7 +17,13 @@ pub(super) fn signing_key(listed: Listed) -> proto::SigningKey {
         ..proto::SigningKey::default()
     };
     if let Some(key) = listed.key {
-        message.public_key_pem = jose::public_key_pem(listed.algorithm, &key.public).unwrap_or_default();
+        message.public_key_pem = key.public.as_ref().map(x509::public_key_pem).unwrap_or_default();
+        if let Some(certificate) = &key.certificate {
+            message.certificate_pem = x509::pem(certificate);
+            message.pkcs7_pem = x509::pkcs7_pem(certificate);
+            message.fingerprint = x509::fingerprint(certificate);
+            message.thumbprint = x509::thumbprint(certificate);
+        }
         message.kid = key.kid.to_string();
         message.publish_time = Some(timestamp(key.publish_time));
         message.activate_time = key.activate_time.map(timestamp);

@@ -1,6 +1,7 @@
 //! The HTTP face: what verifiers fetch, what orchestrators ask, and the Management API.
 
-mod host;
+mod address;
+mod certificates;
 mod listener;
 mod management;
 mod ops;

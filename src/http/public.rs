@@ -2,75 +2,48 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::host::domain_of;
-use crate::domain::{RotationPolicy, TenantId};
+use super::address::{Addressed, not_found};
+use super::certificates;
+use crate::domain::{Keyring, RotationPolicy};
 use crate::keyring::Keyrings;
 use crate::keyring::snapshot::{Document, TenantView};
 
 /// What verifiers fetch: the documents of each tenant, by path prefix under the canonical base URL and on its custom
-/// domain. They are bytes that the snapshot holds (R9): neither store nor token is asked.
+/// domain. They are made of what the snapshot holds (R9): neither store nor token is asked.
 pub fn public_router(keyrings: Arc<Keyrings>) -> Router {
+    let documents = Router::new()
+        .route("/.well-known/jwks.json", get(jwks))
+        .route("/.well-known/openid-configuration", get(discovery))
+        .merge(certificates::routes());
     Router::new()
-        .route("/{tenant}/.well-known/jwks.json", get(canonical_jwks))
-        .route("/{tenant}/.well-known/openid-configuration", get(canonical_discovery))
-        .route("/.well-known/jwks.json", get(custom_jwks))
-        .route("/.well-known/openid-configuration", get(custom_discovery))
+        .nest("/{tenant}", documents.clone())
+        .merge(documents)
         .fallback(async || not_found("there is nothing here; a tenant's JWKS is at /{tenant}/.well-known/jwks.json"))
         .with_state(keyrings)
 }
 
-type Shared = State<Arc<Keyrings>>;
-
-const JWKS_TYPE: HeaderValue = HeaderValue::from_static("application/jwk-set+json");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-const JSON_TYPE: HeaderValue = HeaderValue::from_static("application/json");
-
-async fn canonical_jwks(State(keyrings): Shared, Path(tenant): Path<String>, headers: HeaderMap) -> Response {
-    match canonical(&keyrings, tenant) {
-        Some(view) => document(&view, &view.jwks, JWKS_TYPE, &headers),
-        None => no_tenant(),
-    }
+async fn jwks(to: Addressed, headers: HeaderMap) -> Response {
+    let content_type = HeaderValue::from_static("application/jwk-set+json");
+    document(&to.view, &to.site().jwks, content_type, &headers)
 }
 
-async fn canonical_discovery(State(keyrings): Shared, Path(tenant): Path<String>, headers: HeaderMap) -> Response {
-    match canonical(&keyrings, tenant) {
-        Some(view) => document(&view, &view.discovery, JSON_TYPE, &headers),
-        None => no_tenant(),
-    }
+async fn discovery(to: Addressed, headers: HeaderMap) -> Response {
+    document(&to.view, &to.site().discovery, HeaderValue::from_static("application/json"), &headers)
 }
 
-async fn custom_jwks(State(keyrings): Shared, uri: Uri, headers: HeaderMap) -> Response {
-    match custom(&keyrings, &uri, &headers) {
-        Some(view) => document(&view, &view.jwks, JWKS_TYPE, &headers),
-        None => no_tenant(),
-    }
-}
-
-async fn custom_discovery(State(keyrings): Shared, uri: Uri, headers: HeaderMap) -> Response {
-    let view = custom(&keyrings, &uri, &headers);
-    match view.as_ref().and_then(|view| Some((view, view.custom_discovery.as_ref()?))) {
-        Some((view, discovery)) => document(view, discovery, JSON_TYPE, &headers),
-        None => no_tenant(),
-    }
-}
-
-fn canonical(keyrings: &Keyrings, tenant: String) -> Option<Arc<TenantView>> {
-    keyrings.snapshot().tenant(&TenantId::try_from(tenant).ok()?).map(Arc::clone)
-}
-
-/// The tenant whose custom domain the request was made to.
-fn custom(keyrings: &Keyrings, uri: &Uri, headers: &HeaderMap) -> Option<Arc<TenantView>> {
-    keyrings.snapshot().tenant_of_domain(&domain_of(uri, headers)?).map(Arc::clone)
-}
-
-fn document(view: &TenantView, document: &Document, content_type: HeaderValue, request: &HeaderMap) -> Response {
+/// A document of the tenant, with what caches and browsers need to know.
+pub(super) fn document(
+    view: &TenantView,
+    document: &Document,
+    content_type: HeaderValue,
+    request: &HeaderMap,
+) -> Response {
     // A set without the first keys must not get into a cache: those keys sign as soon as they are there (R3).
-    if view.record.keyrings.iter().any(|keyring| keyring.current().is_none()) {
+    if view.record.keyrings.iter().any(Keyring::is_starting) {
         let headers = [(header::CACHE_CONTROL, "no-store"), (header::RETRY_AFTER, "1")];
         return (StatusCode::SERVICE_UNAVAILABLE, headers, "the tenant's first keys are being generated\n")
             .into_response();
@@ -101,14 +74,4 @@ fn is_fresh(etag: &str, request: &HeaderMap) -> bool {
     let tags = request.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
     let mut tags = tags.flat_map(|value| value.split(',')).map(str::trim);
     tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
-}
-
-fn no_tenant() -> Response {
-    not_found("no tenant has this path or domain")
-}
-
-fn not_found(problem: &str) -> Response {
-    let body = serde_json::json!({"error": problem}).to_string();
-    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, JSON_TYPE), (header::CACHE_CONTROL, NO_STORE)], body)
-        .into_response()
 }

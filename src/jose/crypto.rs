@@ -1,13 +1,9 @@
-use aws_lc_rs::digest as lc_digest;
-use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::signature::{self, ParsedPublicKey, VerificationAlgorithm};
+use aws_lc_rs::{constant_time, digest as lc_digest};
 use rsa::pkcs1::EncodeRsaPublicKey as _;
-use rsa::pkcs8::der::Encode as _;
-use rsa::pkcs8::der::asn1::{SequenceOf, UintRef};
-use rsa::pkcs8::der::pem::{LineEnding, encode_string};
 use rsa::{BigUint, RsaPublicKey};
 
-use crate::domain::{Algorithm, Curve, Digest, Family, PublicKey};
+use crate::domain::{Algorithm, Digest, Family, PublicKey};
 
 /// A public key that is not of its algorithm, or cannot be a key at all.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,8 +33,21 @@ impl Verifier {
             (Family::Ed25519, PublicKey::Ed25519 { x, .. }) => Some(x.0.clone()),
             _ => None,
         };
-        let key = octets.and_then(|octets| ParsedPublicKey::new(verification(algorithm), octets).ok());
+        let key = octets.zip(verification(algorithm));
+        let key = key.and_then(|(octets, verification)| ParsedPublicKey::new(verification, octets).ok());
         key.map(|key| Self { algorithm, key }).ok_or(bad)
+    }
+
+    /// The same for a key that has no public half if the algorithm has none.
+    ///
+    /// # Errors
+    /// As [`Verifier::new`].
+    pub fn of(algorithm: Algorithm, public: Option<&PublicKey>) -> Result<Option<Self>, BadPublicKey> {
+        match public {
+            None if !algorithm.has_public_keys() => Ok(None),
+            None => Err(BadPublicKey(algorithm)),
+            Some(public) => Self::new(algorithm, public).map(Some),
+        }
     }
 
     /// Whether `signature` (ECDSA: r || s) is one over `message`.
@@ -55,37 +64,18 @@ impl Verifier {
             .and_then(|digest| self.key.verify_digest_sig(&digest, signature))
             .is_ok()
     }
-
-    /// The key as SubjectPublicKeyInfo in DER (RFC 5280 section 4.1.2.7).
-    fn spki_der(&self) -> Vec<u8> {
-        let der: PublicKeyX509Der<'_> = self.key.as_der().expect("a parsed key has an encoding");
-        der.as_ref().to_vec()
-    }
 }
 
-/// The public key as PEM (RFC 7468 section 13).
-///
-/// # Errors
-/// As [`Verifier::new`].
-pub fn public_key_pem(algorithm: Algorithm, public: &PublicKey) -> Result<String, BadPublicKey> {
-    let der = Verifier::new(algorithm, public)?.spki_der();
-    Ok(encode_string("PUBLIC KEY", LineEnding::LF, &der).expect("the label is a valid one"))
+/// Whether two MACs are the same, in a time that tells nothing of where they differ.
+#[must_use]
+pub fn same_mac(one: &[u8], other: &[u8]) -> bool {
+    constant_time::verify_slices_are_equal(one, other).is_ok()
 }
 
 /// The digest of `message`.
 #[must_use]
 pub fn digest(digest: Digest, message: &[u8]) -> Vec<u8> {
     lc_digest::digest(lc_algorithm(digest), message).as_ref().to_vec()
-}
-
-/// An ECDSA signature of r || s as ECDSA-Sig-Value in DER (RFC 3279 section 2.2.3). `None` if it is not two halves.
-#[must_use]
-pub fn ecdsa_der(signature: &[u8], curve: Curve) -> Option<Vec<u8>> {
-    let (r, s) = signature.split_at_checked(curve.coordinate_len())?;
-    let mut value = SequenceOf::<UintRef<'_>, 2>::new();
-    value.add(UintRef::new(r).ok()?).ok()?;
-    value.add(UintRef::new(s).ok()?).ok()?;
-    value.to_der().ok()
 }
 
 fn lc_algorithm(digest: Digest) -> &'static lc_digest::Algorithm {
@@ -96,8 +86,9 @@ fn lc_algorithm(digest: Digest) -> &'static lc_digest::Algorithm {
     }
 }
 
-fn verification(algorithm: Algorithm) -> &'static dyn VerificationAlgorithm {
-    match algorithm {
+/// How signatures are verified; none for HS256, whose MAC the token alone can make again.
+fn verification(algorithm: Algorithm) -> Option<&'static dyn VerificationAlgorithm> {
+    Some(match algorithm {
         Algorithm::RS256 => &signature::RSA_PKCS1_2048_8192_SHA256,
         Algorithm::RS384 => &signature::RSA_PKCS1_2048_8192_SHA384,
         Algorithm::RS512 => &signature::RSA_PKCS1_2048_8192_SHA512,
@@ -108,7 +99,8 @@ fn verification(algorithm: Algorithm) -> &'static dyn VerificationAlgorithm {
         Algorithm::ES384 => &signature::ECDSA_P384_SHA384_FIXED,
         Algorithm::ES512 => &signature::ECDSA_P521_SHA512_FIXED,
         Algorithm::EdDSA => &signature::ED25519,
-    }
+        Algorithm::HS256 => return None,
+    })
 }
 
 #[cfg(test)]
@@ -136,14 +128,5 @@ mod tests {
         for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::EdDSA) {
             assert_eq!(Verifier::new(algorithm, &public).unwrap_err(), BadPublicKey(algorithm));
         }
-    }
-
-    #[test]
-    fn der_of_a_signature_drops_leading_zeros_and_keeps_the_sign_bit_clear() {
-        let mut raw = [0_u8; 64];
-        raw[31] = 1;
-        raw[32] = 0x80;
-        let der = ecdsa_der(&raw, Curve::P256).unwrap();
-        assert_eq!(der[..8], [0x30, 38, 2, 1, 1, 2, 33, 0]);
     }
 }

@@ -1,7 +1,8 @@
 use serde::Serialize;
 
 use super::crypto;
-use crate::domain::{Algorithm, Digest, KeyState, Kid, Octets, PublicKey, SigningKey};
+use crate::domain::{Algorithm, CustomKey, Digest, KeyState, Kid, Octets, PublicKey, SigningKey};
+use crate::x509;
 
 /// A public signing key as the JWKS shows it (RFC 7517 section 4).
 ///
@@ -14,14 +15,31 @@ pub struct Jwk<'a> {
     r#use: &'static str,
     alg: Algorithm,
     kid: &'a Kid,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    certificate: Option<CertificateMembers>,
     state: KeyState,
 }
 
+/// The members of a JWK that tell of its certificate (RFC 7517 sections 4.7 to 4.9).
+#[derive(Debug, Serialize)]
+struct CertificateMembers {
+    x5c: [String; 1],
+    x5t: Octets,
+    #[serde(rename = "x5t#S256")]
+    x5t_s256: Octets,
+}
+
 impl<'a> Jwk<'a> {
-    /// The JWK of a signing key.
+    /// The JWK of a signing key; none for HS256, whose keys are never published.
     #[must_use]
-    pub fn new(algorithm: Algorithm, key: &'a SigningKey) -> Self {
-        Self { public: &key.public, r#use: "sig", alg: algorithm, kid: &key.kid, state: key.state }
+    pub fn new(algorithm: Algorithm, key: &'a SigningKey) -> Option<Self> {
+        let certificate = key.certificate.as_ref().map(|certificate| CertificateMembers {
+            x5c: [x509::base64(certificate)],
+            x5t: Octets(x509::sha1(certificate).to_vec()),
+            x5t_s256: Octets(crypto::digest(Digest::Sha256, certificate.der())),
+        });
+        let public = key.public.as_ref()?;
+        Some(Self { public, r#use: "sig", alg: algorithm, kid: &key.kid, certificate, state: key.state })
     }
 
     /// Where the key stands in a set: current, then next, then previous.
@@ -35,13 +53,20 @@ impl<'a> Jwk<'a> {
     }
 }
 
-/// The JWK Set (RFC 7517 section 5) of these keys, in their order.
+/// The JWK Set (RFC 7517 section 5) of these keys, in their order; then the custom ones.
 #[must_use]
-pub fn jwks_json(keys: &[Jwk<'_>]) -> Vec<u8> {
+pub fn jwks_json(own: &[Jwk<'_>], custom: &[CustomKey]) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Key<'a> {
+        Own(&'a Jwk<'a>),
+        Custom(&'a CustomKey),
+    }
     #[derive(Serialize)]
     struct Set<'a> {
-        keys: &'a [Jwk<'a>],
+        keys: Vec<Key<'a>>,
     }
+    let keys = own.iter().map(Key::Own).chain(custom.iter().map(Key::Custom)).collect();
     serde_json::to_vec(&Set { keys }).expect("text and octets are always JSON")
 }
 

@@ -1,7 +1,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Deserialize;
+use serde_json::Value;
 
+use super::object::Object;
 use crate::domain::{Algorithm, Kid};
 
 /// Base64url without padding, as every segment of a compact JWS is written.
@@ -45,29 +46,22 @@ impl<'a> Jws<'a> {
     /// It is not three segments of base64url, its header is not a JSON object with `alg`, or the header has `crit`: there
     /// is no extension that Keyward understands (RFC 7515 section 4.1.11).
     pub fn parse(text: &'a str) -> Result<Self, Malformed> {
-        #[derive(Deserialize)]
-        struct Header {
-            alg: String,
-            kid: Option<String>,
-            typ: Option<String>,
-            crit: Option<serde_json::Value>,
-        }
         const SHAPE: Malformed = Malformed("not three segments of base64url joined by dots");
         let (signing_input, signature) = text.rsplit_once('.').ok_or(SHAPE)?;
         let (header, payload) = signing_input.split_once('.').ok_or(SHAPE)?;
         let decode = |segment: &str| URL_SAFE_NO_PAD.decode(segment).map_err(|_| SHAPE);
-        let header: Header = serde_json::from_slice(&decode(header)?)
-            .map_err(|_| Malformed("the header is not a JSON object with alg, each member once"))?;
-        if header.crit.is_some() {
+        const HEADER: Malformed = Malformed("the header is not a JSON object with alg, each member once");
+        let Object(mut header) = serde_json::from_slice(&decode(header)?).map_err(|_| HEADER)?;
+        let Some(Value::String(alg)) = header.remove("alg") else { return Err(HEADER) };
+        let mut text = |member: &str| match header.remove(member) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(HEADER),
+        };
+        let (kid, typ) = (text("kid")?, text("typ")?);
+        if header.contains_key("crit") {
             return Err(Malformed("the header demands an extension (crit) that is not supported"));
         }
-        Ok(Self {
-            alg: header.alg,
-            kid: header.kid,
-            typ: header.typ,
-            signing_input,
-            payload: decode(payload)?,
-            signature: decode(signature)?,
-        })
+        Ok(Self { alg, kid, typ, signing_input, payload: decode(payload)?, signature: decode(signature)? })
     }
 }

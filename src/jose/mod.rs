@@ -2,10 +2,13 @@
 
 mod claims;
 mod crypto;
+mod custom;
 mod jwk;
 mod jws;
+mod object;
 
 pub use claims::{Claims, ClaimsProblem, NumericDate};
-pub use crypto::{BadPublicKey, Verifier, digest, ecdsa_der, public_key_pem};
+pub use crypto::{BadPublicKey, Verifier, digest, same_mac};
+pub use custom::{CUSTOM_KEYS_MAX, JwkProblem, parse_custom_keys};
 pub use jwk::{Jwk, jwks_json, thumbprint};
 pub use jws::{Jws, Malformed, encode_segment, header_segment};

@@ -3,28 +3,17 @@
 //! RPCs, the timer and the start-up all enter here. Each step says what a crash right after it leaves; the plan of the next
 //! pass takes it from there, so that recovery is the ordinary path (R6).
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
+use super::generate::bounded;
 use super::{Error, Keyrings, new_object};
-use crate::domain::rotation::{Action, Claim, GENERATION_LEASE, Plan, plan};
-use crate::domain::{Algorithm, Generated, Keyring, ObjectId, Timestamp, Trigger};
-use crate::jose::{self, Verifier};
+use crate::domain::rotation::{Action, Claim, Plan, plan};
+use crate::domain::{Algorithm, Keyring, ObjectId, Timestamp, Trigger};
 use crate::store::{Change, Event, StoreError, TenantRecord};
-use crate::token::{Found, KeyRef, KeySpec, SignInput, TokenError, TokenKey};
 
 /// Most steps of one pass: a new keyring takes five, a rotation four. More is a plan that never rests, which is a bug.
 const STEPS_MAX: usize = 64;
 
 /// Steps that each key can add: revoked, its destruction recorded, destroyed, and one to spare.
 const STEPS_PER_KEY: usize = 4;
-
-/// Longest wait for the token's administration, which does one thing after another: longer than a generation may take
-/// before another process takes it over. What the token does later is found by the next pass.
-const ADMINISTRATION_WAIT_MAX: Duration = GENERATION_LEASE.saturating_add(Duration::from_secs(30));
-
-/// What a new key signs before it is published (R11).
-const TEST_MESSAGE: &[u8] = b"keyward: test of a new key";
 
 impl Keyrings {
     /// Brings one keyring of `record` to rest. `record` is up to date afterwards, also after an error. The caller has the
@@ -45,7 +34,11 @@ impl Keyrings {
             let event = event(&action, &keyring, &changed, now);
             match self.commit_keyring(record, changed, event).await {
                 // Another replica acted: plan again on what it made.
-                Err(StoreError::Conflict) => self.yield_object(&action, record).await?,
+                Err(StoreError::Conflict) => {
+                    if let Action::Generate(object) = action {
+                        self.yield_object(object, record).await?;
+                    }
+                }
                 other => other?,
             }
         }
@@ -136,11 +129,11 @@ impl Keyrings {
                 .map_err(|refused| unplanned(action, &refused))?,
             // 2. Effects on the token, which take their time; their intent stands in the record. A crash leaves objects
             //    under an id that the record names, and the next process recovers, destroys or sweeps them.
-            Action::Generate(object) => match self.generate(*object, keyring.algorithm).await {
-                Ok(generated) => keyring.publish(generated, self.clock.now()),
-                Err(error) => return Err(error.into()),
-            },
-            Action::Recover(object) => self.recover(*object, keyring).await?,
+            Action::Generate(object) => {
+                let generated = self.generate(*object, keyring.algorithm, &record.tenant).await?;
+                keyring.publish(generated, self.clock.now())
+            }
+            Action::Recover(object) => self.recover(*object, keyring, &record.tenant).await?,
             Action::Destroy(object) => {
                 bounded(self.token.destroy(*object)).await?;
                 keyring.destroyed(*object, self.clock.now())
@@ -164,86 +157,6 @@ impl Keyrings {
         let policy = record.tenant.binding_policy(now);
         keyring.rotate(trigger, &policy, new_object(), now, self.clock.latest())
     }
-
-    /// Generates a pending key and puts it to the test. Remembers how far it came, so that the next pass neither loses nor
-    /// doubles the key.
-    async fn generate(&self, object: ObjectId, algorithm: Algorithm) -> Result<Generated, TokenError> {
-        {
-            // From here on this process may have to find out what came of it: after an error, or a commit that was lost.
-            let mut claims = self.lock_claims();
-            claims.fresh.remove(&object);
-            claims.asked.insert(object);
-        }
-        let spec = KeySpec { algorithm, rsa_bits: self.settings.rsa_bits };
-        let key = bounded(self.token.generate(object, spec)).await.inspect_err(|error| match error {
-            // The token was not asked: the intent is as fresh as before.
-            TokenError::QueueFull | TokenError::Late | TokenError::PinRefused => {
-                self.lock_claims().fresh.insert(object);
-            }
-            TokenError::Unavailable(_) | TokenError::Unsupported(_) | TokenError::Mismatch(_) => {}
-        })?;
-        self.tested(object, algorithm, key).await
-    }
-
-    /// Finds out what became of a pending key, and takes it up or gives it up.
-    async fn recover(&self, object: ObjectId, keyring: &Keyring) -> Result<Keyring, Error> {
-        match bounded(self.token.find(object, keyring.algorithm)).await? {
-            Found::Pair(key) => match self.tested(object, keyring.algorithm, key).await {
-                Ok(generated) => return Ok(keyring.publish(generated, self.clock.now())),
-                // A pair that the token shows and that fails its test is of no use to anybody: give it up below.
-                Err(TokenError::Mismatch(cause) | TokenError::Unavailable(cause)) => {
-                    tracing::error!(%object, cause, "a recovered key failed its test");
-                }
-                Err(error) => return Err(error.into()),
-            },
-            // Also after a failure that this process was told of: what the token shows nothing of may still turn up (R8),
-            // and a second pair under the same id would make a published key unusable.
-            Found::Absent | Found::Remains => {}
-        }
-        // What a crash leaves here is an abandoned id in the record at the latest after the commit; until then the same
-        // pending id, which the next pass recovers again. The sweep clears the token.
-        Ok(keyring.abandon(Some(new_object()), self.clock.now()))
-    }
-
-    /// R1 and R11: a new key shows that it cannot leave the token, and signs, before anybody hears of it.
-    async fn tested(&self, object: ObjectId, algorithm: Algorithm, key: TokenKey) -> Result<Generated, TokenError> {
-        if !key.protection.holds() {
-            let cause = format!("the token did not protect key {object} as R1 demands: {:?}", key.protection);
-            return Err(TokenError::Mismatch(cause));
-        }
-        let verifier = Verifier::new(algorithm, &key.public).map_err(|bad| TokenError::Mismatch(bad.to_string()))?;
-        let input = match algorithm.digest() {
-            Some(digest) => SignInput::Digest(jose::digest(digest, TEST_MESSAGE)),
-            None => SignInput::Message(TEST_MESSAGE.to_vec()),
-        };
-        let reference = Arc::new(KeyRef { object, algorithm, public: key.public.clone() });
-        let deadline = Instant::now() + self.settings.sign_wait_max;
-        let signatures = self.token.sign(&reference, vec![input], deadline).await?;
-        if !signatures.first().is_some_and(|signature| verifier.verify(TEST_MESSAGE, signature)) {
-            return Err(TokenError::Mismatch(format!("the test signature of new key {object} does not verify")));
-        }
-        Ok(Generated { kid: jose::thumbprint(&key.public), public: key.public, protection: key.protection })
-    }
-
-    /// After a lost compare-and-swap: if this process generated a key that another one has given up meanwhile, the key is
-    /// destroyed at once. A crash before that is what the second sweep is for.
-    async fn yield_object(&self, action: &Action, record: &TenantRecord) -> Result<(), Error> {
-        let Action::Generate(object) = action else { return Ok(()) };
-        let named = record.keyrings.iter().any(|keyring| {
-            keyring.keys.iter().any(|key| key.object == *object)
-                || keyring.pending.as_ref().is_some_and(|pending| pending.object == *object)
-        });
-        if !named {
-            self.token.destroy(*object).await?;
-        }
-        Ok(())
-    }
-}
-
-/// The token's answer, unless it takes too long.
-async fn bounded<T>(work: impl Future<Output = Result<T, TokenError>>) -> Result<T, TokenError> {
-    let answer = tokio::time::timeout(ADMINISTRATION_WAIT_MAX, work).await;
-    answer.unwrap_or_else(|_| Err(TokenError::Unavailable("it does not answer".to_owned())))
 }
 
 /// The planner asked for something that the keyring refuses: they disagree on the rules.

@@ -1,11 +1,13 @@
 //! The use cases: the only room that calls the token and the store.
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path), `drive` (the one loop that
-//! brings a keyring to rest), `rotate`, `keys` and `tenants` (what operators ask for), `tend` (the timer), `health`.
+//! brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what operators ask for), `tend` (the timer), `health`.
 
 mod clock;
+mod custom;
 mod drive;
 mod error;
+mod generate;
 mod health;
 mod keys;
 mod locks;
@@ -15,6 +17,7 @@ mod sign;
 pub mod snapshot;
 mod tenants;
 mod tend;
+mod update;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -26,8 +29,9 @@ pub use health::{Canary, Health};
 pub use keys::{KeyPage, ListKeys, Listed, ListedState};
 pub use rotate::{RotateKeys, Rotated};
 pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, Verdict, ecdsa_curve};
-pub use tenants::{TenantPage, TenantSpec, TenantUpdate};
+pub use tenants::{TenantPage, TenantSpec};
 pub use tend::tend;
+pub use update::TenantUpdate;
 
 use crate::domain::ObjectId;
 use crate::store::Store;

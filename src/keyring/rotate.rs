@@ -34,7 +34,7 @@ pub struct Rotated {
 }
 
 /// How often a rotation or revocation that lost a compare-and-swap decides again before it gives up.
-const TRIES_MAX: usize = 8;
+pub(super) const TRIES_MAX: usize = 8;
 
 /// How often the fence looks whether the last request with a revoked key has ended: requests take milliseconds.
 const FENCE_LOOK: Duration = Duration::from_millis(1);
@@ -61,9 +61,22 @@ impl Keyrings {
         let mut record = self.load(&request.tenant).await?;
         let algorithm = request.algorithm.unwrap_or(record.tenant.default_algorithm);
         for _ in 0..TRIES_MAX {
+            if !record.tenant.algorithms.contains(&algorithm) {
+                return Err(Error::not_of_tenant(&record.tenant));
+            }
             let keyring = keyring_of(&record, algorithm)?;
-            let repeated = request.trigger.request_id.as_ref().is_some_and(|id| keyring.has_carried_out(id));
-            if !repeated {
+            let carried_out = request.trigger.request_id.as_ref().and_then(|id| keyring.carried_out(id));
+            if let Some(rotation) = carried_out {
+                // The repetition may ask for more than the first call did.
+                let replaced = keyring.key(&rotation.replaced).filter(|_| request.trigger.revoke_replaced);
+                if let Some(previous) = replaced.filter(|key| key.state == KeyState::Previous) {
+                    let kid = previous.kid.clone();
+                    match self.revoke_by_hand(&mut record, algorithm, &kid).await {
+                        Err(StoreError::Conflict) => continue,
+                        other => other?,
+                    }
+                }
+            } else {
                 let now = self.clock.now();
                 let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
                 let event = rotate_event(&rotated, &request.trigger, now);
@@ -141,18 +154,11 @@ impl Keyrings {
         let mut record = self.load(tenant).await?;
         for _ in 0..TRIES_MAX {
             let keyring = record.keyrings.iter().find(|keyring| keyring.key(kid).is_some()).ok_or_else(no_key)?;
-            let (now, algorithm) = (self.clock.now(), keyring.algorithm);
-            let revoked = keyring.revoke(kid, now).map_err(revoke_refusal)?;
-            if revoked.revision != keyring.revision {
-                let event = Event {
-                    time: now,
-                    action: "revoke".to_owned(),
-                    tenant: tenant.clone(),
-                    algorithm: Some(algorithm),
-                    kid: Some(kid.clone()),
-                    detail: "by hand".to_owned(),
-                };
-                match self.commit_keyring(&mut record, revoked, event).await {
+            let algorithm = keyring.algorithm;
+            let state = keyring.key(kid).map(|key| key.state);
+            keyring.revoke(kid, self.clock.now()).map_err(revoke_refusal)?;
+            if state == Some(KeyState::Previous) {
+                match self.revoke_by_hand(&mut record, algorithm, kid).await {
                     Err(StoreError::Conflict) => continue,
                     other => other?,
                 }
@@ -164,6 +170,29 @@ impl Keyrings {
             return keyring.key(kid).map(|key| listed_key(keyring, key, true)).ok_or_else(no_key);
         }
         Err(StoreError::Conflict.into())
+    }
+
+    /// Commits the revocation of a previous key. On [`StoreError::Conflict`] `record` is loaded anew.
+    async fn revoke_by_hand(
+        &self,
+        record: &mut TenantRecord,
+        algorithm: Algorithm,
+        kid: &Kid,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let keyring = record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm);
+        let Some(Ok(revoked)) = keyring.map(|keyring| keyring.revoke(kid, now)) else {
+            return Err(StoreError::Conflict);
+        };
+        let event = Event {
+            time: now,
+            action: "revoke".to_owned(),
+            tenant: record.tenant.id.clone(),
+            algorithm: Some(algorithm),
+            kid: Some(kid.clone()),
+            detail: "by hand".to_owned(),
+        };
+        self.commit_keyring(record, revoked, event).await
     }
 
     /// A tenant's record as the store has it now.
@@ -203,6 +232,14 @@ fn refusal(refused: RotateRefused) -> Error {
         RotateRefused::Stale { current } => Error::Aborted(format!(
             "expected_current_kid is not the current key, which is {current}; somebody may have rotated already"
         )),
+        RotateRefused::FirstKeyWaits { ready_time } => Error::Precondition {
+            reason: "PUBLISH_LEAD",
+            message: format!(
+                "the first key of this algorithm becomes current by itself at {ready_time}, when it has been published \
+                 for publish_lead; nothing is there to be rotated before"
+            ),
+            retry_time: Some(ready_time),
+        },
         RotateRefused::Generating => Error::Precondition {
             reason: "NEXT_KEY_GENERATING",
             message: "the next key is still being generated; retry in a moment".to_owned(),

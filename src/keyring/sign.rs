@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::generate::token_input;
 use super::snapshot::{Signer, TenantView};
 use super::{Error, Keyrings, Part};
-use crate::domain::{Algorithm, Digest, Family, KeyState, Kid, TenantId, after};
+use crate::domain::{Algorithm, Digest, Family, KeyState, Keyring, Kid, TenantId, after};
 use crate::jose::{self, Claims, Jws, Verifier};
-use crate::token::SignInput;
+use crate::store::TenantRecord;
+use crate::token::{KeyRef, SignInput};
 
 /// Longest claims set: four times what header limits of common HTTP servers let a bearer JWT be.
 pub const CLAIMS_BYTES_MAX: usize = 64 * 1024;
@@ -61,10 +63,24 @@ pub struct Verdict {
     pub key: Option<(Kid, Algorithm, KeyState)>,
 }
 
+/// Why a JWT was not found to be valid.
+enum Unverified {
+    /// It is not.
+    Invalid(String),
+    /// The token did not say.
+    Unknown(Error),
+}
+
+impl<T: Into<String>> From<T> for Unverified {
+    fn from(problem: T) -> Self {
+        Self::Invalid(problem.into())
+    }
+}
+
 /// Decides which signatures are verified before they are released (R11).
 #[derive(Debug)]
 pub(super) struct Sampling {
-    /// One in so many; 0: none but RSA.
+    /// One in so many; 0: none but RSA. HS256 is never: only the token could, and would say the same.
     one_in: u64,
     count: AtomicU64,
 }
@@ -137,33 +153,54 @@ impl Keyrings {
         Ok(Signed { value: signatures, kid: signer.kid.clone(), algorithm })
     }
 
-    /// Tells whether a published key of the tenant signed `jwt`, and whether it is valid now.
+    /// Tells whether a published key of the tenant signed `jwt`, and whether it is valid now. The MAC of an HS256 key is
+    /// made again by the token.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for the tenant. A JWT that is not valid is a [`Verdict`].
-    pub fn verify_jwt(&self, tenant: &TenantId, jwt: &str) -> Result<Verdict, Error> {
+    /// [`Error::NotFound`] for the tenant, and for HS256 those of the token. A JWT that is not valid is a [`Verdict`].
+    pub async fn verify_jwt(&self, tenant: &TenantId, jwt: &str, deadline: Instant) -> Result<Verdict, Error> {
         let snapshot = self.snapshot();
         let view = snapshot.tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?;
         let mut verdict = Verdict::default();
-        verdict.problem = self.verify_with(view, jwt, &mut verdict).err();
+        match self.verify_with(view, jwt, deadline, &mut verdict).await {
+            Ok(()) => {}
+            Err(Unverified::Invalid(problem)) => verdict.problem = Some(problem),
+            Err(Unverified::Unknown(error)) => return Err(error),
+        }
         Ok(verdict)
     }
 
-    fn verify_with(&self, view: &TenantView, jwt: &str, verdict: &mut Verdict) -> Result<(), String> {
+    async fn verify_with(
+        &self,
+        view: &TenantView,
+        jwt: &str,
+        deadline: Instant,
+        verdict: &mut Verdict,
+    ) -> Result<(), Unverified> {
         let jws = Jws::parse(jwt).map_err(|malformed| malformed.to_string())?;
         let kid = jws.kid.as_deref().ok_or("the header has no kid")?;
         let found = kid.parse().ok().and_then(|kid| view.key(&kid));
         let (keyring, key) = found.ok_or("the header's kid is no key of the tenant")?;
         verdict.key = Some((key.kid.clone(), keyring.algorithm, key.state));
         if jws.alg != keyring.algorithm.name() {
-            return Err(format!("the header's alg is not the key's, {}", keyring.algorithm));
+            return Err(format!("the header's alg is not the key's, {}", keyring.algorithm).into());
         }
         if !key.state.is_published() {
-            return Err(format!("the key is {}", key.state));
+            return Err(format!("the key is {}", key.state).into());
         }
-        let verifier = Verifier::new(keyring.algorithm, &key.public).map_err(|bad| bad.to_string())?;
-        if !verifier.verify(jws.signing_input.as_bytes(), &jws.signature) {
-            return Err("the signature is not the key's".to_owned());
+        let message = jws.signing_input.as_bytes();
+        let verifier = Verifier::of(keyring.algorithm, key.public.as_ref()).map_err(|bad| bad.to_string())?;
+        let right = match verifier {
+            Some(verifier) => verifier.verify(message, &jws.signature),
+            None => {
+                let key = Arc::new(KeyRef { object: key.object, algorithm: keyring.algorithm, public: None });
+                let input = vec![token_input(keyring.algorithm, message.to_vec())];
+                let macs = self.ask_token(&key, input, deadline).await.map_err(Unverified::Unknown)?;
+                macs.first().is_some_and(|mac| jose::same_mac(mac, &jws.signature))
+            }
+        };
+        if !right {
+            return Err("the signature is not the key's".into());
         }
         let claims = Claims::parse(&jws.payload).map_err(|problem| format!("the claims {problem}"));
         verdict.claims = jws.payload;
@@ -172,10 +209,10 @@ impl Keyrings {
         let skew = view.record.tenant.policy.clock_skew.as_secs_f64();
         let now = now.as_duration().as_secs_f64();
         if claims.exp.is_some_and(|exp| exp + skew <= now) {
-            return Err("exp is past".to_owned());
+            return Err("exp is past".into());
         }
         if claims.nbf.is_some_and(|nbf| nbf - skew > now) {
-            return Err("nbf is not reached".to_owned());
+            return Err("nbf is not reached".into());
         }
         Ok(())
     }
@@ -190,10 +227,7 @@ impl Keyrings {
         let snapshot = self.snapshot();
         let view = snapshot.tenant(&choice.tenant).ok_or_else(|| Error::no_tenant(&choice.tenant))?;
         let algorithm = algorithm_of(view, choice.algorithm)?;
-        let signer = view.signer(algorithm).ok_or_else(|| Error::Unavailable {
-            part: Part::Token,
-            cause: format!("the first {algorithm} key of tenant {} is still being generated", choice.tenant),
-        })?;
+        let signer = view.signer(algorithm).ok_or_else(|| self.no_signer(view, algorithm))?;
         if choice.kid.as_ref().is_some_and(|kid| *kid != signer.kid) {
             return Err(Error::Precondition {
                 reason: "KID_NOT_CURRENT",
@@ -204,21 +238,42 @@ impl Keyrings {
         Ok((Arc::clone(view), Arc::clone(signer)))
     }
 
+    /// Why nothing signs for one of the tenant's algorithms.
+    fn no_signer(&self, view: &TenantView, algorithm: Algorithm) -> Error {
+        let TenantRecord { tenant, keyrings } = &view.record;
+        let added = keyrings.iter().find(|keyring| keyring.algorithm == algorithm && keyring.join_time.is_some());
+        match added.and_then(Keyring::next) {
+            Some(next) => {
+                let ready_time = Keyring::ready_time(next, &tenant.binding_policy(self.clock.now()));
+                Error::Precondition {
+                    reason: "PUBLISH_LEAD",
+                    message: format!(
+                        "{algorithm} was added a short while ago, and verifiers may not know its first key yet: it signs \
+                         from {ready_time} on"
+                    ),
+                    retry_time: Some(ready_time),
+                }
+            }
+            None => {
+                let cause = format!("the first {algorithm} key of tenant {} is still being generated", tenant.id);
+                Error::Unavailable { part: Part::Token, cause }
+            }
+        }
+    }
+
     async fn sign_prepared(
         &self,
         signer: &Arc<Signer>,
         inputs: Vec<SignInput>,
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
-        let deadline = deadline.min(Instant::now() + self.settings.sign_wait_max);
-        let checked = self.sampling.wants(signer.key.algorithm).then(|| inputs.clone());
-        // A token that hangs holds no caller: what it answers later is dropped, and the signer with it (R10).
-        let answer = tokio::time::timeout_at(deadline.into(), self.token.sign(&signer.key, inputs, deadline)).await;
-        let signatures = answer.map_err(|_| Error::DeadlineExceeded)??;
-        if let Some(inputs) = checked {
+        let verifier = signer.verifier.as_ref().filter(|_| self.sampling.wants(signer.key.algorithm));
+        let checked = verifier.map(|verifier| (verifier, inputs.clone()));
+        let signatures = self.ask_token(&signer.key, inputs, deadline).await?;
+        if let Some((verifier, inputs)) = checked {
             let right = signatures.iter().zip(&inputs).all(|(signature, input)| match input {
-                SignInput::Digest(digest) => signer.verifier.verify_digest(digest, signature),
-                SignInput::Message(message) => signer.verifier.verify(message, signature),
+                SignInput::Digest(digest) => verifier.verify_digest(digest, signature),
+                SignInput::Message(message) => verifier.verify(message, signature),
             });
             if !right || signatures.len() != inputs.len() {
                 let cause =
@@ -227,6 +282,19 @@ impl Keyrings {
             }
         }
         Ok(signatures)
+    }
+
+    /// Signatures or MACs, in time or not at all.
+    async fn ask_token(
+        &self,
+        key: &Arc<KeyRef>,
+        inputs: Vec<SignInput>,
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        let deadline = deadline.min(Instant::now() + self.settings.sign_wait_max);
+        // A token that hangs holds no caller: what it answers later is dropped, and the caller's signer with it (R10).
+        let answer = tokio::time::timeout_at(deadline.into(), self.token.sign(key, inputs, deadline)).await;
+        Ok(answer.map_err(|_| Error::DeadlineExceeded)??)
     }
 
     /// R4, and what a JWT of this tenant must say.
@@ -277,10 +345,9 @@ pub(super) fn algorithm_of(view: &TenantView, algorithm: Option<Algorithm>) -> R
 /// What the token signs for `input`.
 fn prepare(algorithm: Algorithm, input: Input, field: &str) -> Result<SignInput, Error> {
     match (algorithm.digest(), input) {
-        (Some(digest), Input::Message(message)) => Ok(SignInput::Digest(jose::digest(digest, &message))),
+        (_, Input::Message(message)) => Ok(token_input(algorithm, message)),
         (Some(digest), Input::Digest(octets)) if octets.len() == digest.octets() => Ok(SignInput::Digest(octets)),
         (Some(digest), Input::Digest(octets)) => Err(wrong_digest(algorithm, digest, octets.len(), field)),
-        (None, Input::Message(message)) => Ok(SignInput::Message(message)),
         (None, Input::Digest(_)) => {
             Err(Error::invalid(field, format!("cannot be a digest: {algorithm} signs messages alone; send message")))
         }
@@ -298,6 +365,6 @@ fn wrong_digest(algorithm: Algorithm, digest: Digest, len: usize, field: &str) -
 pub fn ecdsa_curve(algorithm: Algorithm) -> Option<crate::domain::Curve> {
     match algorithm.family() {
         Family::Ecdsa(curve) => Some(curve),
-        Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 => None,
+        Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 | Family::Hmac => None,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::domain::{Algorithm, Domain, Keyring, Kid, SigningKey, Tenant, TenantId};
+use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, SigningKey, Tenant, TenantId};
 use crate::jose::{self, BadPublicKey, Jwk, Verifier};
 use crate::store::TenantRecord;
 use crate::token::KeyRef;
@@ -24,12 +24,23 @@ pub struct TenantView {
     pub record: TenantRecord,
     /// What signs, for each algorithm that has a current key.
     pub(super) signers: Vec<Arc<Signer>>,
-    /// The JWKS.
+    /// What is served under the canonical base URL.
+    pub canonical: Site,
+    /// What is served on the custom domain, if there is one.
+    pub custom: Option<Site>,
+}
+
+/// The documents of a tenant as one of its addresses serves them.
+#[derive(Debug)]
+pub struct Site {
+    /// The issuer at this address.
+    pub issuer: String,
+    /// Where the documents are, without a trailing slash.
+    pub base_url: String,
+    /// The JWKS; the tenant's custom keys are in that of the custom domain alone.
     pub jwks: Document,
-    /// OIDC discovery under the canonical base URL.
+    /// OIDC discovery.
     pub discovery: Document,
-    /// OIDC discovery on the custom domain, if there is one.
-    pub custom_discovery: Option<Document>,
 }
 
 /// A current key, ready to sign: header and signature come from this one value (R5).
@@ -41,8 +52,8 @@ pub struct Signer {
     pub key: Arc<KeyRef>,
     /// Its name.
     pub kid: Kid,
-    /// Checks what the token returns (R11).
-    pub verifier: Verifier,
+    /// Checks what the token returns (R11); nothing but the token itself can for HS256.
+    pub verifier: Option<Verifier>,
     /// The encoded header of an ordinary JWT, with `typ` "JWT".
     pub jwt_header: String,
 }
@@ -125,10 +136,13 @@ impl TenantView {
             }
         }
         let tenant = &record.tenant;
-        let canonical = format!("{base_url}/{}", tenant.id);
-        let discovery = discovery(tenant, tenant.issuer.as_str(), &canonical);
-        let custom_discovery = tenant.custom_issuer().map(|issuer| self::discovery(tenant, &issuer, &issuer));
-        Ok(Self { jwks: jwks(&record.keyrings), discovery, custom_discovery, signers, record })
+        let own = jwks(&record.keyrings, &[]);
+        let canonical = Site::new(tenant, tenant.issuer.to_string(), format!("{base_url}/{}", tenant.id), own);
+        let custom = tenant.custom_issuer().map(|issuer| {
+            let all = jwks(&record.keyrings, &tenant.custom_keys);
+            Site::new(tenant, issuer.clone(), issuer, all)
+        });
+        Ok(Self { canonical, custom, signers, record })
     }
 
     /// What signs for `algorithm` now.
@@ -147,7 +161,7 @@ impl TenantView {
 impl Signer {
     fn new(algorithm: Algorithm, key: &SigningKey) -> Result<Self, BadPublicKey> {
         Ok(Self {
-            verifier: Verifier::new(algorithm, &key.public)?,
+            verifier: Verifier::of(algorithm, key.public.as_ref())?,
             jwt_header: jose::header_segment(algorithm, &key.kid, "JWT"),
             kid: key.kid.clone(),
             key: Arc::new(KeyRef { object: key.object, algorithm, public: key.public.clone() }),
@@ -155,27 +169,38 @@ impl Signer {
     }
 }
 
+impl Site {
+    fn new(tenant: &Tenant, issuer: String, base_url: String, jwks: Document) -> Self {
+        let discovery = discovery(tenant, &issuer, &base_url);
+        Self { issuer, base_url, jwks, discovery }
+    }
+}
+
 impl Document {
-    fn new(body: Vec<u8>) -> Self {
+    /// The document of these octets.
+    #[must_use]
+    pub fn new(body: Vec<u8>) -> Self {
         let etag = format!("\"{}\"", jose::encode_segment(&jose::digest(crate::domain::Digest::Sha256, &body)));
         Self { body: body.into(), etag }
     }
 }
 
-fn jwks(keyrings: &[Keyring]) -> Document {
-    let of = |keyring: &'_ Keyring| keyring.algorithm;
+/// The set of the keys that stand published: current, next, previous, custom.
+fn jwks(keyrings: &[Keyring], custom: &[CustomKey]) -> Document {
     let published = keyrings.iter().flat_map(|keyring| {
         let keys = keyring.keys.iter().filter(|key| key.state.is_published());
-        keys.map(move |key| Jwk::new(of(keyring), key))
+        keys.filter_map(|key| Jwk::new(keyring.algorithm, key))
     });
     let mut keys: Vec<Jwk<'_>> = published.collect();
     keys.sort_by_key(Jwk::rank);
-    Document::new(jose::jwks_json(&keys))
+    Document::new(jose::jwks_json(&keys, custom))
 }
 
-/// OpenID Connect Discovery 1.0 section 3: the members that a signer can state.
+/// OpenID Connect Discovery 1.0 section 3: the members that a signer can state. HS256 is not among the algorithms: its keys
+/// are published nowhere, so no relying party could verify.
 fn discovery(tenant: &Tenant, issuer: &str, base: &str) -> Document {
-    let algorithms: Vec<&str> = tenant.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+    let published = tenant.algorithms.iter().filter(|algorithm| algorithm.has_public_keys());
+    let algorithms: Vec<&str> = published.map(|algorithm| algorithm.name()).collect();
     let document = serde_json::json!({
         "issuer": issuer,
         "jwks_uri": format!("{base}/.well-known/jwks.json"),

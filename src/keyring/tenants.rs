@@ -27,21 +27,6 @@ pub struct TenantSpec {
     pub policy: RotationPolicy,
 }
 
-/// What to change of a tenant. `None`: leave it as it is.
-#[derive(Clone, Debug, Default)]
-pub struct TenantUpdate {
-    /// A new issuer.
-    pub issuer: Option<Issuer>,
-    /// A new domain, or none.
-    pub custom_domain: Option<Option<Domain>>,
-    /// A new SAML address, or none.
-    pub saml_sso_url: Option<Option<WebUrl>>,
-    /// A new default among its algorithms.
-    pub default_algorithm: Option<Algorithm>,
-    /// A new policy.
-    pub policy: Option<RotationPolicy>,
-}
-
 /// Some of the tenants.
 #[derive(Debug)]
 pub struct TenantPage {
@@ -136,17 +121,13 @@ impl Keyrings {
 
     fn new_tenant(&self, spec: TenantSpec, now: Timestamp) -> Result<Tenant, Error> {
         let mut problems = Vec::new();
+        let algorithms = checked_algorithms(&spec.algorithms).unwrap_or_else(|violation| {
+            problems.push(violation);
+            Vec::new()
+        });
         let mut problem = |field: &str, problem: &str| {
             problems.push(Violation { field: field.to_owned(), problem: problem.to_owned() });
         };
-        let mut algorithms = spec.algorithms.clone();
-        algorithms.sort_unstable();
-        algorithms.dedup();
-        if spec.algorithms.is_empty() {
-            problem("tenant.algorithms", "must name at least one algorithm, such as RS256");
-        } else if algorithms.len() < spec.algorithms.len() {
-            problem("tenant.algorithms", "must name each algorithm once");
-        }
         let default_algorithm = spec.default_algorithm.or(spec.algorithms.first().copied()).unwrap_or(Algorithm::RS256);
         if !spec.algorithms.is_empty() && !spec.algorithms.contains(&default_algorithm) {
             problem("tenant.default_algorithm", "must be one of algorithms");
@@ -169,74 +150,12 @@ impl Keyrings {
             algorithms,
             default_algorithm,
             policy: spec.policy,
+            custom_keys: Vec::new(),
             policy_floor: None,
             create_time: now,
             delete_time: None,
             revision: Revision::FIRST,
         })
-    }
-
-    /// Changes a tenant of revision `expected`.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Aborted`] if the tenant has another revision,
-    /// [`Error::AlreadyExists`], and those of the store.
-    pub async fn update_tenant(
-        self: &Arc<Self>,
-        id: TenantId,
-        expected: Revision,
-        update: TenantUpdate,
-    ) -> Result<Tenant, Error> {
-        let this = Arc::clone(self);
-        let turn = self.locks.turn(&id).await?;
-        self.to_its_end(async move {
-            let _turn = turn;
-            this.update_to_the_end(&id, expected, update).await
-        })
-        .await
-    }
-
-    async fn update_to_the_end(
-        &self,
-        id: &TenantId,
-        expected: Revision,
-        update: TenantUpdate,
-    ) -> Result<Tenant, Error> {
-        let mut record = self.load(id).await?;
-        if record.tenant.revision != expected {
-            let message = format!("tenant.revision is {} by now; read the tenant again", record.tenant.revision);
-            return Err(Error::Aborted(message));
-        }
-        let now = self.clock.now();
-        let mut tenant = record.tenant.clone();
-        if let Some(policy) = update.policy {
-            policy.check()?;
-            tenant = tenant.with_policy(policy, now);
-        }
-        if let Some(algorithm) = update.default_algorithm {
-            if !tenant.algorithms.contains(&algorithm) {
-                return Err(Error::invalid("tenant.default_algorithm", "must be one of algorithms"));
-            }
-            tenant.default_algorithm = algorithm;
-        }
-        tenant.issuer = update.issuer.unwrap_or(tenant.issuer);
-        tenant.custom_domain = update.custom_domain.unwrap_or(tenant.custom_domain);
-        tenant.saml_sso_url = update.saml_sso_url.unwrap_or(tenant.saml_sso_url);
-        tenant.revision = tenant.revision.next();
-        let events = vec![tenant_event("update_tenant", &tenant, now)];
-        let rebound: Vec<Keyring> = if tenant.policy == record.tenant.policy {
-            Vec::new()
-        } else {
-            record.keyrings.iter().map(Keyring::under_new_policy).collect()
-        };
-        let change = Change { tenant: Some(tenant.clone()), keyrings: rebound.clone(), events, ..Change::default() };
-        self.store.commit(&change).await?;
-        record.tenant = tenant.clone();
-        if !rebound.is_empty() {
-            record.keyrings = rebound;
-        }
-        self.publish(&record)?;
-        Ok(tenant)
     }
 
     /// Revokes every key of a tenant at once; the timer destroys them after `destroy_delay`, and then the tenant is gone.
@@ -275,7 +194,8 @@ impl Keyrings {
 
     /// Brings a tenant that is being deleted as far as it goes, and removes it once nothing of it is left on the token.
     pub(super) async fn end(&self, record: &mut TenantRecord) -> Result<(), Error> {
-        for algorithm in record.tenant.algorithms.clone() {
+        let algorithms: Vec<Algorithm> = record.keyrings.iter().map(|keyring| keyring.algorithm).collect();
+        for algorithm in algorithms {
             self.drive(record, algorithm).await?;
         }
         let now = self.clock.now();
@@ -297,7 +217,22 @@ impl Keyrings {
     }
 }
 
-fn tenant_event(action: &str, tenant: &Tenant, time: Timestamp) -> Event {
+/// A tenant's algorithms in their order, or what is wrong with the list.
+pub(super) fn checked_algorithms(wanted: &[Algorithm]) -> Result<Vec<Algorithm>, Violation> {
+    let violation = |problem: &str| Violation { field: "tenant.algorithms".to_owned(), problem: problem.to_owned() };
+    let mut algorithms = wanted.to_vec();
+    algorithms.sort_unstable();
+    algorithms.dedup();
+    if wanted.is_empty() {
+        return Err(violation("must name at least one algorithm, such as RS256"));
+    }
+    if algorithms.len() < wanted.len() {
+        return Err(violation("must name each algorithm once"));
+    }
+    Ok(algorithms)
+}
+
+pub(super) fn tenant_event(action: &str, tenant: &Tenant, time: Timestamp) -> Event {
     Event {
         time,
         action: action.to_owned(),

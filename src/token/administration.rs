@@ -8,6 +8,7 @@ use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
+use super::attributes::Templates;
 use super::connect::identify;
 use super::failure::Failure;
 use super::module::Module;
@@ -26,12 +27,22 @@ pub(super) fn work(tasks: &Receiver<Task>, session: &mut WorkerSession) {
 }
 
 pub(super) fn generate(session: &mut WorkerSession, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
-    let (public, private) = attributes::templates(object, spec)?;
+    let templates = attributes::templates(object, spec)?;
     let generation = mechanism::generation(spec.algorithm);
     // A crash or an error from here on leaves a pair, half a pair or nothing under an id that the caller has recorded.
     session.attempt_once(|module, open| {
-        let (public, private) = open.session.generate_key_pair(&generation, &public, &private)?;
-        read_pair(module, &open.session, public, private, spec.algorithm)?.ok_or_else(|| {
+        let session = &open.session;
+        let made = match &templates {
+            Templates::Pair { public, private } => {
+                let (public, private) = session.generate_key_pair(&generation, public, private)?;
+                read_pair(module, session, public, private, spec.algorithm)?
+            }
+            Templates::Secret(secret) => {
+                let secret = session.generate_key(&generation, secret)?;
+                Some(read_secret(module, session, secret)?)
+            }
+        };
+        made.ok_or_else(|| {
             Failure::Answer(TokenError::Mismatch(format!("C_GenerateKeyPair made no key for {}", spec.algorithm)))
         })
     })
@@ -47,12 +58,18 @@ pub(super) fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Alg
         // By class, public before private (PKCS#11 v3.1 section 3.5).
         halves.sort_by_key(|((class, _), _)| *class == Some(ObjectClass::PRIVATE_KEY));
         let key_type = Some(mechanism::key_type(algorithm));
-        if let [((Some(ObjectClass::PUBLIC_KEY), _), public), ((Some(ObjectClass::PRIVATE_KEY), private_type), private)] =
-            halves.as_slice()
-            && *private_type == key_type
-            && let Some(key) = read_pair(module, session, *public, *private, algorithm)?
-        {
-            return Ok(Found::Pair(key));
+        let key = match halves.as_slice() {
+            [
+                ((Some(ObjectClass::PUBLIC_KEY), _), public),
+                ((Some(ObjectClass::PRIVATE_KEY), private_type), private),
+            ] if *private_type == key_type => read_pair(module, session, *public, *private, algorithm)?,
+            [((Some(ObjectClass::SECRET_KEY), secret_type), secret)] if *secret_type == key_type => {
+                Some(read_secret(module, session, *secret)?)
+            }
+            _ => None,
+        };
+        if let Some(key) = key {
+            return Ok(Found::Key(key));
         }
         // Half a pair may be a whole one that was looked at without a login, and nothing may be a token that is away.
         module.check(session)?;
@@ -84,10 +101,10 @@ pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(
 }
 
 /// Destroys what SoftHSM leaves of a generation that was killed between making an object and giving it its attributes: a key
-/// object with neither CKA_ID nor CKA_LABEL nor any public value. It is nobody's key, and no id will ever name it. Looks at
+/// object with neither CKA_ID nor CKA_LABEL nor any public value, or a secret of no length. It is nobody's key, and no id will ever name it. Looks at
 /// every key, because a search for an empty CKA_ID does not find them.
 fn destroy_nameless(session: &Session) -> Result<(), Failure> {
-    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY] {
         for handle in session.find_objects(&[Attribute::Class(class)])? {
             if attributes::is_blank(session, handle)? {
                 match session.destroy_object(handle) {
@@ -132,5 +149,10 @@ fn read_pair(
     let Some(public) = attributes::read_public(session, public, algorithm)? else { return Ok(None) };
     let protection = attributes::read_protection(session, private, module.identity())?;
     module.saw_key();
-    Ok(Some(TokenKey { public, protection }))
+    Ok(Some(TokenKey { public: Some(public), protection }))
+}
+
+/// What a secret shows: nothing but how it is protected.
+fn read_secret(module: &Module, session: &Session, secret: ObjectHandle) -> Result<TokenKey, Failure> {
+    Ok(TokenKey { public: None, protection: attributes::read_protection(session, secret, module.identity())? })
 }

@@ -10,10 +10,37 @@ use crate::domain::{Algorithm, Curve, Family, ObjectId, Octets, Protection, Publ
 /// 65537, the public exponent of every RSA key made here.
 const PUBLIC_EXPONENT: [u8; 3] = [1, 0, 1];
 
-/// Templates for C_GenerateKeyPair: the public key's, then the private key's.
+/// Octets of an HS256 secret: as many as its MAC has (RFC 7518 section 3.2).
+const SECRET_LEN: u64 = 32;
+
+/// What a generation is asked for.
+pub(super) enum Templates {
+    /// C_GenerateKeyPair.
+    Pair {
+        /// The public key's attributes.
+        public: Vec<Attribute>,
+        /// The private key's.
+        private: Vec<Attribute>,
+    },
+    /// C_GenerateKey.
+    Secret(Vec<Attribute>),
+}
+
+/// Templates for the generation of a key.
 ///
 /// Each usage is set, true or false, because tokens differ in what they take an absent one for.
-pub(super) fn templates(object: ObjectId, spec: KeySpec) -> Result<(Vec<Attribute>, Vec<Attribute>), TokenError> {
+pub(super) fn templates(object: ObjectId, spec: KeySpec) -> Result<Templates, TokenError> {
+    let mut private = named(object);
+    private.extend([
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Sign(true),
+        Attribute::Decrypt(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
+    ]);
     let mut public = named(object);
     public.extend([
         Attribute::Token(true),
@@ -34,20 +61,24 @@ pub(super) fn templates(object: ObjectId, spec: KeySpec) -> Result<(Vec<Attribut
         }
         Family::Ecdsa(curve) => public.push(Attribute::EcParams(curve_oid(curve).to_vec())),
         Family::Ed25519 => public.push(Attribute::EcParams(ED25519_OID.to_vec())),
+        Family::Hmac => {
+            // A MAC is verified by making it again, so the secret need do nothing but that.
+            private.extend([
+                Attribute::ValueLen(SECRET_LEN.into()),
+                Attribute::Verify(false),
+                Attribute::Encrypt(false),
+                Attribute::Wrap(false),
+            ]);
+            return Ok(Templates::Secret(private));
+        }
     }
-    let mut private = named(object);
-    private.extend([
-        Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Sign(true),
-        Attribute::SignRecover(false),
-        Attribute::Decrypt(false),
-        Attribute::Unwrap(false),
-        Attribute::Derive(false),
-    ]);
-    Ok((public, private))
+    private.push(Attribute::SignRecover(false));
+    Ok(Templates::Pair { public, private })
+}
+
+/// Class of the object that signs.
+pub(super) fn signing_class(algorithm: Algorithm) -> ObjectClass {
+    if algorithm.has_public_keys() { ObjectClass::PRIVATE_KEY } else { ObjectClass::SECRET_KEY }
 }
 
 /// Finds every object under an id.
@@ -55,7 +86,7 @@ pub(super) fn under(object: ObjectId) -> Attribute {
     Attribute::Id(object.octets().to_vec())
 }
 
-/// Whether a key object shows an id, a label and public values, and all of them are empty.
+/// Whether a key object shows an id, a label and public values, or a secret's length, and all of them are empty.
 pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
     let values = [
         AttributeType::Id,
@@ -63,13 +94,16 @@ pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, 
         AttributeType::Modulus,
         AttributeType::EcParams,
         AttributeType::EcPoint,
+        AttributeType::ValueLen,
     ];
     let shown = session.get_attributes(handle, &values)?;
     let named = |wanted: fn(&Attribute) -> bool| shown.iter().any(wanted);
     // An object of a kind that has no such values at all is somebody else's.
     let shows_all = named(|attribute| matches!(attribute, Attribute::Id(_)))
         && named(|attribute| matches!(attribute, Attribute::Label(_)))
-        && named(|attribute| matches!(attribute, Attribute::Modulus(_) | Attribute::EcParams(_)));
+        && named(|attribute| {
+            matches!(attribute, Attribute::Modulus(_) | Attribute::EcParams(_) | Attribute::ValueLen(_))
+        });
     Ok(shows_all
         && shown.iter().all(|attribute| match attribute {
             Attribute::Id(octets)
@@ -77,6 +111,7 @@ pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, 
             | Attribute::Modulus(octets)
             | Attribute::EcParams(octets)
             | Attribute::EcPoint(octets) => octets.is_empty(),
+            Attribute::ValueLen(octets) => **octets == 0,
             _ => true,
         }))
 }
@@ -109,6 +144,7 @@ pub(super) fn read_public(
     let wanted = match algorithm.family() {
         Family::RsaPkcs1 | Family::RsaPss => [AttributeType::Modulus, AttributeType::PublicExponent],
         Family::Ecdsa(_) | Family::Ed25519 => [AttributeType::EcParams, AttributeType::EcPoint],
+        Family::Hmac => return Ok(None),
     };
     let attributes = session.get_attributes(handle, &wanted)?;
     Ok(match (algorithm.family(), attributes.as_slice()) {
@@ -142,7 +178,7 @@ pub(super) fn read_modulus(session: &Session, handle: ObjectHandle) -> Result<Op
     })
 }
 
-/// What the token says of a private key. What it does not say counts as bad.
+/// What the token says of a private key or secret. What it does not say counts as bad.
 pub(super) fn read_protection(
     session: &Session,
     handle: ObjectHandle,

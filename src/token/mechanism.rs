@@ -13,22 +13,24 @@ use super::failure::Failure;
 use super::{SignInput, TokenError};
 use crate::domain::{Algorithm, Digest, Family, PublicKey};
 
-/// CKM_... that signs. None of them hashes: tokens differ in which hashing mechanisms they have, and share these.
+/// CKM_... that signs. None with a key pair hashes: tokens differ in which hashing mechanisms they have, and share these.
 pub(super) fn signing(algorithm: Algorithm) -> Mechanism<'static> {
     match (algorithm.family(), algorithm.digest()) {
         (Family::RsaPss, Some(digest)) => Mechanism::RsaPkcsPss(pss(digest)),
         (Family::Ecdsa(_), _) => Mechanism::Ecdsa,
         (Family::Ed25519, _) => Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure)),
+        (Family::Hmac, _) => Mechanism::Sha256Hmac,
         (Family::RsaPkcs1 | Family::RsaPss, _) => Mechanism::RsaPkcs,
     }
 }
 
-/// CKM_... that generates the key pair.
+/// CKM_... that generates the key pair or the secret.
 pub(super) fn generation(algorithm: Algorithm) -> Mechanism<'static> {
     match algorithm.family() {
         Family::RsaPkcs1 | Family::RsaPss => Mechanism::RsaPkcsKeyPairGen,
         Family::Ecdsa(_) => Mechanism::EccKeyPairGen,
         Family::Ed25519 => Mechanism::EccEdwardsKeyPairGen,
+        Family::Hmac => Mechanism::GenericSecretKeyGen,
     }
 }
 
@@ -38,6 +40,7 @@ pub(super) fn key_type(algorithm: Algorithm) -> KeyType {
         Family::RsaPkcs1 | Family::RsaPss => KeyType::RSA,
         Family::Ecdsa(_) => KeyType::EC,
         Family::Ed25519 => KeyType::EC_EDWARDS,
+        Family::Hmac => KeyType::GENERIC_SECRET,
     }
 }
 
@@ -47,7 +50,7 @@ pub(super) fn data(algorithm: Algorithm, input: &SignInput) -> Result<Cow<'_, [u
         (None, SignInput::Message(message)) => Ok(Cow::Borrowed(message)),
         (Some(digest), SignInput::Digest(octets)) if octets.len() == digest.octets() => Ok(match algorithm.family() {
             Family::RsaPkcs1 => Cow::Owned(digest_info(digest, octets)),
-            Family::RsaPss | Family::Ecdsa(_) | Family::Ed25519 => Cow::Borrowed(octets),
+            Family::RsaPss | Family::Ecdsa(_) | Family::Ed25519 | Family::Hmac => Cow::Borrowed(octets),
         }),
         (None, _) => Err(TokenError::Unsupported(format!("{algorithm} signs messages alone"))),
         (Some(digest), _) => Err(TokenError::Unsupported(format!("{algorithm} signs {} digests alone", digest.name()))),
@@ -56,11 +59,13 @@ pub(super) fn data(algorithm: Algorithm, input: &SignInput) -> Result<Cow<'_, [u
 
 /// Octets of each signature by this key. A token that returns another number returned no signature: SoftHSM answers a
 /// mechanism that does not fit the key with OK and nothing.
-pub(super) fn signature_len(public: &PublicKey) -> usize {
+pub(super) fn signature_len(public: Option<&PublicKey>) -> usize {
     match public {
-        PublicKey::Rsa { n, .. } => n.0.len(),
-        PublicKey::Ec { crv, .. } => 2 * crv.coordinate_len(),
-        PublicKey::Ed25519 { .. } => 64,
+        Some(PublicKey::Rsa { n, .. }) => n.0.len(),
+        Some(PublicKey::Ec { crv, .. }) => 2 * crv.coordinate_len(),
+        Some(PublicKey::Ed25519 { .. }) => 64,
+        // HS256.
+        None => Digest::Sha256.octets(),
     }
 }
 
@@ -80,13 +85,21 @@ pub(super) fn support(pkcs11: &Pkcs11, slot: Slot, algorithm: Algorithm) -> Resu
         Family::Ed25519 => {
             (MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, "CKM_EC_EDWARDS_KEY_PAIR_GEN", MechanismType::EDDSA, "CKM_EDDSA")
         }
+        Family::Hmac => (
+            MechanismType::GENERIC_SECRET_KEY_GEN,
+            "CKM_GENERIC_SECRET_KEY_GEN",
+            MechanismType::SHA256_HMAC,
+            "CKM_SHA256_HMAC",
+        ),
     };
+    let generates =
+        if algorithm.has_public_keys() { MechanismInfo::generate_key_pair } else { MechanismInfo::generate };
     let listed = pkcs11.get_mechanism_list(slot)?;
     let can = |mechanism, use_of: fn(&MechanismInfo) -> bool| {
         Ok::<_, Failure>(listed.contains(&mechanism) && use_of(&pkcs11.get_mechanism_info(slot, mechanism)?))
     };
     let lacks: Vec<&str> = [
-        (!can(generate, MechanismInfo::generate_key_pair)?).then_some(generate_name),
+        (!can(generate, generates)?).then_some(generate_name),
         (!can(sign, MechanismInfo::sign)?).then_some(sign_name),
     ]
     .into_iter()

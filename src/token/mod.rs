@@ -32,16 +32,16 @@ use crate::domain::{Algorithm, ObjectId, Protection, PublicKey};
 /// A call that hangs in the module cannot be called back: whoever needs an answer in time bounds the wait.
 #[async_trait]
 pub trait Token: Send + Sync + 'static {
-    /// Generates a key pair under `object`, private key first protected as R1 demands, and reads back what it is.
+    /// Generates a key under `object`, protected as R1 demands, and reads back what it is.
     ///
-    /// Not idempotent: the caller records its intent first and asks once. After an error, or no answer at all, a pair, half
+    /// Not idempotent: the caller records its intent first and asks once. After an error, or no answer at all, a key, half
     /// a pair or nothing may stand on the token; [`Token::find`] tells, [`Token::destroy`] clears.
     async fn generate(&self, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError>;
 
     /// What stands on the token under `object`. `Absent` proves nothing about a token that is not well (R8).
     async fn find(&self, object: ObjectId, algorithm: Algorithm) -> Result<Found, TokenError>;
 
-    /// Signs every input with one key, in order: all or nothing.
+    /// Signs every input with one key, in order: all or nothing. With a secret, makes their MACs.
     ///
     /// Before the key's first use its public key is read from the token and compared with `key.public`. A job that is still
     /// queued at `deadline` is dropped before it reaches the token.
@@ -68,12 +68,12 @@ pub struct KeySpec {
     pub rsa_bits: u32,
 }
 
-/// A key pair as the token shows it.
+/// A key pair or secret as the token shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenKey {
-    /// Its public half.
-    pub public: PublicKey,
-    /// What the token says of its private half. Not judged here.
+    /// Its public half; a secret has none.
+    pub public: Option<PublicKey>,
+    /// What the token says of its private half, or of the secret. Not judged here.
     pub protection: Protection,
 }
 
@@ -82,8 +82,8 @@ pub struct TokenKey {
 pub enum Found {
     /// The token shows nothing.
     Absent,
-    /// Exactly one private and one public key, of the right type.
-    Pair(TokenKey),
+    /// A whole key of the right type: exactly one private and one public key, or one secret.
+    Key(TokenKey),
     /// Anything else: half a pair, or more than one.
     Remains,
 }
@@ -95,8 +95,8 @@ pub struct KeyRef {
     pub object: ObjectId,
     /// Decides the mechanism.
     pub algorithm: Algorithm,
-    /// What its public half must be.
-    pub public: PublicKey,
+    /// What its public half must be; `None` for a secret.
+    pub public: Option<PublicKey>,
 }
 
 /// What to sign.
@@ -104,7 +104,7 @@ pub struct KeyRef {
 pub enum SignInput {
     /// The digest that the algorithm signs over; its length was checked.
     Digest(Vec<u8>),
-    /// The message, for EdDSA alone.
+    /// The message, for EdDSA and HS256.
     Message(Vec<u8>),
 }
 

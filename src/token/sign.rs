@@ -60,7 +60,7 @@ fn sign_all(
 ) -> Result<Vec<Vec<u8>>, Failure> {
     let handle = find_key(module, open, key)?;
     let signing = mechanism::signing(key.algorithm);
-    let len = mechanism::signature_len(&key.public);
+    let len = mechanism::signature_len(key.public.as_ref());
     let mut signatures = Vec::with_capacity(data.len());
     for data in data {
         // A batch whose caller has gone must not hold up the others.
@@ -101,22 +101,25 @@ fn compare_key(module: &Module, open: &OpenSession, key: &KeyRef) -> Result<Obje
     let KeyRef { object, algorithm, ref public } = *key;
     let mismatch = |what: &str| Err(Failure::Answer(TokenError::Mismatch(format!("key {object}: {what}"))));
     let session = &open.session;
-    let private = find_one(module, open, key, ObjectClass::PRIVATE_KEY)?;
-    let verifying = find_one(module, open, key, ObjectClass::PUBLIC_KEY)?;
+    let signing = find_one(module, open, key, attributes::signing_class(algorithm))?;
     // SoftHSM's C_SignInit takes a mechanism that does not fit the key; so it is looked at here.
-    if attributes::read_kind(session, private)?.1 != Some(mechanism::key_type(algorithm)) {
-        return mismatch("its private half is not of the type that the algorithm takes");
+    if attributes::read_kind(session, signing)?.1 != Some(mechanism::key_type(algorithm)) {
+        return mismatch("it is not of the type that the algorithm takes");
     }
+    // Nothing of a secret can be compared. Found under another secret's id it would make MACs that no earlier key made, and
+    // VerifyJwt, which alone reads them, asks the same object.
+    let Some(public) = public else { return Ok(signing) };
+    let verifying = find_one(module, open, key, ObjectClass::PUBLIC_KEY)?;
     if attributes::read_public(session, verifying, algorithm)?.as_ref() != Some(public) {
         return mismatch("its public half is not the recorded one");
     }
     if let PublicKey::Rsa { n, .. } = public
-        && attributes::read_modulus(session, private)?.as_ref() != Some(n)
+        && attributes::read_modulus(session, signing)?.as_ref() != Some(n)
     {
         return mismatch("the modulus of its private half is not the recorded one");
     }
     module.saw_key();
-    Ok(private)
+    Ok(signing)
 }
 
 fn find_one(module: &Module, open: &OpenSession, key: &KeyRef, class: ObjectClass) -> Result<ObjectHandle, Failure> {

@@ -182,7 +182,7 @@ impl World {
             }
             Call::Find(object) => Answer::Found(match self.objects.get(object).map(Vec::as_slice) {
                 None => Found::Absent,
-                Some([made]) if made.whole => Found::Pair(made.shown.clone()),
+                Some([made]) if made.whole => Found::Key(made.shown.clone()),
                 Some(_) => Found::Remains,
             }),
             Call::Sign(key, message) => Answer::Signature(match self.objects.get(&key.object).map(Vec::as_slice) {
@@ -279,7 +279,7 @@ fn shown(pair: &Ed25519KeyPair) -> TokenKey {
         never_extractable: true,
         local: true,
     };
-    TokenKey { public: PublicKey::Ed25519 { crv: Ed25519::Ed25519, x }, protection }
+    TokenKey { public: Some(PublicKey::Ed25519 { crv: Ed25519::Ed25519, x }), protection }
 }
 
 /// The token and the store as one process sees them.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use keyward::domain::{
-    Algorithm, Curve, Generated, Keyring, Kid, ObjectId, Octets, Protection, PublicKey, Revision, RotationPolicy,
-    Tenant, TenantId, Timestamp,
+    Algorithm, Certificate, Curve, CustomKey, Generated, Keyring, Kid, ObjectId, Octets, Protection, PublicKey,
+    Revision, RotationPolicy, Tenant, TenantId, Timestamp,
 };
 use keyward::store::{Change, Event, TokenBinding};
 
@@ -31,6 +31,7 @@ pub(crate) fn tenant(name: &str) -> Tenant {
         algorithms: vec![Algorithm::ES256],
         default_algorithm: Algorithm::ES256,
         policy: RotationPolicy::default(),
+        custom_keys: Vec::new(),
         policy_floor: None,
         create_time: now(),
         delete_time: None,
@@ -45,8 +46,20 @@ pub(crate) fn full_tenant(name: &str) -> Tenant {
     tenant.custom_domain = Some(format!("login.{name}.example").parse().unwrap());
     tenant.saml_sso_url = Some("https://idp.example.com/sso?a=%22b%22".parse().unwrap());
     tenant.algorithms = Algorithm::ALL.to_vec();
+    tenant.custom_keys = custom_keys();
     tenant.delete_time = Some(Timestamp::MAX);
     tenant
+}
+
+/// A custom key of each type, one of them with every optional member.
+fn custom_keys() -> Vec<CustomKey> {
+    let jwks = r#"[
+        {"kty":"RSA","n":"AQAB","e":"AQAB","use":"sig","kid":"a'b?#"},
+        {"kty":"EC","crv":"P-384","x":"AQAB","y":"AAAB","use":"sig","kid":"b","alg":"ES384","key_ops":["verify"],
+         "x5u":"https://a.example/c","x5c":["MA==","MQ=="],"x5t":"AQAB","x5t#S256":"AQAC"},
+        {"kty":"OKP","crv":"Ed25519","x":"AQAB","use":"sig","kid":"c"}
+    ]"#;
+    serde_json::from_str(jwks).unwrap()
 }
 
 /// The tenant as its next change leaves it.
@@ -67,10 +80,12 @@ pub(crate) fn object(number: u8) -> ObjectId {
 
 pub(crate) fn generated(number: u8) -> Generated {
     let octets = Octets(vec![number; 32]);
-    let public = match number % 3 {
-        0 => PublicKey::Rsa { n: octets, e: Octets(vec![1, 0, 1]) },
-        1 => PublicKey::Ec { crv: Curve::P256, x: octets.clone(), y: octets },
-        _ => PublicKey::Ed25519 { crv: keyward::domain::Ed25519::Ed25519, x: octets },
+    let certificate = Certificate::new(vec![number; 3]);
+    let public = match number % 4 {
+        0 => Some(PublicKey::Rsa { n: octets, e: Octets(vec![1, 0, 1]) }),
+        1 => Some(PublicKey::Ec { crv: Curve::P256, x: octets.clone(), y: octets }),
+        2 => Some(PublicKey::Ed25519 { crv: keyward::domain::Ed25519::Ed25519, x: octets }),
+        _ => None,
     };
     let protection = Protection {
         token_label: "keyward \"test\"".into(),
@@ -83,7 +98,7 @@ pub(crate) fn generated(number: u8) -> Generated {
         never_extractable: true,
         local: number.is_multiple_of(2),
     };
-    Generated { kid: kid(number), public, protection }
+    Generated { kid: kid(number), certificate: public.is_some().then_some(certificate), public, protection }
 }
 
 pub(crate) fn kid(number: u8) -> Kid {

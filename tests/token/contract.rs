@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::{digest, signature};
 use keyward::domain::{Algorithm, Curve, Digest, Family, ObjectId, PublicKey};
-use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError};
+use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenKey};
 
 /// Runs the whole contract with one algorithm.
 pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
@@ -17,7 +17,7 @@ pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
     let made = token.generate(object, spec(algorithm)).await.unwrap();
     assert!(made.protection.holds(), "R1: {:?}", made.protection);
     assert_eq!(made.protection.token_serial, identity.serial);
-    assert_eq!(token.find(object, algorithm).await.unwrap(), Found::Pair(made.clone()));
+    assert_eq!(token.find(object, algorithm).await.unwrap(), Found::Key(made.clone()));
 
     // It signs, in order, and what it signs verifies.
     let key = Arc::new(KeyRef { object, algorithm, public: made.public.clone() });
@@ -25,10 +25,12 @@ pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
     let inputs = messages.iter().map(|message| input(algorithm, message.as_bytes())).collect();
     let signatures = token.sign(&key, inputs, soon()).await.unwrap();
     assert_eq!(signatures.len(), messages.len());
-    for (message, signature) in messages.iter().zip(&signatures) {
-        verify(algorithm, &key.public, message.as_bytes(), signature).unwrap();
+    if algorithm.has_public_keys() {
+        for (message, signature) in messages.iter().zip(&signatures) {
+            verify(algorithm, made.public.as_ref(), message.as_bytes(), signature).unwrap();
+        }
+        verify(algorithm, made.public.as_ref(), b"message 0", &signatures[1]).unwrap_err();
     }
-    verify(algorithm, &key.public, b"message 0", &signatures[1]).unwrap_err();
     assert!(token.sign(&key, Vec::new(), soon()).await.unwrap().is_empty());
 
     // Late is late, and nothing is signed over what the algorithm does not sign.
@@ -37,22 +39,13 @@ pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
     let odd = token.sign(&key, vec![SignInput::Digest(vec![0; 20])], soon()).await;
     assert!(matches!(odd, Err(TokenError::Unsupported(_))), "{odd:?}");
 
-    // Another key's public half is noticed, before and after the right one was used.
     let second = fresh_object();
     let other = token.generate(second, spec(algorithm)).await.unwrap();
-    for (object, public) in [(object, &other.public), (second, &made.public)] {
-        let wrong = Arc::new(KeyRef { object, algorithm, public: public.clone() });
-        let refused = token.sign(&wrong, vec![input(algorithm, b"wrong")], soon()).await;
-        assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
+    if algorithm.has_public_keys() {
+        a_pair_is_told_from_others(token, &key, &other, second).await;
+    } else {
+        a_secret_makes_its_own_macs(token, &key, second).await;
     }
-    token.sign(&key, vec![input(algorithm, b"still right")], soon()).await.unwrap();
-
-    // A key of another kind is noticed too: the token itself might sign with it.
-    let (kind, unlike) = if algorithm.is_rsa() { (Algorithm::ES256, "RSA") } else { (Algorithm::RS256, "not RSA") };
-    let confused = Arc::new(KeyRef { object, algorithm: kind, public: made.public.clone() });
-    let refused = token.sign(&confused, vec![input(kind, b"confused")], soon()).await;
-    assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{kind} with a key that is {unlike}: {refused:?}");
-    assert_eq!(token.find(object, kind).await.unwrap(), Found::Remains);
 
     // What is destroyed is absent, can be destroyed again, and signs no more: neither what was used nor what was not.
     let unused = Arc::new(KeyRef { object: second, algorithm, public: other.public });
@@ -64,6 +57,38 @@ pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
         assert!(matches!(gone, Err(TokenError::Unavailable(_))), "R8: {gone:?}");
     }
     assert_eq!(token.probe().await.unwrap(), identity);
+}
+
+/// `other` is what stands under `second`.
+async fn a_pair_is_told_from_others(token: &dyn Token, key: &Arc<KeyRef>, other: &TokenKey, second: ObjectId) {
+    let KeyRef { object, algorithm, ref public } = **key;
+    // Another key's public half is noticed, before and after the right one was used.
+    for (object, public) in [(object, &other.public), (second, public)] {
+        let wrong = Arc::new(KeyRef { object, algorithm, public: public.clone() });
+        let refused = token.sign(&wrong, vec![input(algorithm, b"wrong")], soon()).await;
+        assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
+    }
+    token.sign(key, vec![input(algorithm, b"still right")], soon()).await.unwrap();
+
+    // A key of another kind is noticed too: the token itself might sign with it.
+    let (kind, unlike) = if algorithm.is_rsa() { (Algorithm::ES256, "RSA") } else { (Algorithm::RS256, "not RSA") };
+    let confused = Arc::new(KeyRef { object, algorithm: kind, public: public.clone() });
+    let refused = token.sign(&confused, vec![input(kind, b"confused")], soon()).await;
+    assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{kind} with a key that is {unlike}: {refused:?}");
+    assert_eq!(token.find(object, kind).await.unwrap(), Found::Remains);
+}
+
+/// Under `second` stands another secret.
+async fn a_secret_makes_its_own_macs(token: &dyn Token, key: &Arc<KeyRef>, second: ObjectId) {
+    let other = Arc::new(KeyRef { object: second, algorithm: key.algorithm, public: None });
+    let mac = async |key: &Arc<KeyRef>, message: &[u8]| {
+        token.sign(key, vec![input(key.algorithm, message)], soon()).await.unwrap().remove(0)
+    };
+    assert_eq!(mac(key, b"message").await, mac(key, b"message").await);
+    assert_ne!(mac(key, b"message").await, mac(key, b"another").await);
+    assert_ne!(mac(key, b"message").await, mac(&other, b"message").await);
+    // A secret is no half of a pair.
+    assert_eq!(token.find(key.object, Algorithm::RS256).await.unwrap(), Found::Remains);
 }
 
 /// An id that no other object has.
@@ -97,11 +122,11 @@ pub(crate) fn input(algorithm: Algorithm, message: &[u8]) -> SignInput {
 /// Verifies as a client would: with another library, from the members of the JWK.
 pub(crate) fn verify(
     algorithm: Algorithm,
-    public: &PublicKey,
+    public: Option<&PublicKey>,
     message: &[u8],
     signature: &[u8],
 ) -> Result<(), aws_lc_rs::error::Unspecified> {
-    match public {
+    match public.expect("a key pair") {
         PublicKey::Rsa { n, e } => {
             let parameters = match algorithm {
                 Algorithm::RS256 => &signature::RSA_PKCS1_2048_8192_SHA256,

@@ -75,7 +75,7 @@ fn the_token_directory_goes_away_and_comes_back() {
             until_available(|| sign(&token, &key)).await.unwrap();
             sign(&token, &never_used).await.unwrap();
             assert_eq!(&token.probe().await.unwrap(), token.identity());
-            assert!(matches!(token.find(key.object, ALGORITHM).await.unwrap(), Found::Pair(_)));
+            assert!(matches!(token.find(key.object, ALGORITHM).await.unwrap(), Found::Key(_)));
         }
         // And what is new then is as good as what was before.
         let new = new_key(&token, ALGORITHM).await;
@@ -104,7 +104,7 @@ fn a_lost_login_is_made_again() {
         direct_session().logout().unwrap();
         sign(&token, &key).await.unwrap();
         direct_session().logout().unwrap();
-        assert!(matches!(token.find(key.object, ALGORITHM).await.unwrap(), Found::Pair(_)));
+        assert!(matches!(token.find(key.object, ALGORITHM).await.unwrap(), Found::Key(_)));
         direct_session().logout().unwrap();
         token.probe().await.unwrap();
         direct_session().logout().unwrap();
@@ -158,7 +158,7 @@ async fn new_key(token: &dyn Token, algorithm: Algorithm) -> Arc<KeyRef> {
 
 async fn sign(token: &dyn Token, key: &Arc<KeyRef>) -> Result<(), TokenError> {
     let signatures = token.sign(key, vec![input(key.algorithm, b"message")], soon()).await?;
-    verify(key.algorithm, &key.public, b"message", &signatures[0]).unwrap();
+    verify(key.algorithm, key.public.as_ref(), b"message", &signatures[0]).unwrap();
     Ok(())
 }
 

@@ -9,10 +9,11 @@ mod softhsm;
 
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
 use cryptoki::context::Pkcs11;
-use cryptoki::object::{Attribute, ObjectClass};
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use keyward::domain::Algorithm;
-use keyward::token::{Found, KeyRef, Pkcs11Token, Token, TokenConfig, TokenError, provision};
+use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
 
 use contract::{fresh_object, input, soon, spec, verify};
 use softhsm::{LABEL, PIN, SO_PIN, alone, config, direct_session, module, runtime, with_token};
@@ -40,6 +41,7 @@ contract_holds! {
     contract_holds_for_es384: ES384,
     contract_holds_for_es512: ES512,
     contract_holds_for_eddsa: EdDSA,
+    contract_holds_for_hs256: HS256,
 }
 
 #[test]
@@ -84,7 +86,7 @@ fn keys_outlive_the_process_that_made_them() {
         assert_eq!(second.identity(), &identity);
         let signatures =
             runtime().block_on(second.sign(&key, vec![input(Algorithm::EdDSA, b"again")], soon())).unwrap();
-        verify(Algorithm::EdDSA, &key.public, b"again", &signatures[0]).unwrap();
+        verify(Algorithm::EdDSA, key.public.as_ref(), b"again", &signatures[0]).unwrap();
     });
 }
 
@@ -115,7 +117,7 @@ fn many_keys_sign_at_once_while_others_are_generated() {
                     let message = format!("{number} {round}");
                     let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
                     let signatures = token.sign(&key, inputs, soon()).await.unwrap();
-                    verify(Algorithm::ES256, &key.public, message.as_bytes(), &signatures[0]).unwrap();
+                    verify(Algorithm::ES256, key.public.as_ref(), message.as_bytes(), &signatures[0]).unwrap();
                 }
             });
         }
@@ -168,5 +170,27 @@ fn softhsm_has_every_mechanism() {
         let support = token.mechanisms().unwrap();
         assert_eq!(support.len(), Algorithm::ALL.len());
         assert!(support.iter().all(|(_, support)| support.is_ok()), "{support:?}");
+    });
+}
+
+#[test]
+fn hs256_is_hmac_with_sha_256() {
+    with_token("hs256_is_hmac_with_sha_256", |_, token| async move {
+        // A secret that the test knows, put there past Keyward.
+        let (secret, object) = ([7_u8; 32], fresh_object());
+        let known = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::GENERIC_SECRET),
+            Attribute::Token(true),
+            Attribute::Private(true),
+            Attribute::Sign(true),
+            Attribute::Id(object.octets().to_vec()),
+            Attribute::Value(secret.to_vec()),
+        ];
+        direct_session().create_object(&known).unwrap();
+        let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None });
+        let macs = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await.unwrap();
+        let expected = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), b"message");
+        assert_eq!(macs, [expected.as_ref()]);
     });
 }

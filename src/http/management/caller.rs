@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 
 use super::{Face, Problem};
 use crate::domain::{TenantId, Timestamp};
-use crate::http::host::domain_of;
+use crate::http::address::domain_of;
 
 /// Who calls, and for which tenant: the JWT was verified, and is for this tenant and no other.
 pub(super) struct Caller {

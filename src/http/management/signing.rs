@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{Caller, Face, Problem};
 use crate::domain::{Algorithm, KeyState, Kid, SigningKey, Timestamp, Trigger};
 use crate::keyring::{Error, ListKeys, Listed, ListedState, RotateKeys};
+use crate::x509;
 
 const READ: &str = "read:signing_keys";
 const CREATE: &str = "create:signing_keys";
@@ -118,6 +119,7 @@ pub(super) async fn revoke(
 
 impl Key {
     fn new(key: SigningKey) -> Self {
+        let certificate = key.certificate.as_ref();
         Self {
             current: key.state == KeyState::Current,
             next: key.state == KeyState::Next,
@@ -126,10 +128,10 @@ impl Key {
             current_since: key.activate_time.map(rfc3339),
             current_until: key.retire_time.map(rfc3339),
             revoked_at: key.revoke_time.map(rfc3339),
-            cert: None,
-            pkcs7: None,
-            fingerprint: None,
-            thumbprint: None,
+            cert: certificate.map(x509::pem),
+            pkcs7: certificate.map(x509::pkcs7_pem),
+            fingerprint: certificate.map(x509::fingerprint),
+            thumbprint: certificate.map(x509::thumbprint),
             kid: key.kid.into(),
         }
     }
@@ -137,7 +139,7 @@ impl Key {
 
 fn changed(listed: Listed) -> Option<Changed> {
     let key = listed.key?;
-    Some(Changed { cert: None, kid: key.kid.into() })
+    Some(Changed { cert: key.certificate.as_ref().map(x509::pem), kid: key.kid.into() })
 }
 
 /// Current, next, previous, and then the others.

@@ -1,0 +1,62 @@
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, RawPathParams};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
+
+use crate::domain::{Domain, TenantId};
+use crate::keyring::Keyrings;
+use crate::keyring::snapshot::{Site, TenantView};
+
+/// The tenant that a request is made to, by the first segment of its path or by its `Host`.
+///
+/// Every route of a tenant is there twice: under `/{tenant}`, and at the root for custom domains.
+pub(super) struct Addressed {
+    /// The tenant.
+    pub(super) view: Arc<TenantView>,
+    /// Whether it was found by its custom domain.
+    by_domain: bool,
+}
+
+impl Addressed {
+    /// What this address serves.
+    pub(super) fn site(&self) -> &Site {
+        self.view.custom.as_ref().filter(|_| self.by_domain).unwrap_or(&self.view.canonical)
+    }
+}
+
+impl FromRequestParts<Arc<Keyrings>> for Addressed {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, keyrings: &Arc<Keyrings>) -> Result<Self, Response> {
+        let params = RawPathParams::from_request_parts(parts, keyrings).await.map_err(|_| no_tenant())?;
+        let in_path = params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant);
+        let snapshot = keyrings.snapshot();
+        let (view, by_domain) = match in_path {
+            Some(tenant) => (tenant.parse::<TenantId>().ok().and_then(|id| snapshot.tenant(&id).cloned()), false),
+            None => (domain_of(&parts.uri, &parts.headers).and_then(|name| snapshot.tenant_of_domain(&name).cloned()), true),
+        };
+        view.map(|view| Self { view, by_domain }).ok_or_else(no_tenant)
+    }
+}
+
+/// The domain that the request was made to, whatever the port, the case and a trailing dot.
+pub(super) fn domain_of(uri: &Uri, headers: &HeaderMap) -> Option<Domain> {
+    // HTTP/2 has the host in the request's target.
+    let host = uri.host().or_else(|| headers.get(header::HOST)?.to_str().ok())?;
+    let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    Domain::try_from(name).ok()
+}
+
+fn no_tenant() -> Response {
+    not_found("no tenant has this path or domain")
+}
+
+/// 404, with a word on what would be found.
+pub(super) fn not_found(problem: &str) -> Response {
+    let body = serde_json::json!({"error": problem}).to_string();
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (StatusCode::NOT_FOUND, headers, body).into_response()
+}

@@ -1,0 +1,107 @@
+//! Custom keys: public keys that a tenant brought itself.
+
+use std::sync::Arc;
+
+use super::rotate::TRIES_MAX;
+use super::tenants::tenant_event;
+use super::{Error, Keyrings, Violation};
+use crate::domain::{CustomKey, Keyring, TenantId};
+use crate::jose;
+use crate::store::{Change, Event, StoreError, TenantRecord};
+
+/// Longest JWK Set taken: ten RSA keys of the greatest length with a chain each.
+const JWKS_BYTES_MAX: usize = 128 * 1024;
+
+impl Keyrings {
+    /// The tenant's custom keys as a JWK Set.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the tenant.
+    pub fn custom_keys(&self, tenant: &TenantId) -> Result<String, Error> {
+        let snapshot = self.snapshot();
+        let view = snapshot.tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?;
+        Ok(jwks_json(&view.record.tenant.custom_keys))
+    }
+
+    /// Puts a set in place of the tenant's custom keys, whole or not at all. The set as it is published.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names each member that is wrong, [`Error::NotFound`] for the tenant, and those of the store.
+    pub async fn put_custom_keys(self: &Arc<Self>, tenant: TenantId, jwks_json: &str) -> Result<String, Error> {
+        if jwks_json.len() > JWKS_BYTES_MAX {
+            return Err(Error::invalid("jwks_json", format!("must be at most {JWKS_BYTES_MAX} octets")));
+        }
+        let keys = jose::parse_custom_keys(jwks_json).map_err(|problems| {
+            let violation = |problem: jose::JwkProblem| {
+                let dot = if problem.member.is_empty() { "" } else { "." };
+                Violation { field: format!("jwks_json{dot}{}", problem.member), problem: problem.problem }
+            };
+            Error::Invalid(problems.into_iter().map(violation).collect())
+        })?;
+        let published = self::jwks_json(&keys);
+        self.replace_custom_keys(tenant, keys).await?;
+        Ok(published)
+    }
+
+    /// Removes the tenant's custom keys. That there are none is no error.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the tenant, and those of the store.
+    pub async fn delete_custom_keys(self: &Arc<Self>, tenant: TenantId) -> Result<(), Error> {
+        self.replace_custom_keys(tenant, Vec::new()).await
+    }
+
+    async fn replace_custom_keys(self: &Arc<Self>, tenant: TenantId, keys: Vec<CustomKey>) -> Result<(), Error> {
+        let this = Arc::clone(self);
+        let turn = self.locks.turn(&tenant).await?;
+        self.to_its_end(async move {
+            let _turn = turn;
+            for _ in 0..TRIES_MAX {
+                match this.commit_custom_keys(&tenant, &keys).await {
+                    // Another replica changed the tenant: look at it again.
+                    Err(Error::Aborted(_)) => {}
+                    other => return other,
+                }
+            }
+            Err(StoreError::Conflict.into())
+        })
+        .await
+    }
+
+    async fn commit_custom_keys(&self, id: &TenantId, keys: &[CustomKey]) -> Result<(), Error> {
+        let record = self.load(id).await?;
+        own_no_kid(&record.keyrings, keys)?;
+        if record.tenant.custom_keys == keys {
+            return Ok(());
+        }
+        let mut tenant = record.tenant;
+        tenant.custom_keys = keys.to_vec();
+        tenant.revision = tenant.revision.next();
+        let action = if keys.is_empty() { "delete_custom_keys" } else { "put_custom_keys" };
+        let kids: Vec<&str> = keys.iter().map(|key| key.kid.as_str()).collect();
+        let event = Event { detail: kids.join(" "), ..tenant_event(action, &tenant, self.clock.now()) };
+        let change = Change { tenant: Some(tenant.clone()), events: vec![event], ..Change::default() };
+        self.store.commit(&change).await?;
+        self.publish(&TenantRecord { tenant, keyrings: record.keyrings })?;
+        Ok(())
+    }
+}
+
+/// Custom keys share no kid with the tenant's own keys, those that were revoked included: a verifier must not take one for
+/// the other.
+fn own_no_kid(own: &[Keyring], custom: &[CustomKey]) -> Result<(), Error> {
+    let is_own =
+        |key: &CustomKey| own.iter().flat_map(|keyring| &keyring.keys).any(|own| own.kid.as_str() == key.kid.as_str());
+    let taken = custom.iter().enumerate().filter(|(_, key)| is_own(key));
+    let violations: Vec<Violation> = taken
+        .map(|(index, _)| Violation {
+            field: format!("jwks_json.keys[{index}].kid"),
+            problem: "must not be the kid of one of the tenant's own keys".to_owned(),
+        })
+        .collect();
+    if violations.is_empty() { Ok(()) } else { Err(Error::Invalid(violations)) }
+}
+
+fn jwks_json(keys: &[CustomKey]) -> String {
+    String::from_utf8(jose::jwks_json(&[], keys)).expect("JSON is UTF-8")
+}

@@ -1,0 +1,79 @@
+use der::Encode as _;
+use der::asn1::{Any, BitString, Null, ObjectIdentifier, SequenceOf, UintRef};
+use der::oid::db::{rfc5912, rfc8410};
+use der::pem::{LineEnding, encode_string};
+use pkcs1::RsaPublicKey;
+use x509_cert::der;
+use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+
+use crate::domain::{Curve, PublicKey};
+
+/// Why encoding does not fail: what it is made of was checked where it came in.
+pub(super) const ENCODES: &str = "a public key's members fit DER";
+
+/// The public key as PEM (RFC 7468 section 13).
+#[must_use]
+pub fn public_key_pem(public: &PublicKey) -> String {
+    let der = spki(public).to_der().expect(ENCODES);
+    encode_string("PUBLIC KEY", LineEnding::LF, &der).expect("the label is a valid one")
+}
+
+/// An ECDSA signature of r || s as ECDSA-Sig-Value in DER (RFC 3279 section 2.2.3). `None` if it is not two halves.
+#[must_use]
+pub fn ecdsa_der(signature: &[u8], curve: Curve) -> Option<Vec<u8>> {
+    let (r, s) = signature.split_at_checked(curve.coordinate_len())?;
+    let mut value = SequenceOf::<UintRef<'_>, 2>::new();
+    value.add(UintRef::new(r).ok()?).ok()?;
+    value.add(UintRef::new(s).ok()?).ok()?;
+    value.to_der().ok()
+}
+
+/// SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7) with the identifiers of RFC 3279, RFC 5480 and RFC 8410.
+pub(super) fn spki(public: &PublicKey) -> SubjectPublicKeyInfoOwned {
+    let (oid, parameters, key) = match public {
+        PublicKey::Rsa { n, e } => {
+            let modulus = UintRef::new(&n.0).expect(ENCODES);
+            let key = RsaPublicKey { modulus, public_exponent: UintRef::new(&e.0).expect(ENCODES) };
+            (rfc5912::RSA_ENCRYPTION, Some(Any::from(Null)), key.to_der().expect(ENCODES))
+        }
+        PublicKey::Ec { crv, x, y } => {
+            let curve = Any::encode_from(&curve_oid(*crv)).expect(ENCODES);
+            (rfc5912::ID_EC_PUBLIC_KEY, Some(curve), [&[4], &*x.0, &*y.0].concat())
+        }
+        PublicKey::Ed25519 { x, .. } => (rfc8410::ID_ED_25519, None, x.0.clone()),
+    };
+    SubjectPublicKeyInfoOwned {
+        algorithm: AlgorithmIdentifierOwned { oid, parameters },
+        subject_public_key: BitString::from_bytes(&key).expect(ENCODES),
+    }
+}
+
+fn curve_oid(curve: Curve) -> ObjectIdentifier {
+    match curve {
+        Curve::P256 => rfc5912::SECP_256_R_1,
+        Curve::P384 => rfc5912::SECP_384_R_1,
+        Curve::P521 => rfc5912::SECP_521_R_1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn der_of_a_signature_drops_leading_zeros_and_keeps_the_sign_bit_clear() {
+        let mut raw = [0_u8; 64];
+        raw[31] = 1;
+        raw[32] = 0x80;
+        let der = ecdsa_der(&raw, Curve::P256).unwrap();
+        assert_eq!(der[..8], [0x30, 38, 2, 1, 1, 2, 33, 0]);
+    }
+
+    #[test]
+    fn an_ed25519_key_is_written_as_in_rfc_8410_section_10_1() {
+        let jwk = r#"{"kty":"OKP","crv":"Ed25519","x":"Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE"}"#;
+        let pem = public_key_pem(&serde_json::from_str(jwk).unwrap());
+        let text = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+        assert_eq!(pem, text);
+    }
+}
