@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::ServerConfig;
 
 /// A connection after its handshake.
 pub type Stream = tokio_rustls::server::TlsStream<TcpStream>;
@@ -25,7 +25,8 @@ impl Identity {
     pub fn parse(certificate_pem: &[u8], key_pem: &[u8]) -> Result<Self, String> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate_pem).collect();
         let chain = chain.ok().filter(|chain| !chain.is_empty());
-        let chain = chain.ok_or("must name a PEM file with the certificate, and then those that lead to its authority")?;
+        let chain =
+            chain.ok_or("must name a PEM file with the certificate, and then those that lead to its authority")?;
         let key = PrivateKeyDer::from_pem_slice(key_pem)
             .map_err(|_| "has no key: management.key_file must name a PEM file with a private key, not encrypted")?;
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))

@@ -70,7 +70,8 @@ impl TrustedKey {
     fn parse(jwk: Map<String, Value>) -> Result<Option<Self>, String> {
         let text = |member: &str| jwk.get(member).and_then(Value::as_str).map(ToOwned::to_owned);
         let for_signatures = text("use").is_none_or(|purpose| purpose == "sig");
-        let to_verify = jwk.get("key_ops").and_then(Value::as_array).is_none_or(|ops| ops.iter().any(|op| op == "verify"));
+        let to_verify =
+            jwk.get("key_ops").and_then(Value::as_array).is_none_or(|ops| ops.iter().any(|op| op == "verify"));
         let (kid, alg) = (text("kid"), text("alg"));
         // A kind of key or an algorithm that is not known here is somebody else's business (RFC 7517 section 5).
         let Ok(public) = serde_json::from_value(Value::Object(jwk)) else { return Ok(None) };
@@ -149,7 +150,10 @@ mod tests {
     fn a_set_with_a_secret_is_refused_and_the_secret_is_not_told() {
         for member in SECRET_MEMBERS {
             let problem = parse(&[ec(), with(member, json!("secret"))]).unwrap_err();
-            assert!(problem.contains("keys[1]") && problem.contains(member) && !problem.contains("secret"), "{problem}");
+            assert!(
+                problem.contains("keys[1]") && problem.contains(member) && !problem.contains("secret"),
+                "{problem}"
+            );
         }
         assert!(parse(&[json!({"kty": "oct", "k": "AAAA"})]).is_err());
     }

@@ -73,11 +73,7 @@ impl Reader {
         issuer
     }
 
-    fn watched_file<T>(
-        &mut self,
-        key: &str,
-        parse: fn(&[Vec<u8>]) -> Result<T, String>,
-    ) -> Option<Arc<Watched<T>>> {
+    fn watched_file<T>(&mut self, key: &str, parse: fn(&[Vec<u8>]) -> Result<T, String>) -> Option<Arc<Watched<T>>> {
         let given = self.values.contains_key(key);
         match self.file(key) {
             Some(file) => self.watched(key, vec![file], parse),

@@ -68,7 +68,9 @@ impl<T> Watched<T> {
                     self.latest.send_replace(Arc::new(value));
                     tracing::info!(key = self.key, "read again");
                 }
-                Err(problem) => tracing::error!(key = self.key, problem, "changed, and is not usable: the old one stays"),
+                Err(problem) => {
+                    tracing::error!(key = self.key, problem, "changed, and is not usable: the old one stays")
+                }
             }
         }
         now

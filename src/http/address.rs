@@ -35,7 +35,9 @@ impl FromRequestParts<Arc<Keyrings>> for Addressed {
         let snapshot = keyrings.snapshot();
         let (view, by_domain) = match in_path {
             Some(tenant) => (tenant.parse::<TenantId>().ok().and_then(|id| snapshot.tenant(&id).cloned()), false),
-            None => (domain_of(&parts.uri, &parts.headers).and_then(|name| snapshot.tenant_of_domain(&name).cloned()), true),
+            None => {
+                (domain_of(&parts.uri, &parts.headers).and_then(|name| snapshot.tenant_of_domain(&name).cloned()), true)
+            }
         };
         view.map(|view| Self { view, by_domain }).ok_or_else(no_tenant)
     }

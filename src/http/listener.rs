@@ -76,10 +76,7 @@ impl Listener for BoundedListener {
 
 /// A connection and its place, once there are both. Nothing is lost when this is broken off: the system keeps the
 /// connection that was not taken.
-async fn connection(
-    tcp: &mut TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+async fn connection(tcp: &mut TcpListener, places: &Arc<Semaphore>) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
     // axum's own accept, which waits where the process has no file descriptor left.
     let (tcp, address) = Listener::accept(tcp).await;

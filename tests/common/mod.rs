@@ -11,6 +11,7 @@
 //! - [`tools`]: where `make test` put the programs of other people.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
 
+mod authority;
 mod clients;
 pub(crate) mod http;
 mod installation;
@@ -18,6 +19,7 @@ mod issuer;
 mod server;
 pub(crate) mod tools;
 
+pub(crate) use authority::{Authority, ServerIdentity};
 pub(crate) use clients::{Clients, claims, short_policy};
 pub(crate) use installation::Installation;
 pub(crate) use issuer::{Issuer, signing_input};

@@ -4,7 +4,10 @@
 mod common;
 
 mod access;
+mod auth0;
+mod custom;
 mod described;
+mod failures;
 mod house;
 mod listener;
 mod signing;

@@ -36,7 +36,7 @@ impl FromRequestParts<Arc<Face>> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, face: &Arc<Face>) -> Result<Self, Problem> {
-        let named = named(parts, face).await;
+        let named = named(parts, face).await?;
         let jwt = bearer(&parts.headers)?;
         let snapshot = face.keyrings.snapshot();
         let is_served = |kid: &_| snapshot.all().any(|view| view.key(kid).is_some());
@@ -67,17 +67,18 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     }
 }
 
-async fn named(parts: &mut Parts, face: &Arc<Face>) -> Named {
+async fn named(parts: &mut Parts, face: &Arc<Face>) -> Result<Named, Problem> {
     let snapshot = face.keyrings.snapshot();
-    let path = RawPathParams::from_request_parts(parts, face).await.ok();
-    let in_path = path.as_ref().and_then(|path| path.iter().find(|(name, _)| *name == "tenant"));
+    let path = RawPathParams::from_request_parts(parts, face).await;
+    let path = path.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the path must be UTF-8"))?;
+    let in_path = path.iter().find(|(name, _)| *name == "tenant");
     if let Some((_, text)) = in_path {
         let id = text.parse::<TenantId>().ok();
         let audience = id.as_ref().map(|id| format!("{}/{id}/api/v2/", face.base_url));
-        return Named { audience, tenant: id.filter(|id| snapshot.tenant(id).is_some()) };
+        return Ok(Named { audience, tenant: id.filter(|id| snapshot.tenant(id).is_some()) });
     }
     let domain = domain_of(&parts.uri, &parts.headers);
     let view = domain.as_ref().and_then(|domain| snapshot.tenant_of_domain(domain));
     let tenant = view.map(|view| view.record.tenant.id.clone());
-    Named { audience: domain.map(|domain| format!("https://{domain}/api/v2/")), tenant }
+    Ok(Named { audience: domain.map(|domain| format!("https://{domain}/api/v2/")), tenant })
 }

@@ -2,6 +2,7 @@
 //! clients of Auth0's Management API know.
 
 mod caller;
+mod custom;
 mod problem;
 mod signing;
 
@@ -49,6 +50,7 @@ fn calls() -> Router<Arc<Face>> {
         .route("/keys/signing/rotate", post(signing::rotate))
         .route("/keys/signing/{kid}", get(signing::one))
         .route("/keys/signing/{kid}/revoke", put(signing::revoke))
+        .route("/keys/custom-signing", get(custom::get).put(custom::set).delete(custom::delete))
 }
 
 async fn not_to_be_stored(mut response: Response) -> Response {

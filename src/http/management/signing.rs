@@ -100,7 +100,8 @@ pub(super) async fn rotate(State(face): State<Arc<Face>>, caller: Caller, uri: U
     let rotated = face.keyrings.rotate(request).await.map_err(of_rotation)?;
     let Some(next) = rotated.next.and_then(changed) else {
         // No 5xx: clients ask again after one by themselves, and the rotation took place.
-        let message = "the keys were rotated; the new next key is not generated yet, and keys/signing shows it once it is";
+        let message =
+            "the keys were rotated; the new next key is not generated yet, and keys/signing shows it once it is";
         return Ok((StatusCode::ACCEPTED, Json(json!({ "message": message }))).into_response());
     };
     Ok((StatusCode::CREATED, Json(next)).into_response())
