@@ -143,7 +143,8 @@ async fn a_proxy_s_url_is_what_jwts_are_for() {
     let issuer = Issuer::new();
     let base_url = "https://keys.example.com/manage";
     let installation = with_management(Installation::prepare(), &issuer);
-    let server = installation.set("management.base_url", &format!("{:?}", format!("{base_url}/"))).serve();
+    let installation = installation.set("management.base_url", &format!("{:?}", format!("{base_url}/")));
+    let server = installation.serve();
     Clients::connect(&server).await.create_tenant("acme", &["ES256"], short_policy()).await;
     let status = |base_url: &str| {
         let audience = format!("{base_url}/acme/api/v2/");
