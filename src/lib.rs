@@ -3,7 +3,7 @@
 //! Read it in this order:
 //!
 //! - [`domain`]: the words and the decisions: keys, keyrings, policies, and what a keyring needs next. Pure.
-//! - [`x509`] and [`jose`]: keys, sets, signatures and certificates as verifiers read them. Pure.
+//! - [`x509`], [`jose`] and [`saml`]: keys, sets, signatures and certificates as verifiers read them. Pure.
 //! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
 //! - [`keyring`]: the use cases; the only caller of token and store.
 //! - [`auth`]: who calls. [`tls`]: who this service is.
@@ -20,6 +20,7 @@ pub mod grpc;
 pub mod http;
 pub mod jose;
 pub mod keyring;
+pub mod saml;
 pub mod serve;
 pub mod setup;
 pub mod store;

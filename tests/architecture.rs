@@ -8,13 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
+    ("saml", &["domain", "x509", "jose"]),
     ("token", &["domain"]),
     ("store", &["domain"]),
-    ("keyring", &["domain", "x509", "jose", "token", "store"]),
+    ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
     ("grpc", &["domain", "x509", "jose", "keyring"]),
     ("auth", &["domain", "jose"]),
     ("tls", &[]),

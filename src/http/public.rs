@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -9,15 +10,16 @@ use axum::routing::get;
 use super::address::{Addressed, not_found};
 use super::certificates;
 use crate::domain::{Keyring, RotationPolicy};
-use crate::keyring::Keyrings;
 use crate::keyring::snapshot::{Document, TenantView};
+use crate::keyring::{Error, Keyrings};
 
 /// What verifiers fetch: the documents of each tenant, by path prefix under the canonical base URL and on its custom
-/// domain. They are made of what the snapshot holds (R9): neither store nor token is asked.
+/// domain. They are made of what the snapshot holds (R9): neither store nor token is asked, but for the signature of the SAML metadata.
 pub fn public_router(keyrings: Arc<Keyrings>) -> Router {
     let documents = Router::new()
         .route("/.well-known/jwks.json", get(jwks))
         .route("/.well-known/openid-configuration", get(discovery))
+        .route("/saml/metadata", get(saml_metadata))
         .merge(certificates::routes());
     Router::new()
         .nest("/{tenant}", documents.clone())
@@ -33,6 +35,21 @@ async fn jwks(to: Addressed, headers: HeaderMap) -> Response {
 
 async fn discovery(to: Addressed, headers: HeaderMap) -> Response {
     document(&to.view, &to.site().discovery, HeaderValue::from_static("application/json"), &headers)
+}
+
+async fn saml_metadata(State(keyrings): State<Arc<Keyrings>>, to: Addressed, headers: HeaderMap) -> Response {
+    match keyrings.saml_metadata(&to.view, to.site()).await {
+        Ok(metadata) => {
+            let content_type = HeaderValue::from_static("application/samlmetadata+xml");
+            document(&to.view, &metadata, content_type, &headers)
+        }
+        Err(Error::NotFound(problem)) => not_found(&problem),
+        Err(error) => {
+            tracing::warn!(error = error.for_log(), "the SAML metadata could not be signed");
+            let headers = [(header::CACHE_CONTROL, "no-store"), (header::RETRY_AFTER, "1")];
+            (StatusCode::SERVICE_UNAVAILABLE, headers, "the metadata cannot be signed at the moment\n").into_response()
+        }
+    }
 }
 
 /// A document of the tenant, with what caches and browsers need to know.

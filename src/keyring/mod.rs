@@ -1,7 +1,8 @@
 //! The use cases: the only room that calls the token and the store.
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path), `drive` (the one loop that
-//! brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what operators ask for), `tend` (the timer), `health`.
+//! brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what operators ask for), `saml` (signed metadata),
+//! `tend` (the timer), `health`.
 
 mod clock;
 mod custom;
@@ -13,6 +14,7 @@ mod keys;
 mod locks;
 mod published;
 mod rotate;
+mod saml;
 mod sign;
 pub mod snapshot;
 mod tenants;

@@ -219,11 +219,7 @@ impl Keyrings {
 
     /// The one choice of a request (R5): the current key in one snapshot that is young enough to sign from (R10).
     pub(super) fn choose(&self, choice: &Choice) -> Result<(Arc<TenantView>, Arc<Signer>), Error> {
-        let age = self.published.age();
-        if age > self.settings.snapshot_max_age {
-            let cause = format!("the snapshot is {} ms old", age.as_millis());
-            return Err(Error::Unavailable { part: Part::Snapshot, cause });
-        }
+        self.check_age()?;
         let snapshot = self.snapshot();
         let view = snapshot.tenant(&choice.tenant).ok_or_else(|| Error::no_tenant(&choice.tenant))?;
         let algorithm = algorithm_of(view, choice.algorithm)?;
@@ -261,7 +257,7 @@ impl Keyrings {
         }
     }
 
-    async fn sign_prepared(
+    pub(super) async fn sign_prepared(
         &self,
         signer: &Arc<Signer>,
         inputs: Vec<SignInput>,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 
 use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, SigningKey, Tenant, TenantId};
 use crate::jose::{self, BadPublicKey, Jwk, Verifier};
@@ -41,6 +42,8 @@ pub struct Site {
     pub jwks: Document,
     /// OIDC discovery.
     pub discovery: Document,
+    /// SAML metadata, once somebody asked for it: it takes a signature.
+    pub(super) saml_metadata: OnceCell<Document>,
 }
 
 /// A current key, ready to sign: header and signature come from this one value (R5).
@@ -172,7 +175,7 @@ impl Signer {
 impl Site {
     fn new(tenant: &Tenant, issuer: String, base_url: String, jwks: Document) -> Self {
         let discovery = discovery(tenant, &issuer, &base_url);
-        Self { issuer, base_url, jwks, discovery }
+        Self { issuer, base_url, jwks, discovery, saml_metadata: OnceCell::new() }
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) fn generate(session: &mut WorkerSession, object: ObjectId, spec: KeyS
             }
             Templates::Secret(secret) => {
                 let secret = session.generate_key(&generation, secret)?;
-                Some(read_secret(module, session, secret)?)
+                read_secret(module, session, secret)?
             }
         };
         made.ok_or_else(|| {
@@ -64,7 +64,7 @@ pub(super) fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Alg
                 ((Some(ObjectClass::PRIVATE_KEY), private_type), private),
             ] if *private_type == key_type => read_pair(module, session, *public, *private, algorithm)?,
             [((Some(ObjectClass::SECRET_KEY), secret_type), secret)] if *secret_type == key_type => {
-                Some(read_secret(module, session, *secret)?)
+                read_secret(module, session, *secret)?
             }
             _ => None,
         };
@@ -100,17 +100,15 @@ pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(
     })
 }
 
-/// Destroys what SoftHSM leaves of a generation that was killed between making an object and giving it its attributes: a key
-/// object with neither CKA_ID nor CKA_LABEL nor any public value, or a secret of no length. It is nobody's key, and no id will ever name it. Looks at
-/// every key, because a search for an empty CKA_ID does not find them.
+/// Destroys what SoftHSM leaves of a generation that was killed between making an object and giving it its attributes: one
+/// without a class, or a key object with neither CKA_ID nor CKA_LABEL nor any value. It is nobody's key, and no id will ever
+/// name it. Looks at every object, because no search for an attribute that is missing finds them.
 fn destroy_nameless(session: &Session) -> Result<(), Failure> {
-    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY] {
-        for handle in session.find_objects(&[Attribute::Class(class)])? {
-            if attributes::is_blank(session, handle)? {
-                match session.destroy_object(handle) {
-                    Ok(()) | Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => {}
-                    Err(error) => return Err(error.into()),
-                }
+    for handle in session.find_objects(&[])? {
+        if attributes::is_blank(session, handle)? {
+            match session.destroy_object(handle) {
+                Ok(()) | Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -152,7 +150,12 @@ fn read_pair(
     Ok(Some(TokenKey { public: Some(public), protection }))
 }
 
-/// What a secret shows: nothing but how it is protected.
-fn read_secret(module: &Module, session: &Session, secret: ObjectHandle) -> Result<TokenKey, Failure> {
-    Ok(TokenKey { public: None, protection: attributes::read_protection(session, secret, module.identity())? })
+/// What a secret shows, which is how it is protected, or `None` if it is none of the full length: a generation that was cut
+/// off may leave one that is empty, and would sign.
+fn read_secret(module: &Module, session: &Session, secret: ObjectHandle) -> Result<Option<TokenKey>, Failure> {
+    if !attributes::is_whole_secret(session, secret)? {
+        return Ok(None);
+    }
+    let protection = attributes::read_protection(session, secret, module.identity())?;
+    Ok(Some(TokenKey { public: None, protection }))
 }

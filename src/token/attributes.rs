@@ -1,5 +1,6 @@
 //! The attributes that Keyward gives its objects, and what it reads back from them.
 
+use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
@@ -86,7 +87,8 @@ pub(super) fn under(object: ObjectId) -> Attribute {
     Attribute::Id(object.octets().to_vec())
 }
 
-/// Whether a key object shows an id, a label and public values, or a secret's length, and all of them are empty.
+/// Whether an object has no class, or is a key that shows an id, a label and public values, or a secret's length, and all of
+/// them are empty.
 pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
     let values = [
         AttributeType::Id,
@@ -96,7 +98,13 @@ pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, 
         AttributeType::EcPoint,
         AttributeType::ValueLen,
     ];
-    let shown = session.get_attributes(handle, &values)?;
+    let shown = match session.get_attributes(handle, &values) {
+        // SoftHSM's answer for an object without CKA_CLASS, whatever it is asked for; no object that was made whole has none.
+        Err(Error::Pkcs11(RvError::AttributeValueInvalid, _)) => return Ok(true),
+        // It was destroyed since it was found.
+        Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => return Ok(false),
+        shown => shown?,
+    };
     let named = |wanted: fn(&Attribute) -> bool| shown.iter().any(wanted);
     // An object of a kind that has no such values at all is somebody else's.
     let shows_all = named(|attribute| matches!(attribute, Attribute::Id(_)))
@@ -176,6 +184,12 @@ pub(super) fn read_modulus(session: &Session, handle: ObjectHandle) -> Result<Op
         [Attribute::Modulus(n)] => Some(Octets::unsigned(n)),
         _ => None,
     })
+}
+
+/// Whether a secret has all its octets.
+pub(super) fn is_whole_secret(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
+    let shown = session.get_attributes(handle, &[AttributeType::ValueLen])?;
+    Ok(matches!(shown.as_slice(), [Attribute::ValueLen(len)] if **len == SECRET_LEN))
 }
 
 /// What the token says of a private key or secret. What it does not say counts as bad.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::domain::{Algorithm, KeyState, Kid, RotationPolicy, TenantId, Trigger, after};
+use keyward::keyring::snapshot::TenantView;
 use keyward::keyring::{Clock, Error, Keyrings, RotateKeys, Settings, TenantSpec, TenantUpdate};
 use proptest::prelude::*;
 use tokio::runtime::{Builder, Runtime};
@@ -31,6 +32,11 @@ pub(crate) enum Op {
     Policy {
         replica: usize,
         policy: usize,
+    },
+    /// HS256 is added to the tenant's algorithms, or retired.
+    Algorithms {
+        replica: usize,
+        hs256: bool,
     },
     Delete(usize),
     /// One waiting call has this outcome.
@@ -77,6 +83,7 @@ impl Op {
                 replica, request, force, revoke_replaced, expected
             }),
             3 => (replica.clone(), any::<u8>()).prop_map(|(replica, key)| Op::Revoke { replica, key }),
+            6 => (replica.clone(), any::<bool>()).prop_map(|(replica, hs256)| Op::Algorithms { replica, hs256 }),
             4 => (replica.clone(), 0..POLICIES).prop_map(|(replica, policy)| Op::Policy { replica, policy }),
             1 => prop_oneof![3 => Just(None), 1 => replica.clone().prop_map(Some)]
                 .prop_map(|replica| replica.map_or(Op::Pass(1), Op::Delete)),
@@ -224,15 +231,18 @@ impl History {
             }
             Op::Tend(replica) => self.tend(replica),
             Op::Rotate { replica, request, force, revoke_replaced, expected } => {
-                let trigger = self.trigger(request, force, revoke_replaced, expected);
-                let request = RotateKeys { tenant, algorithm: None, trigger };
+                // A request is for one keyring, whenever it is repeated.
+                let algorithm = if request % 3 == 0 { Algorithm::HS256 } else { Algorithm::EdDSA };
+                let trigger = self.trigger(algorithm, request, force, revoke_replaced, expected);
+                let request = RotateKeys { tenant, algorithm: Some(algorithm), trigger };
                 self.start(replica, |keyrings| async move { keyrings.rotate(request).await.map(drop) });
             }
             Op::Revoke { replica, key } => {
                 let kids: Vec<Kid> = lock(&self.world)
-                    .keyring()
-                    .map(|keyring| keyring.keys.iter().map(|key| key.kid.clone()).collect())
-                    .unwrap_or_default();
+                    .keyrings()
+                    .iter()
+                    .flat_map(|keyring| keyring.keys.iter().map(|key| key.kid.clone()))
+                    .collect();
                 if !kids.is_empty() {
                     let kid = kids[usize::from(key) % kids.len()].clone();
                     self.start(replica, |keyrings| async move { keyrings.revoke(tenant, kid).await.map(drop) });
@@ -242,6 +252,17 @@ impl History {
                 let revision = lock(&self.world).record.as_ref().map(|record| record.tenant.revision);
                 if let Some(revision) = revision {
                     let update = TenantUpdate { policy: Some(policy(number)), ..TenantUpdate::default() };
+                    self.start(replica, |keyrings| async move {
+                        keyrings.update_tenant(tenant, revision, update).await.map(drop)
+                    });
+                }
+            }
+            Op::Algorithms { replica, hs256 } => {
+                let revision = lock(&self.world).record.as_ref().map(|record| record.tenant.revision);
+                if let Some(revision) = revision {
+                    let mut algorithms = vec![Algorithm::EdDSA];
+                    algorithms.extend(hs256.then_some(Algorithm::HS256));
+                    let update = TenantUpdate { algorithms: Some(algorithms), ..TenantUpdate::default() };
                     self.start(replica, |keyrings| async move {
                         keyrings.update_tenant(tenant, revision, update).await.map(drop)
                     });
@@ -331,10 +352,17 @@ impl History {
         world.broken.take().map_or(Ok(()), Err)
     }
 
-    fn trigger(&self, request: u8, force: bool, revoke_replaced: bool, expected: bool) -> Trigger {
+    fn trigger(
+        &self,
+        algorithm: Algorithm,
+        request: u8,
+        force: bool,
+        revoke_replaced: bool,
+        expected: bool,
+    ) -> Trigger {
         let mut world = lock(&self.world);
         let id: keyward::domain::RequestId = format!("r{request}").parse().expect("it is a name");
-        let current = world.keyring().and_then(|keyring| keyring.current()).map(|key| key.kid.clone());
+        let current = world.keyring(algorithm).and_then(|keyring| keyring.current()).map(|key| key.kid.clone());
         let trigger = Trigger {
             manual: true,
             force,
@@ -383,7 +411,13 @@ impl History {
         let fresh = life.confirmed.is_some_and(|confirmed| lock(&self.world).time - confirmed <= SNAPSHOT_MAX_AGE);
         let snapshot = life.keyrings.snapshot();
         let Some(view) = snapshot.tenant(&self.tenant).filter(|_| fresh) else { return };
-        let Some(signer) = view.signer(Algorithm::EdDSA) else { return };
+        for algorithm in [Algorithm::EdDSA, Algorithm::HS256] {
+            self.sign_with(life, view, algorithm);
+        }
+    }
+
+    fn sign_with(&self, life: &Life, view: &TenantView, algorithm: Algorithm) {
+        let Some(signer) = view.signer(algorithm) else { return };
         let sign_time = life.clock.now();
         let mut world = lock(&self.world);
         let jwt = Jwt {
@@ -394,7 +428,8 @@ impl History {
             expiry: after(sign_time, view.record.tenant.policy.max_token_ttl),
             policy: view.record.tenant.revision,
         };
-        let current = view.record.keyrings.iter().flat_map(|keyring| keyring.in_state(KeyState::Current)).count();
+        let own = view.record.keyrings.iter().filter(|keyring| keyring.algorithm == algorithm);
+        let current = own.flat_map(|keyring| keyring.in_state(KeyState::Current)).count();
         if current != 1 {
             world.broke(format!("R2: a snapshot with {current} current keys"));
         }

@@ -53,7 +53,6 @@ pub(crate) fn signed(world: &mut World, jwt: Jwt) {
 }
 
 pub(crate) fn commit(world: &mut World, before: Option<&TenantRecord>, change: &Change, life: usize, born: u64) {
-    let record = world.record.clone().expect("it was just committed");
     if let Some(tenant) = &change.tenant {
         world.ledger.authors.push((tenant.revision, life, born));
         if let Some(before) = before {
@@ -61,10 +60,19 @@ pub(crate) fn commit(world: &mut World, before: Option<&TenantRecord>, change: &
             world.ledger.served.push((time, age));
         }
     }
-    let (Some(before), Some(after)) = (before.and_then(|before| before.keyrings.first()), change.keyrings.first())
-    else {
-        return;
-    };
+    for after in &change.keyrings {
+        let earlier = before.and_then(|before| before.keyrings.iter().find(|one| one.algorithm == after.algorithm));
+        if let Some(earlier) = earlier {
+            changed(world, change, earlier, after, (life, born));
+        }
+    }
+    accounted(world);
+}
+
+/// One keyring of a change, by the process and at the moment of `decided`.
+fn changed(world: &mut World, change: &Change, before: &Keyring, after: &Keyring, decided: (usize, u64)) {
+    let record = world.record.clone().expect("it was just committed");
+    let (life, born) = decided;
     history_kept(world, before, after);
     one_current(world, before, after);
     for old in &before.keys {
@@ -106,7 +114,6 @@ pub(crate) fn commit(world: &mut World, before: Option<&TenantRecord>, change: &
         let blind = served.max(now + seconds(record.tenant.policy.jwks_max_age));
         world.ledger.blind_until.insert(new.kid.clone(), blind);
     }
-    accounted(world);
 }
 
 /// R7, R8: nothing is forgotten, whatever the token shows.
@@ -148,7 +155,14 @@ fn one_current(world: &mut World, before: &Keyring, after: &Keyring) {
 }
 
 fn activated(world: &mut World, before: &Keyring, after_change: &Keyring, kid: &Kid) {
-    let Some(replaced) = before.current() else { return };
+    let Some(replaced) = before.current() else {
+        // The first key of an added algorithm waits as any other; that of a new tenant does not.
+        if after_change.join_time.is_some() {
+            world.ledger.ordinary.insert(kid.clone(), true);
+            published_long_enough(world, after_change, kid);
+        }
+        return;
+    };
     let Some(rotation) = after_change.rotations.last().filter(|rotation| rotation.activated == *kid) else {
         return world.broke("R7: a rotation left no trace");
     };
@@ -173,7 +187,11 @@ fn activated(world: &mut World, before: &Keyring, after_change: &Keyring, kid: &
         }
         return;
     }
-    let key = after_change.key(kid).expect("it was activated");
+    published_long_enough(world, after_change, kid);
+}
+
+fn published_long_enough(world: &mut World, keyring: &Keyring, kid: &Kid) {
+    let key = keyring.key(kid).expect("it was activated");
     let time = key.activate_time.expect("it was activated");
     let lead = world.record.as_ref().map(|record| record.tenant.binding_policy(time).publish_lead).unwrap_or_default();
     if time < after(key.publish_time, lead) {
@@ -212,7 +230,7 @@ fn accounted(world: &mut World) {
     if let Some(object) = world.objects.keys().find(|object| !world.removed && !world.is_named(**object)).copied() {
         world.broke(format!("R6: nothing accounts for {object}"));
     }
-    let lost = world.keyring().and_then(|keyring| {
+    let lost = world.keyrings().iter().find_map(|keyring| {
         let published = keyring.keys.iter().filter(|key| key.state.is_published());
         let stands =
             |object: &ObjectId| matches!(world.objects.get(object).map(Vec::as_slice), Some([made]) if made.whole);
@@ -229,7 +247,8 @@ pub(crate) fn removal(world: &mut World) {
     let left = |(object, made): (_, &Vec<super::world::Made>)| {
         made.iter().any(|made| cleared.get(object).is_none_or(|cleared| made.born < *cleared))
     };
-    let unended = world.keyring().is_none_or(|keyring| keyring.keys.iter().any(|key| key.state != KeyState::Destroyed));
+    let mut keys = world.keyrings().iter().flat_map(|keyring| &keyring.keys);
+    let unended = keys.any(|key| key.state != KeyState::Destroyed);
     if world.objects.iter().any(left) || unended {
         world.broke("R6: the tenant is removed before its keys");
     }
@@ -238,7 +257,12 @@ pub(crate) fn removal(world: &mut World) {
 /// The world at rest, and when it wakes.
 pub(crate) fn at_rest(world: &mut World) -> Option<Timestamp> {
     let record = world.record.clone()?;
-    let keyring = record.keyrings.first().expect("a tenant has a keyring");
+    let wakes = record.keyrings.iter().filter_map(|keyring| keyring_at_rest(world, &record, keyring)).min();
+    accounted(world);
+    wakes
+}
+
+fn keyring_at_rest(world: &mut World, record: &TenantRecord, keyring: &Keyring) -> Option<Timestamp> {
     let wake = match plan(keyring, &record.tenant, timestamp(world.time), Claim::Theirs) {
         Plan::Act(action) => {
             world.broke(format!("idle: {action:?} is still to be done"));
@@ -248,7 +272,10 @@ pub(crate) fn at_rest(world: &mut World) -> Option<Timestamp> {
         Plan::Ended => None,
     };
     let one = |state| keyring.in_state(state).count() == 1;
-    if keyring.close_time.is_none() && keyring.pending.is_none() && !(one(KeyState::Current) && one(KeyState::Next)) {
+    // The first key of an added algorithm is next alone until verifiers know it.
+    let waits = keyring.join_time.is_some() && keyring.current().is_none();
+    let whole = (waits || one(KeyState::Current)) && one(KeyState::Next);
+    if keyring.close_time.is_none() && keyring.pending.is_none() && !whole {
         world.broke("R2: not one current and one next at rest");
     }
     for abandoned in keyring.abandoned.iter() {
@@ -259,16 +286,16 @@ pub(crate) fn at_rest(world: &mut World) -> Option<Timestamp> {
             world.broke(format!("R6: {} was abandoned and is not swept", abandoned.object));
         }
     }
-    accounted(world);
     wake
 }
 
 /// The world after everything that had a time: nothing is left to do but to rotate.
 pub(crate) fn at_last(world: &mut World) {
-    let Some(keyring) = world.keyring() else { return };
-    let half = keyring.pending.is_some() && keyring.close_time.is_none();
+    let half = |keyring: &Keyring| keyring.pending.is_some() && keyring.close_time.is_none();
+    let half = world.keyrings().iter().any(half);
     // What turned up after the second sweep is beyond the promise: `destroy_delay` is how late that may be.
-    let unswept = keyring.abandoned.iter().any(|abandoned| !abandoned.swept);
+    let mut abandoned = world.keyrings().iter().flat_map(|keyring| &keyring.abandoned);
+    let unswept = abandoned.any(|abandoned| !abandoned.swept);
     if half {
         world.broke("idle: a key is pending for ever");
     } else if unswept {

@@ -44,9 +44,9 @@ pub(crate) enum Call {
     Load,
     Revisions,
     Commit(Box<Change>),
-    Generate(ObjectId),
+    Generate(ObjectId, Algorithm),
     Find(ObjectId),
-    Sign(Arc<KeyRef>, Vec<u8>),
+    Sign(Arc<KeyRef>, Vec<Vec<u8>>),
     Destroy(ObjectId),
 }
 
@@ -55,7 +55,7 @@ enum Answer {
     Committed(Result<(), StoreError>),
     Key(TokenKey),
     Found(Found),
-    Signature(Result<Vec<u8>, TokenError>),
+    Signatures(Result<Vec<Vec<u8>>, TokenError>),
     Destroyed,
     Failed,
     NotAsked,
@@ -87,7 +87,7 @@ pub(crate) struct World {
     pub(crate) record: Option<TenantRecord>,
     pub(crate) removed: bool,
     pub(crate) objects: BTreeMap<ObjectId, Vec<Made>>,
-    pub(crate) late: Vec<ObjectId>,
+    pub(crate) late: Vec<(ObjectId, Algorithm)>,
     /// When the token was last cleared of an id.
     pub(crate) cleared: HashMap<ObjectId, u64>,
     pub(crate) triggers: HashMap<RequestId, Trigger>,
@@ -122,7 +122,7 @@ impl World {
     /// Lets the call at `index` have its outcome; whose it was.
     pub(crate) fn answer(&mut self, index: usize, outcome: Outcome) -> usize {
         let Parked { life, call, born, answer } = self.parked.remove(index);
-        let generate = matches!(call, Call::Generate(_));
+        let generate = matches!(call, Call::Generate(..));
         let told = match outcome {
             Outcome::NotAsked if generate => Answer::NotAsked,
             Outcome::Failed => Answer::Failed,
@@ -131,8 +131,8 @@ impl World {
                 Answer::Failed
             }
             Outcome::Late if generate => {
-                let Call::Generate(object) = call else { unreachable!() };
-                self.late.push(object);
+                let Call::Generate(object, algorithm) = call else { unreachable!() };
+                self.late.push((object, algorithm));
                 Answer::Failed
             }
             Outcome::FailedButHappened => {
@@ -155,17 +155,17 @@ impl World {
 
     /// What was asked for and given up turns up on the token.
     pub(crate) fn turn_up(&mut self) {
-        if let Some(object) = self.late.pop() {
-            self.make(object, true);
+        if let Some((object, algorithm)) = self.late.pop() {
+            self.make(object, algorithm, true);
         }
     }
 
-    fn make(&mut self, object: ObjectId, whole: bool) -> TokenKey {
+    fn make(&mut self, object: ObjectId, algorithm: Algorithm, whole: bool) -> TokenKey {
         self.seeds += 1;
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seeds.to_le_bytes());
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("any seed makes a key");
-        let (shown, born) = (shown(&pair), self.tick());
+        let (shown, born) = (shown(&pair, algorithm), self.tick());
         self.objects.entry(object).or_default().push(Made { pair, shown: shown.clone(), whole, born });
         shown
     }
@@ -174,26 +174,27 @@ impl World {
         match call {
             Call::Load | Call::Revisions => Answer::Record(Box::new(self.record.clone())),
             Call::Commit(change) => Answer::Committed(self.commit(life, change, born)),
-            Call::Generate(object) => {
+            Call::Generate(object, algorithm) => {
                 if !self.is_named(*object) && !self.removed {
                     self.broke(format!("R6: {object} is generated and the record does not name it"));
                 }
-                Answer::Key(self.make(*object, whole))
+                Answer::Key(self.make(*object, *algorithm, whole))
             }
             Call::Find(object) => Answer::Found(match self.objects.get(object).map(Vec::as_slice) {
                 None => Found::Absent,
                 Some([made]) if made.whole => Found::Key(made.shown.clone()),
                 Some(_) => Found::Remains,
             }),
-            Call::Sign(key, message) => Answer::Signature(match self.objects.get(&key.object).map(Vec::as_slice) {
+            Call::Sign(key, messages) => Answer::Signatures(match self.objects.get(&key.object).map(Vec::as_slice) {
                 None => Err(TokenError::Unavailable("no such key".to_owned())),
                 Some([made]) if made.whole && made.shown.public == key.public => {
-                    Ok(made.pair.sign(message).as_ref().to_vec())
+                    // For a secret too: the same message has the same signature, and another another.
+                    Ok(messages.iter().map(|message| made.pair.sign(message).as_ref().to_vec()).collect())
                 }
                 Some(_) => Err(TokenError::Mismatch("another key, or more than one".to_owned())),
             }),
             Call::Destroy(object) => {
-                let used = self.keyring().is_some_and(|keyring| {
+                let used = self.keyrings().iter().any(|keyring| {
                     keyring.keys.iter().any(|key| key.object == *object && key.destroy_begin_time.is_none())
                         || keyring.pending.as_ref().is_some_and(|pending| pending.object == *object)
                 });
@@ -208,12 +209,16 @@ impl World {
         }
     }
 
-    pub(crate) fn keyring(&self) -> Option<&Keyring> {
-        self.record.as_ref().and_then(|record| record.keyrings.first())
+    pub(crate) fn keyrings(&self) -> &[Keyring] {
+        self.record.as_ref().map_or(&[], |record| &record.keyrings)
+    }
+
+    pub(crate) fn keyring(&self, algorithm: Algorithm) -> Option<&Keyring> {
+        self.keyrings().iter().find(|keyring| keyring.algorithm == algorithm)
     }
 
     pub(crate) fn is_named(&self, object: ObjectId) -> bool {
-        self.keyring().is_some_and(|keyring| {
+        self.keyrings().iter().any(|keyring| {
             keyring.pending.as_ref().is_some_and(|pending| pending.object == object)
                 || keyring.keys.iter().any(|key| key.object == object)
                 || keyring.abandoned.iter().any(|abandoned| abandoned.object == object)
@@ -237,9 +242,8 @@ impl World {
         }
         for keyring in &change.keyrings {
             let creates = change.tenant.is_some() && self.record.is_none();
-            if !replaces(keyring.revision, self.keyring().map(|stored| stored.revision))
-                || (self.record.is_none() && !creates)
-            {
+            let stored = self.keyring(keyring.algorithm).map(|stored| stored.revision);
+            if !replaces(keyring.revision, stored) || (self.record.is_none() && !creates) {
                 return Err(StoreError::Conflict);
             }
         }
@@ -254,19 +258,18 @@ impl World {
         }
         let before = self.record.clone();
         let tenant = change.tenant.clone().or_else(|| before.as_ref().map(|record| record.tenant.clone()));
-        let keyrings = if change.keyrings.is_empty() {
-            before.as_ref().map(|record| record.keyrings.clone()).unwrap_or_default()
-        } else {
-            change.keyrings.clone()
-        };
+        let mut keyrings = before.as_ref().map(|record| record.keyrings.clone()).unwrap_or_default();
+        keyrings.retain(|old| change.keyrings.iter().all(|new| new.algorithm != old.algorithm));
+        keyrings.extend(change.keyrings.iter().cloned());
+        keyrings.sort_by_key(|keyring| keyring.algorithm);
         self.record = Some(TenantRecord { tenant: tenant.expect("conflicts were looked for"), keyrings });
         super::rules::commit(self, before.as_ref(), change, life, born);
         Ok(())
     }
 }
 
-/// What the token shows of a pair.
-fn shown(pair: &Ed25519KeyPair) -> TokenKey {
+/// What the token shows of a pair, or of a secret.
+fn shown(pair: &Ed25519KeyPair, algorithm: Algorithm) -> TokenKey {
     let x = Octets(pair.public_key().as_ref().to_vec());
     let protection = Protection {
         token_label: "model".to_owned(),
@@ -279,7 +282,8 @@ fn shown(pair: &Ed25519KeyPair) -> TokenKey {
         never_extractable: true,
         local: true,
     };
-    TokenKey { public: Some(PublicKey::Ed25519 { crv: Ed25519::Ed25519, x }), protection }
+    let public = PublicKey::Ed25519 { crv: Ed25519::Ed25519, x };
+    TokenKey { public: algorithm.has_public_keys().then_some(public), protection }
 }
 
 /// The token and the store as one process sees them.
@@ -313,8 +317,8 @@ fn away() -> TokenError {
 
 #[async_trait]
 impl Token for Outside {
-    async fn generate(&self, object: ObjectId, _: KeySpec) -> Result<TokenKey, TokenError> {
-        match self.ask(Call::Generate(object)).await {
+    async fn generate(&self, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
+        match self.ask(Call::Generate(object, spec.algorithm)).await {
             Answer::Key(key) => Ok(key),
             Answer::NotAsked => Err(TokenError::QueueFull),
             _ => Err(away()),
@@ -329,9 +333,11 @@ impl Token for Outside {
     }
 
     async fn sign(&self, key: &Arc<KeyRef>, inputs: Vec<SignInput>, _: Instant) -> Result<Vec<Vec<u8>>, TokenError> {
-        let [SignInput::Message(message)] = inputs.as_slice() else { return Err(away()) };
-        match self.ask(Call::Sign(Arc::clone(key), message.clone())).await {
-            Answer::Signature(signature) => signature.map(|signature| vec![signature]),
+        let messages = inputs.into_iter().map(|input| match input {
+            SignInput::Message(message) | SignInput::Digest(message) => message,
+        });
+        match self.ask(Call::Sign(Arc::clone(key), messages.collect())).await {
+            Answer::Signatures(signatures) => signatures,
             _ => Err(away()),
         }
     }

@@ -1,0 +1,76 @@
+//! SAML metadata: signed by the current key, once for each state of the tenant's keys.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::generate::token_input;
+use super::snapshot::{Document, Signer, Site, TenantView};
+use super::{Error, Keyrings, Part};
+use crate::domain::{Certificate, KeyState, Keyring};
+use crate::saml::{Metadata, Unsigned, signature_method};
+
+impl Keyrings {
+    /// The SAML metadata of one of a tenant's addresses: the certificates of its current, next and previous keys, signed by
+    /// a current one. Made at the first request after a change and kept; whoever asks meanwhile waits for it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without `saml_sso_url`, or without an algorithm that XML Signature's libraries know;
+    /// [`Error::Unavailable`] and the like of the token, when it has to be made.
+    pub async fn saml_metadata(&self, view: &TenantView, site: &Site) -> Result<Document, Error> {
+        site.saml_metadata.get_or_try_init(async || self.sign_metadata(view, site).await).await.cloned()
+    }
+
+    async fn sign_metadata(&self, view: &TenantView, site: &Site) -> Result<Document, Error> {
+        let tenant = &view.record.tenant;
+        let Some(sso_url) = &tenant.saml_sso_url else {
+            return Err(Error::NotFound("the tenant has no saml_sso_url".to_owned()));
+        };
+        let Some((signer, certificate)) = metadata_signer(view) else {
+            let message = "the tenant has no key that SAML libraries verify: add RS256 or ES256 to its algorithms";
+            return Err(Error::NotFound(message.to_owned()));
+        };
+        self.check_age()?;
+        let certificates = certificates(&view.record.keyrings);
+        let metadata = Metadata {
+            entity_id: &site.issuer,
+            sso_url: sso_url.as_str(),
+            certificates: &certificates,
+            cache_duration: tenant.policy.jwks_max_age,
+        };
+        let unsigned = Unsigned::new(metadata, signer.key.algorithm).expect("the signer was chosen for its algorithm");
+        let input = token_input(signer.key.algorithm, unsigned.message().to_vec());
+        let deadline = Instant::now() + self.settings.sign_wait_max;
+        let signature = self.sign_prepared(signer, vec![input], deadline).await?.remove(0);
+        Ok(Document::new(unsigned.signed(&signature, certificate).into_bytes()))
+    }
+
+    /// R10: nothing is signed from a snapshot that is too old.
+    pub(super) fn check_age(&self) -> Result<(), Error> {
+        let age = self.published.age();
+        if age > self.settings.snapshot_max_age {
+            let cause = format!("the snapshot is {} ms old", age.as_millis());
+            return Err(Error::Unavailable { part: Part::Snapshot, cause });
+        }
+        Ok(())
+    }
+}
+
+/// The default algorithm's current key if XML Signature can name its signatures, else the first that it can.
+fn metadata_signer(view: &TenantView) -> Option<(&Arc<Signer>, &Certificate)> {
+    let tenant = &view.record.tenant;
+    let default_first = std::iter::once(&tenant.default_algorithm).chain(&tenant.algorithms);
+    let mut known = default_first.filter(|algorithm| signature_method(**algorithm).is_some());
+    known.find_map(|algorithm| {
+        let signer = view.signer(*algorithm)?;
+        let (_, key) = view.key(&signer.kid)?;
+        Some((signer, key.certificate.as_ref()?))
+    })
+}
+
+/// The certificates that relying parties must know: what signs, what will sign next, and what signed before.
+fn certificates(keyrings: &[Keyring]) -> Vec<&Certificate> {
+    let known = || keyrings.iter().filter(|keyring| signature_method(keyring.algorithm).is_some());
+    let in_order = [KeyState::Current, KeyState::Next, KeyState::Previous];
+    let keys = in_order.into_iter().flat_map(|state| known().flat_map(move |keyring| keyring.in_state(state)));
+    keys.filter_map(|key| key.certificate.as_ref()).collect()
+}
