@@ -37,6 +37,11 @@ impl Reader {
         }
         let listen = self.address("management.listen", "127.0.0.1:8081");
         let base_url = self.base_url("management.base_url");
+        if base_url.is_none() && !listen.ip().is_loopback() {
+            let problem = "must be set to the URL of this listener, which JWTs name in aud, unless management.listen is a \
+                           loopback address";
+            self.problem("management.base_url", problem);
+        }
         let issuer = self.management_issuer();
         let jwks = self.watched_file("management.jwks_file", |contents| TrustedKeys::parse(&contents[0]));
         let (certificate, key) = (self.file("management.certificate_file"), self.file("management.key_file"));

@@ -10,7 +10,11 @@ use crate::house::{ALL_SCOPES, House, ISSUER, now, put_identity, wait_until, wit
 
 /// GET of a tenant's list by curl, which trusts this authority alone.
 fn curl(house: &House, authority: &Path, options: &[&str]) -> Output {
-    let url = format!("{}/acme/api/v2/keys/signing", house.server.management());
+    curl_at(house, "/keys/signing", authority, options)
+}
+
+fn curl_at(house: &House, path: &str, authority: &Path, options: &[&str]) -> Output {
+    let url = format!("{}/acme/api/v2{path}", house.server.management());
     let mut command = Command::new("curl");
     command.args(["-sS", "--noproxy", "*", "--max-time", "30", "-o", "-", "-w", "\n%{http_version} %{http_code}"]);
     command.arg("--cacert").arg(authority).args(options);
@@ -37,6 +41,24 @@ async fn tls_is_1_2_or_1_3_and_for_those_who_trust_the_authority() {
     assert!(!curl(&house, &ca, &["--tls-max", "1.1"]).status.success());
     let stranger = Authority::new();
     assert!(!curl(&house, &stranger.certificate(), &[]).status.success());
+
+    // A refusal is heard by a client that is still sending, in HTTP/1.1 and HTTP/2 alike.
+    let body = house.installation.dir().join("body");
+    for (size, status) in [(11, 400), (200_000, 400), (600_000, 413)] {
+        std::fs::write(&body, vec![b'{'; size]).expect("the body is written");
+        let data = format!("@{}", body.display());
+        for (version, option) in [("2", "--http2"), ("1.1", "--http1.1")] {
+            for _ in 0..5 {
+                let put = |jwt: &[&str]| {
+                    let options = [&["-X", "PUT", "--data-binary", &data, option], jwt].concat();
+                    outcome(&curl_at(&house, "/keys/custom-signing", &ca, &options))
+                };
+                // A second Authorization header is refused before the body is looked at.
+                assert_eq!(put(&["-H", "authorization: Bearer x"]), format!("{version} 400"), "{size}");
+                assert_eq!(put(&[]), format!("{version} {status}"), "{size}");
+            }
+        }
+    }
 
     // Clients that say nothing, or no TLS, keep nobody out.
     let address = house.server.management().strip_prefix("https://").expect("an address").to_owned();
@@ -99,7 +121,7 @@ fn what_is_wrong_with_the_section_is_told_at_once_and_by_name() {
     );
     told_of(
         configured().set("management.listen", "\"0.0.0.0:0\""),
-        &["management.certificate_file must be set", "loopback"],
+        &["management.certificate_file must be set", "management.base_url must be set", "loopback"],
     );
     told_of(
         Installation::bare().set("management.listen", "\"127.0.0.1:0\""),

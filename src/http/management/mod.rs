@@ -1,6 +1,7 @@
 //! The Management API (design.md section 5, docs/openapi.json): the use cases of KeyService over HTTP, in the shapes that
 //! clients of Auth0's Management API know.
 
+mod body;
 mod caller;
 mod custom;
 mod problem;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::map_response;
+use axum::middleware::{from_fn, map_response};
 use axum::response::Response;
 use axum::routing::{get, post, put};
 
@@ -40,6 +41,7 @@ pub fn management_router(keyrings: Arc<Keyrings>, bearer: Bearer, base_url: Stri
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this is no method of this path; Allow lists those that are")
         })
+        .layer(from_fn(body::heard_out))
         .layer(map_response(not_to_be_stored))
         .with_state(face)
 }
