@@ -1,6 +1,12 @@
 //! Configuration: raw TOML and environment in, a checked [`Config`] or all its problems at once out. The only reader of
 //! files and environment.
 
+mod management;
+mod watched;
+
+pub use management::ManagementSettings;
+pub use watched::Watched;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,6 +30,8 @@ pub struct Config {
     pub public_base_url: Option<String>,
     /// Where health and readiness are served.
     pub ops_listen: SocketAddr,
+    /// The Management API; off unless it is configured.
+    pub management: Option<ManagementSettings>,
     /// The token.
     pub token: TokenSettings,
     /// The SQLite file.
@@ -112,6 +120,7 @@ impl Config {
             public_listen: reader.address("public.listen", "127.0.0.1:8080"),
             public_base_url: reader.base_url("public.base_url"),
             ops_listen: reader.address("ops.listen", "127.0.0.1:9090"),
+            management: reader.management(),
             token: TokenSettings {
                 module: reader.required_path("token.module"),
                 label: reader.required_text("token.label"),
@@ -220,7 +229,7 @@ impl Reader {
                 && url.fragment().is_none()
         });
         if !web {
-            self.problem(key, "must be the http or https URL under which verifiers reach the public listener");
+            self.problem(key, "must be the http or https URL under which this listener is reached");
         }
         Some(text.trim_end_matches('/').to_owned())
     }

@@ -6,11 +6,13 @@
 //! - [`x509`], [`jose`] and [`saml`]: keys, sets, signatures and certificates as verifiers read them. Pure.
 //! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
 //! - [`keyring`]: the use cases; the only caller of token and store.
+//! - [`auth`]: who calls. [`tls`]: who this service is.
 //! - [`grpc`] and [`http`]: the two faces.
 //! - [`config`], [`setup`], [`serve`], [`dev`]: how a process begins, runs and ends.
 //!
 //! Calls go down (grpc, http -> keyring -> token, store -> domain), values come back; `tests/architecture.rs` holds that.
 
+pub mod auth;
 pub mod config;
 pub mod dev;
 pub mod domain;
@@ -22,5 +24,6 @@ pub mod saml;
 pub mod serve;
 pub mod setup;
 pub mod store;
+pub mod tls;
 pub mod token;
 pub mod x509;

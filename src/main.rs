@@ -162,7 +162,7 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
         shutdown,
         |addresses| {
             if announce {
-                announce_on_stdout(addresses, &serde_json::Map::new());
+                announce_on_stdout(config, addresses, &serde_json::Map::new());
             }
         },
         false,
@@ -191,6 +191,9 @@ async fn run(
         "grpc.auth is \"none\": every process on this machine that reaches {} may sign and administer",
         addresses.grpc
     );
+    if let Some(management) = addresses.management {
+        tracing::info!(%management, "the Management API is served");
+    }
     tracing::info!(grpc = %addresses.grpc, public = %addresses.public, ops = %addresses.ops, token = %token.identity().label, "serving");
     if !shutdown.is_cancelled() {
         ready(addresses);
@@ -267,12 +270,13 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
         if !initialised {
             setup::init(&config, &token).await.map_err(|error| error.to_string())?;
         }
-        let ready = |addresses| if ephemeral { announce_demo(addresses, &state_dir) } else { greet(addresses) };
+        let ready =
+            |addresses| if ephemeral { announce_demo(&config, addresses, &state_dir) } else { greet(addresses) };
         run(&config, token, shutdown, ready, true).await
     })
 }
 
-fn announce_demo(addresses: Addresses, state_dir: &Path) {
+fn announce_demo(config: &Config, addresses: Addresses, state_dir: &Path) {
     let issuer = format!("http://{}/{}", addresses.public, dev::TENANT);
     let more = serde_json::json!({
         "tenant": dev::TENANT,
@@ -280,16 +284,19 @@ fn announce_demo(addresses: Addresses, state_dir: &Path) {
         "issuer": issuer,
         "state_dir": state_dir,
     });
-    announce_on_stdout(addresses, more.as_object().expect("an object was written"));
+    announce_on_stdout(config, addresses, more.as_object().expect("an object was written"));
 }
 
-fn announce_on_stdout(addresses: Addresses, more: &serde_json::Map<String, serde_json::Value>) {
+fn announce_on_stdout(config: &Config, addresses: Addresses, more: &serde_json::Map<String, serde_json::Value>) {
     let mut line = serde_json::json!({
         "grpc": addresses.grpc.to_string(),
         "public": format!("http://{}", addresses.public),
         "ops": format!("http://{}", addresses.ops),
         "pid": std::process::id(),
     });
+    if let (Some(settings), Some(address)) = (&config.management, addresses.management) {
+        line["management"] = serve::management_url(settings, address).into();
+    }
     line.as_object_mut().expect("an object was written").extend(more.clone());
     println!("{line}");
 }

@@ -9,7 +9,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::auth::Bearer;
+use crate::config::{Config, ManagementSettings};
+use crate::http::BoundedListener;
 use crate::keyring::{Canary, Clock, Health, Keyrings, Settings, tend};
 use crate::store::Store;
 use crate::token::Token;
@@ -27,6 +29,8 @@ pub struct Listeners {
     pub public: TcpListener,
     /// Health and readiness.
     pub ops: TcpListener,
+    /// The Management API, where it is on.
+    pub management: Option<TcpListener>,
 }
 
 /// Where a service answers.
@@ -38,6 +42,8 @@ pub struct Addresses {
     pub public: SocketAddr,
     /// Health and readiness.
     pub ops: SocketAddr,
+    /// The Management API, where it is on.
+    pub management: Option<SocketAddr>,
 }
 
 impl Listeners {
@@ -53,6 +59,10 @@ impl Listeners {
             grpc: bind("grpc.listen", config.grpc_listen).await?,
             public: bind("public.listen", config.public_listen).await?,
             ops: bind("ops.listen", config.ops_listen).await?,
+            management: match &config.management {
+                Some(settings) => Some(bind("management.listen", settings.listen).await?),
+                None => None,
+            },
         })
     }
 
@@ -61,8 +71,20 @@ impl Listeners {
     /// # Errors
     /// The system does not tell.
     pub fn addresses(&self) -> std::io::Result<Addresses> {
-        Ok(Addresses { grpc: self.grpc.local_addr()?, public: self.public.local_addr()?, ops: self.ops.local_addr()? })
+        Ok(Addresses {
+            grpc: self.grpc.local_addr()?,
+            public: self.public.local_addr()?,
+            ops: self.ops.local_addr()?,
+            management: self.management.as_ref().map(TcpListener::local_addr).transpose()?,
+        })
     }
+}
+
+/// The URL of the Management API's listener, without a trailing slash.
+#[must_use]
+pub fn management_url(settings: &ManagementSettings, address: SocketAddr) -> String {
+    let scheme = if settings.identity.is_some() { "https" } else { "http" };
+    format!("{scheme}://{address}")
 }
 
 /// The keyrings of a configuration, on this token and store, served at these addresses. Nothing is loaded yet.
@@ -98,6 +120,10 @@ pub async fn run(
     let public = http::public_router(Arc::clone(&keyrings));
     faces.spawn(face("public", http::serve(public, listeners.public, shutdown.clone())));
     faces.spawn(face("ops", http::serve(http::ops_router(health.clone()), listeners.ops, shutdown.clone())));
+    if let (Some(settings), Some(listener)) = (&config.management, listeners.management) {
+        let serving = management(settings, &keyrings, listener, &shutdown)?;
+        faces.spawn(face("management", serving));
+    }
     let limit = config.grpc_message_bytes_max;
     faces.spawn(face("grpc", grpc::serve(Arc::clone(&keyrings), listeners.grpc, limit, health, shutdown.clone())));
 
@@ -138,6 +164,25 @@ pub async fn run(
         );
     }
     outcome
+}
+
+/// Serves the Management API, and keeps up with the files that it believes in.
+fn management(
+    settings: &ManagementSettings,
+    keyrings: &Arc<Keyrings>,
+    listener: TcpListener,
+    shutdown: &CancellationToken,
+) -> Result<impl Future<Output = std::io::Result<()>> + use<>, String> {
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
+    let bearer = Bearer::new(settings.issuer.clone(), settings.jwks.latest());
+    tokio::spawn(Arc::clone(&settings.jwks).keep_up(shutdown.clone()));
+    let identity = settings.identity.as_ref().map(|identity| {
+        tokio::spawn(Arc::clone(identity).keep_up(shutdown.clone()));
+        identity.latest()
+    });
+    let router = http::management_router(Arc::clone(keyrings), bearer, base_url);
+    Ok(http::serve_bounded(router, BoundedListener::new(listener, identity), shutdown.clone()))
 }
 
 async fn face<E: std::fmt::Display>(name: &str, serving: impl Future<Output = Result<(), E>>) -> Result<(), String> {

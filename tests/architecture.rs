@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
@@ -17,10 +17,12 @@ const ROOMS: [(&str, &[&str]); 14] = [
     ("store", &["domain"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
     ("grpc", &["domain", "x509", "jose", "keyring"]),
-    ("http", &["domain", "x509", "jose", "keyring"]),
-    ("config", &[]),
+    ("auth", &["domain", "jose"]),
+    ("tls", &[]),
+    ("http", &["domain", "x509", "jose", "keyring", "auth", "tls"]),
+    ("config", &["domain", "auth", "tls"]),
     ("setup", &["config", "domain", "jose", "keyring", "token", "store"]),
-    ("serve", &["config", "keyring", "token", "store", "grpc", "http"]),
+    ("serve", &["config", "auth", "keyring", "token", "store", "grpc", "http"]),
     ("dev", &["config", "domain", "keyring", "token"]),
     ("main", &["config", "setup", "serve", "dev", "token"]),
 ];
@@ -46,6 +48,7 @@ const HOMES: [(&str, &str); 27] = [
     ("rsa", "jose"),
     ("sha1", "x509"),
     ("sqlx", "store"),
+    ("tokio_rustls", "tls"),
     ("tonic", "grpc"),
     ("tonic_health", "grpc"),
     ("tonic_prost", "grpc"),

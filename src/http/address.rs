@@ -40,14 +40,16 @@ impl FromRequestParts<Arc<Keyrings>> for Addressed {
         let snapshot = keyrings.snapshot();
         let (view, by_domain) = match in_path {
             Some(tenant) => (tenant.parse::<TenantId>().ok().and_then(|id| snapshot.tenant(&id).cloned()), false),
-            None => (host(&parts.uri, &parts.headers).and_then(|name| snapshot.tenant_of_domain(&name).cloned()), true),
+            None => {
+                (domain_of(&parts.uri, &parts.headers).and_then(|name| snapshot.tenant_of_domain(&name).cloned()), true)
+            }
         };
         view.map(|view| Self { view, by_domain }).ok_or_else(no_tenant)
     }
 }
 
 /// The domain that the request was made to, whatever the port, the case and a trailing dot.
-fn host(uri: &Uri, headers: &HeaderMap) -> Option<Domain> {
+pub(super) fn domain_of(uri: &Uri, headers: &HeaderMap) -> Option<Domain> {
     // HTTP/2 has the host in the request's target.
     let host = uri.host().or_else(|| headers.get(header::HOST)?.to_str().ok())?;
     let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);

@@ -24,6 +24,8 @@ pub struct Jws<'a> {
     pub alg: String,
     /// The `kid` of the header.
     pub kid: Option<String>,
+    /// The `typ` of the header.
+    pub typ: Option<String>,
     /// What was signed: header and payload as they stand.
     pub signing_input: &'a str,
     /// The payload.
@@ -51,14 +53,15 @@ impl<'a> Jws<'a> {
         const HEADER: Malformed = Malformed("the header is not a JSON object with alg, each member once");
         let Object(mut header) = serde_json::from_slice(&decode(header)?).map_err(|_| HEADER)?;
         let Some(Value::String(alg)) = header.remove("alg") else { return Err(HEADER) };
-        let kid = match header.remove("kid") {
-            None => None,
-            Some(Value::String(kid)) => Some(kid),
-            Some(_) => return Err(HEADER),
+        let mut text = |member: &str| match header.remove(member) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(HEADER),
         };
+        let (kid, typ) = (text("kid")?, text("typ")?);
         if header.contains_key("crit") {
             return Err(Malformed("the header demands an extension (crit) that is not supported"));
         }
-        Ok(Self { alg, kid, signing_input, payload: decode(payload)?, signature: decode(signature)? })
+        Ok(Self { alg, kid, typ, signing_input, payload: decode(payload)?, signature: decode(signature)? })
     }
 }

@@ -36,6 +36,8 @@ pub enum Error {
         reason: &'static str,
         /// Which limit.
         message: String,
+        /// How many there may be, where it is a number that the caller counts against.
+        limit: Option<u32>,
         /// When there is room again, if that is known.
         retry_time: Option<Timestamp>,
     },
@@ -119,6 +121,7 @@ impl From<TokenError> for Error {
             TokenError::QueueFull => Self::Limit {
                 reason: "TOKEN_QUEUE_FULL",
                 message: "more signatures are asked for than the token makes; retry with a pause".to_owned(),
+                limit: None,
                 retry_time: None,
             },
             TokenError::Late => Self::DeadlineExceeded,

@@ -32,6 +32,7 @@ impl Locks {
             return Err(Error::Limit {
                 reason: "TENANT_CHANGES_WAITING",
                 message: format!("more than {WAITING_MAX} changes of this tenant are waiting; retry with a pause"),
+                limit: None,
                 retry_time: None,
             });
         }

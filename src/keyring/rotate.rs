@@ -129,6 +129,7 @@ impl Keyrings {
                     "the keys of this tenant were rotated by hand {limit} times in 24 hours{when}, or once \
                      limits.manual_rotations_per_day is raised"
                 ),
+                limit: Some(self.settings.manual_rotations_per_day),
                 retry_time,
             });
         }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use ureq::http::{HeaderMap, Request, StatusCode};
-use ureq::{Agent, RequestExt as _};
+use ureq::{Agent, AsSendBody, RequestExt as _};
 
 /// An answer that takes longer hangs.
 const ANSWER_WAIT_MAX_SECS: u64 = 30;
@@ -34,14 +34,24 @@ pub(crate) fn get(url: &str) -> Answer {
 
 /// Any method without a body, with headers (`host` included) of the test's choosing. Blocks; redirects are not followed.
 pub(crate) fn send(method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
+    run(method, url, headers, ())
+}
+
+/// The same with a body, whatever the method.
+pub(crate) fn send_body(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    run(method, url, headers, body.to_vec())
+}
+
+fn run(method: &str, url: &str, headers: &[(&str, &str)], body: impl AsSendBody) -> Answer {
     let mut request = Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let request = request.body(()).expect("a request that can be written");
+    let request = request.body(body).expect("a request that can be written");
     let agent: Agent = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
+        .allow_non_standard_methods(true)
         .proxy(None)
         .timeout_global(Some(Duration::from_secs(ANSWER_WAIT_MAX_SECS)))
         .build()

@@ -6,16 +6,21 @@
 //! - [`Server`]: a running Keyward. `Server::dev()` is the quick one, with the tenant `demo`.
 //! - [`Installation`]: a directory with token, PIN, configuration and store, which outlives the servers on it.
 //! - [`Clients`]: the generated gRPC clients, and what tests do with them over and over.
+//! - [`Issuer`]: an issuer of JWTs for callers, in memory.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
 
+mod authority;
 mod clients;
 pub(crate) mod http;
 mod installation;
+mod issuer;
 mod server;
 pub(crate) mod tools;
 
+pub(crate) use authority::{Authority, ServerIdentity};
 pub(crate) use clients::{Clients, claims, short_policy};
 pub(crate) use installation::Installation;
+pub(crate) use issuer::{Issuer, signing_input};
 pub(crate) use server::{Server, read_lines};

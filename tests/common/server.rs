@@ -34,6 +34,8 @@ struct Announcement {
     ops: String,
     pid: u32,
     #[serde(default)]
+    management: String,
+    #[serde(default)]
     tenant: String,
     #[serde(default)]
     issuer: String,
@@ -83,6 +85,11 @@ impl Server {
     /// The base URL of the ops listener.
     pub(crate) fn ops(&self) -> &str {
         &self.announced.ops
+    }
+
+    /// The base URL of the Management API; empty where it is off.
+    pub(crate) fn management(&self) -> &str {
+        &self.announced.management
     }
 
     /// The tenant that `keyward dev` made, its issuer and the URL of its JWKS.

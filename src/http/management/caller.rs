@@ -1,0 +1,84 @@
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, RawPathParams};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+
+use super::{Face, Problem};
+use crate::domain::{TenantId, Timestamp};
+use crate::http::address::domain_of;
+
+/// Who calls, and for which tenant: the JWT was verified, and is for this tenant and no other.
+pub(super) struct Caller {
+    pub(super) tenant: TenantId,
+    access: crate::auth::Access,
+}
+
+/// The name by which a request means a tenant, and by which its JWT must.
+struct Named {
+    /// `None` if the name is no name of a tenant.
+    audience: Option<String>,
+    /// `None` if there is no such tenant.
+    tenant: Option<TenantId>,
+}
+
+impl Caller {
+    /// Goes on if the JWT has all of these scopes.
+    pub(super) fn needs(&self, scopes: &[&str]) -> Result<(), Problem> {
+        if scopes.iter().all(|scope| self.access.has(scope)) {
+            return Ok(());
+        }
+        Err(Problem::insufficient_scope(scopes))
+    }
+}
+
+impl FromRequestParts<Arc<Face>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, face: &Arc<Face>) -> Result<Self, Problem> {
+        let named = named(parts, face).await?;
+        let jwt = bearer(&parts.headers)?;
+        let snapshot = face.keyrings.snapshot();
+        let is_served = |kid: &_| snapshot.all().any(|view| view.key(kid).is_some());
+        let access = face.bearer.verify(jwt, named.audience.as_deref(), Timestamp::now(), is_served);
+        let access = access.map_err(|refused| {
+            tracing::debug!(%refused, "a JWT was not believed");
+            Problem::invalid_token(&refused.to_string())
+        })?;
+        // Only to a caller whose JWT names this tenant: to all others it is the same whether there is one (R12).
+        let tenant = named.tenant.ok_or_else(|| {
+            Problem::new(StatusCode::NOT_FOUND, "there is no tenant of this name; is it spelt as in its issuer?")
+        })?;
+        Ok(Self { tenant, access })
+    }
+}
+
+/// The JWT in the header (RFC 6750 section 2.1), the one place that it is looked for: URLs are logged.
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let mut values = headers.get_all(header::AUTHORIZATION).into_iter();
+    let (value, more) = (values.next(), values.next());
+    if more.is_some() {
+        return Err(Problem::invalid_request("there must be one Authorization header"));
+    }
+    let value = value.and_then(|value| value.to_str().ok()).ok_or_else(Problem::unauthenticated)?;
+    match value.split_once(' ') {
+        Some((scheme, jwt)) if scheme.eq_ignore_ascii_case("bearer") && !jwt.is_empty() => Ok(jwt.trim()),
+        _ => Err(Problem::unauthenticated()),
+    }
+}
+
+async fn named(parts: &mut Parts, face: &Arc<Face>) -> Result<Named, Problem> {
+    let snapshot = face.keyrings.snapshot();
+    let path = RawPathParams::from_request_parts(parts, face).await;
+    let path = path.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the path must be UTF-8"))?;
+    let in_path = path.iter().find(|(name, _)| *name == "tenant");
+    if let Some((_, text)) = in_path {
+        let id = text.parse::<TenantId>().ok();
+        let audience = id.as_ref().map(|id| format!("{}/{id}/api/v2/", face.base_url));
+        return Ok(Named { audience, tenant: id.filter(|id| snapshot.tenant(id).is_some()) });
+    }
+    let domain = domain_of(&parts.uri, &parts.headers);
+    let view = domain.as_ref().and_then(|domain| snapshot.tenant_of_domain(domain));
+    let tenant = view.map(|view| view.record.tenant.id.clone());
+    Ok(Named { audience: domain.map(|domain| format!("https://{domain}/api/v2/")), tenant })
+}

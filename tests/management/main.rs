@@ -1,0 +1,13 @@
+//! The Management API (design.md, section 5): who may call it, what it answers, and that docs/openapi.json says so.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod access;
+mod auth0;
+mod custom;
+mod described;
+mod failures;
+mod house;
+mod listener;
+mod signing;
