@@ -30,6 +30,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
 /// Crates that one room knows, and no other.
 const HOMES: [(&str, &str); 27] = [
     ("arc_swap", "keyring"),
+    ("askama", "http"),
     ("aws_lc_rs", "jose"),
     ("axum", "http"),
     ("clap", "main"),

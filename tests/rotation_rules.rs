@@ -245,6 +245,22 @@ async fn rotate_and_revoke_ends_the_replaced_key_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repetition_that_adds_revoke_replaced_revokes_what_the_first_call_replaced() {
+    let (_server, mut clients) = with_tenant(short_policy()).await;
+    let request = RotateSigningKeyRequest { request_id: "deploy-7".into(), ..forced() };
+    let first = rotate(&mut clients, request.clone()).await.expect("rotated");
+    let replaced = first.previous.expect("the replaced key");
+    assert_eq!(replaced.state(), KeyState::Previous);
+    let request = RotateSigningKeyRequest { revoke_replaced: true, ..request };
+    for _ in 0..2 {
+        let again = rotate(&mut clients, request.clone()).await.expect("a repetition is no error");
+        assert_eq!(again.current.expect("current").kid, first.current.clone().expect("current").kid, "rotated once");
+        let previous = again.previous.expect("the replaced key");
+        assert_eq!((&previous.kid, previous.state()), (&replaced.kid, KeyState::Revoked));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shortened_policy_keeps_what_the_old_one_promised() {
     let (server, mut clients) = with_tenant(long_lead()).await;
     clients.sign_jwt(TENANT, ALGORITHM, claims(&issuer(&server), 3000)).await.expect("within the old limit");

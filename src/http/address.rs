@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 
-use crate::domain::{Domain, TenantId};
+use crate::domain::{CustomKey, Domain, TenantId};
 use crate::keyring::Keyrings;
 use crate::keyring::snapshot::{Site, TenantView};
 
@@ -20,6 +20,11 @@ pub(super) struct Addressed {
 }
 
 impl Addressed {
+    /// The keys of the tenant's own that this address publishes.
+    pub(super) fn custom_keys(&self) -> &[CustomKey] {
+        if self.by_domain { &self.view.record.tenant.custom_keys } else { &[] }
+    }
+
     /// What this address serves.
     pub(super) fn site(&self) -> &Site {
         self.view.custom.as_ref().filter(|_| self.by_domain).unwrap_or(&self.view.canonical)

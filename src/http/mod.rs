@@ -1,10 +1,11 @@
-//! The HTTP face: what verifiers fetch, what orchestrators ask, and the Management API.
+//! The HTTP face: what verifiers fetch, what people look at, what orchestrators ask, and the Management API.
 
 mod address;
 mod certificates;
 mod listener;
 mod management;
 mod ops;
+mod page;
 mod public;
 
 pub use listener::BoundedListener;

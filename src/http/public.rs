@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::address::{Addressed, not_found};
-use super::certificates;
+use super::{certificates, page};
 use crate::domain::{Keyring, RotationPolicy};
 use crate::keyring::snapshot::{Document, TenantView};
 use crate::keyring::{Error, Keyrings};
@@ -24,6 +24,7 @@ pub fn public_router(keyrings: Arc<Keyrings>) -> Router {
     Router::new()
         .nest("/{tenant}", documents.clone())
         .merge(documents)
+        .merge(page::routes())
         .fallback(async || not_found("there is nothing here; a tenant's JWKS is at /{tenant}/.well-known/jwks.json"))
         .with_state(keyrings)
 }

@@ -202,7 +202,7 @@ impl Reader {
         let x = self.octets("x")?;
         // A point of small order verifies signatures that nobody made.
         let point = CompressedEdwardsY::from_slice(&x).ok().and_then(|x| x.decompress());
-        if !point.is_some_and(|point| !point.is_small_order()) {
+        if point.is_none_or(|point| point.is_small_order()) {
             self.problem("x", "must be the 32 octets of a point on its curve");
         }
         Some(PublicKey::Ed25519 { crv: Ed25519::Ed25519, x: Octets(x) })

@@ -105,6 +105,12 @@ impl Keyrings {
         self.published.snapshot()
     }
 
+    /// The time by the clock that keys rotate by.
+    #[must_use]
+    pub fn now(&self) -> crate::domain::Timestamp {
+        self.clock.now()
+    }
+
     /// Does `change` to its end, even if the caller goes away: a call that is broken off must not leave half of itself to
     /// the timer. [`Keyrings::finish`] waits for it.
     async fn to_its_end<T: Send + 'static>(

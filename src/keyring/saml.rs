@@ -55,6 +55,14 @@ impl Keyrings {
     }
 }
 
+impl TenantView {
+    /// Whether the tenant has SAML metadata: [`Keyrings::saml_metadata`] finds it.
+    #[must_use]
+    pub fn has_saml_metadata(&self) -> bool {
+        self.record.tenant.saml_sso_url.is_some() && metadata_signer(self).is_some()
+    }
+}
+
 /// The default algorithm's current key if XML Signature can name its signatures, else the first that it can.
 fn metadata_signer(view: &TenantView) -> Option<(&Arc<Signer>, &Certificate)> {
     let tenant = &view.record.tenant;

@@ -140,10 +140,14 @@ impl TenantView {
         }
         let tenant = &record.tenant;
         let own = jwks(&record.keyrings, &[]);
-        let canonical = Site::new(tenant, tenant.issuer.to_string(), format!("{base_url}/{}", tenant.id), own);
+        let site = |issuer: String, base_url: String, jwks: Document| {
+            let discovery = discovery(tenant, &issuer, &base_url);
+            Site::new(issuer, base_url, jwks, discovery)
+        };
+        let canonical = site(tenant.issuer.to_string(), format!("{base_url}/{}", tenant.id), own);
         let custom = tenant.custom_issuer().map(|issuer| {
             let all = jwks(&record.keyrings, &tenant.custom_keys);
-            Site::new(tenant, issuer.clone(), issuer, all)
+            site(issuer.clone(), issuer, all)
         });
         Ok(Self { canonical, custom, signers, record })
     }
@@ -173,8 +177,9 @@ impl Signer {
 }
 
 impl Site {
-    fn new(tenant: &Tenant, issuer: String, base_url: String, jwks: Document) -> Self {
-        let discovery = discovery(tenant, &issuer, &base_url);
+    /// The site of these documents.
+    #[must_use]
+    pub fn new(issuer: String, base_url: String, jwks: Document, discovery: Document) -> Self {
         Self { issuer, base_url, jwks, discovery, saml_metadata: OnceCell::new() }
     }
 }

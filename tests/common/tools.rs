@@ -16,6 +16,13 @@ pub(crate) fn python(script: &str) -> Command {
     command
 }
 
+/// The same Python, about to run a program of examples/.
+pub(crate) fn python_example(program: &str) -> Command {
+    let mut command = Command::new(test_tool("venv/bin/python"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(program));
+    command
+}
+
 /// Node, about to run a script of tests/clients, whose argument is the folder whose node_modules has the clients.
 pub(crate) fn node(script: &str) -> Command {
     let mut command = Command::new(test_tool("bin/node"));

@@ -65,6 +65,21 @@ pub(crate) enum Op {
     TurnUp,
 }
 
+/// Where a history begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// The tenant is being created.
+    Creating,
+    /// It has its keys of one algorithm.
+    One,
+    /// It has those of two.
+    Two,
+}
+
+impl Start {
+    pub(crate) const ALL: [Self; 5] = [Self::Creating, Self::One, Self::One, Self::Two, Self::Two];
+}
+
 impl Op {
     pub(crate) fn any(replicas: usize) -> impl Strategy<Value = Self> {
         let replica = 0..replicas;
@@ -158,10 +173,11 @@ struct History {
     lives: Vec<Life>,
     born: usize,
     tenant: TenantId,
+    two_algorithms: bool,
 }
 
-/// Runs one history, on a tenant that is `created` or is being created, and what follows it until rest; says which rule it broke.
-pub(crate) fn run(clocks: Clocks, replicas: usize, created: bool, ops: &[Op]) -> Result<(), String> {
+/// Runs one history and what follows it until rest; says which rule it broke.
+pub(crate) fn run(clocks: Clocks, replicas: usize, start: Start, ops: &[Op]) -> Result<(), String> {
     let mut world = World::default();
     if clocks == Clocks::Skewed {
         world.offsets = [0, 4];
@@ -171,15 +187,17 @@ pub(crate) fn run(clocks: Clocks, replicas: usize, created: bool, ops: &[Op]) ->
         lives: Vec::new(),
         born: 0,
         tenant: "t".parse().expect("it is a name"),
+        two_algorithms: false,
     };
     lock(&history.world).ledger.clocks = Some(clocks);
     for replica in 0..replicas {
         let life = history.birth(replica, replicas);
         history.lives.push(life);
     }
+    history.two_algorithms = start == Start::Two;
     history.apply(&Op::Create(0), clocks, replicas)?;
-    if created {
-        history.apply(&Op::Run { replica: 0, calls: 12 }, clocks, replicas)?;
+    if start != Start::Creating {
+        history.apply(&Op::Run { replica: 0, calls: 24 }, clocks, replicas)?;
     }
     for op in ops {
         history.apply(op, clocks, replicas).map_err(|broken| format!("{broken}\nat {op:?}"))?;
@@ -221,8 +239,8 @@ impl History {
                     issuer: None,
                     custom_domain: None,
                     saml_sso_url: None,
-                    algorithms: vec![Algorithm::EdDSA],
-                    default_algorithm: None,
+                    algorithms: [Algorithm::EdDSA, Algorithm::HS256][..1 + usize::from(self.two_algorithms)].to_vec(),
+                    default_algorithm: Some(Algorithm::EdDSA),
                     policy: policy(0),
                 };
                 if !gone {
