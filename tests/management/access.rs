@@ -1,6 +1,11 @@
 use std::fs;
 
 use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::KeySize;
+use aws_lc_rs::signature::{
+    Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PSS_SHA384, RsaEncoding, RsaKeyPair,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
@@ -27,6 +32,7 @@ async fn each_call_needs_its_own_scopes_and_all_of_them() {
     let mut house = House::open().await;
     for (method, path, needed) in CALLS {
         let needed: Vec<&str> = needed.split(' ').collect();
+        assert_eq!(house.description.scopes(method, path), needed, "{method} {path} in docs/openapi.json");
         let granted = house.jwt("b2b", &needed.join(" "));
         let answer = house.call(method, "b2b", path, &granted);
         assert!(![401, 403].contains(&answer.status.as_u16()), "{method} {path}: {answer:?}");
@@ -187,6 +193,56 @@ async fn a_signature_is_by_a_key_of_the_issuer_with_the_algorithm_of_that_key() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_of_every_kind_are_believed_each_with_its_one_algorithm() {
+    let mut house = House::open().await;
+    let rsa = RsaKeyPair::generate(KeySize::Rsa2048).expect("a key");
+    let other_rsa = RsaKeyPair::generate(KeySize::Rsa2048).expect("a key");
+    let edwards = Ed25519KeyPair::generate().expect("a key");
+    let jwks = json!({"keys": [
+        rsa_jwk("plain", &rsa),
+        rsa_jwk("pss", &other_rsa).as_object_mut().map(|jwk| { jwk.insert("alg".into(), json!("PS384")); jwk.clone() }),
+        {"kty": "OKP", "crv": "Ed25519", "kid": "edwards", "x": URL_SAFE_NO_PAD.encode(edwards.public_key().as_ref())},
+        {"kty": "RSA", "kid": "plain", "use": "enc", "n": "AQAB", "e": "AQAB"},
+    ]});
+    fs::write(house.installation.dir().join("jwks.json"), jwks.to_string()).expect("the JWKS is written");
+    let claims = house.claims("acme", ALL_SCOPES);
+    let rsa_signature = |key: &RsaKeyPair, encoding: &'static dyn RsaEncoding, input: &str| {
+        let mut signature = vec![0; key.public_modulus_len()];
+        key.sign(encoding, &SystemRandom::new(), input.as_bytes(), &mut signature).expect("a signature");
+        signature
+    };
+    let jwt = |kid: Option<&str>, alg: &str, sign: &dyn Fn(&str) -> Vec<u8>| {
+        let header = kid.map_or(json!({ "alg": alg }), |kid| json!({"alg": alg, "kid": kid}));
+        let input = signing_input(&header, &claims);
+        format!("{input}.{}", URL_SAFE_NO_PAD.encode(sign(&input)))
+    };
+    let plain = |encoding| move |input: &str| rsa_signature(&rsa, encoding, input);
+    let pss = |input: &str| rsa_signature(&other_rsa, &RSA_PSS_SHA384, input);
+    let by_edwards = |input: &str| edwards.sign(input.as_bytes()).as_ref().to_vec();
+    let rs256 = plain(&RSA_PKCS1_SHA256);
+    wait_for(&mut house, &jwt(Some("plain"), "RS256", &rs256), 200);
+    for accepted in [
+        jwt(None, "RS256", &rs256),
+        jwt(Some("pss"), "PS384", &pss),
+        jwt(Some("edwards"), "EdDSA", &by_edwards),
+        jwt(None, "EdDSA", &by_edwards),
+    ] {
+        assert_eq!(house.call("GET", "acme", LIST, &accepted).status, 200, "{accepted}");
+    }
+    for refused in [
+        jwt(Some("plain"), "PS384", &pss),
+        jwt(Some("pss"), "RS256", &rs256),
+        // Good signatures by a trusted key, with an algorithm that is not the key's.
+        jwt(Some("pss"), "RS384", &|input| rsa_signature(&other_rsa, &RSA_PKCS1_SHA384, input)),
+        jwt(None, "RS384", &|input| rsa_signature(&other_rsa, &RSA_PKCS1_SHA384, input)),
+        jwt(Some("edwards"), "RS256", &rs256),
+        house.issuer.jwt(&claims),
+    ] {
+        assert_refused(&house.call("GET", "acme", LIST, &refused), &refused);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_jwt_that_keyward_signed_for_a_tenant_is_refused_even_if_its_key_is_trusted() {
     let mut house = House::open().await;
     let mut own: Value = get(&house.server.jwks_uri("acme")).json();
@@ -320,6 +376,13 @@ async fn the_jwks_is_read_again_when_it_changes_and_kept_when_it_is_bad() {
     fs::write(&file, new.jwks().to_string()).expect("the JWKS is written");
     wait_for(&mut house, &by_new, 200);
     assert_eq!(house.call("GET", "acme", LIST, &old).status, 401, "the old key is not trusted any more");
+}
+
+fn rsa_jwk(kid: &str, key: &RsaKeyPair) -> Value {
+    let encode = |octets: &[u8]| URL_SAFE_NO_PAD.encode(octets);
+    let (n, e) = (key.public_key().modulus(), key.public_key().exponent());
+    let [n, e] = [n, e].map(|number| encode(number.big_endian_without_leading_zero()));
+    json!({"kty": "RSA", "kid": kid, "use": "sig", "n": n, "e": e})
 }
 
 fn call_on(house: &House, host: &str, jwt: &str) -> Answer {

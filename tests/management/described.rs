@@ -76,6 +76,12 @@ impl Description {
         self.seen.insert(format!("{method} {template} {status}"));
     }
 
+    /// The scopes of a call, as the description has them.
+    pub(crate) fn scopes(&self, method: &str, path: &str) -> Vec<&str> {
+        let security = &self.document["paths"][template(path)][method.to_ascii_lowercase()]["security"][0]["jwt"];
+        security.as_array().expect("scopes").iter().map(|scope| scope.as_str().expect("a text")).collect()
+    }
+
     /// What the description has and no answer had so far, of the statuses that a test can bring about.
     pub(crate) fn unseen(&self) -> Vec<String> {
         let mut unseen = Vec::new();

@@ -75,7 +75,7 @@ impl House {
         Self::serve(installation, issuer, short_policy()).await
     }
 
-    async fn serve(installation: Installation, issuer: Issuer, policy: RotationPolicy) -> Self {
+    pub(crate) async fn serve(installation: Installation, issuer: Issuer, policy: RotationPolicy) -> Self {
         let server = installation.serve();
         let mut clients = Clients::connect(&server).await;
         let tenant = Tenant {
@@ -167,9 +167,16 @@ impl House {
 
     /// Rotates by gRPC, whatever the lead.
     pub(crate) async fn force_rotation(&mut self, tenant: &str) {
-        let request =
-            RotateSigningKeyRequest { tenant: tenant.into(), force: true, ..RotateSigningKeyRequest::default() };
-        self.clients.keys.rotate_signing_key(request).await.expect("rotated");
+        self.force_rotations(tenant, 1, false).await;
+    }
+
+    /// Rotates so many times by gRPC, and revokes each replaced key or not.
+    pub(crate) async fn force_rotations(&mut self, tenant: &str, count: usize, revoke_replaced: bool) {
+        for _ in 0..count {
+            let request =
+                RotateSigningKeyRequest { tenant: tenant.into(), force: true, revoke_replaced, ..Default::default() };
+            self.clients.keys.rotate_signing_key(request).await.expect("rotated");
+        }
     }
 }
 

@@ -2,8 +2,8 @@ use keyward::grpc::proto::{GetSigningKeyRequest, KeyState, ListSigningKeysReques
 use serde_json::Value;
 
 use crate::common::http::Answer;
-use crate::common::short_policy;
-use crate::house::{ALL_SCOPES, House, kid_that_is, now};
+use crate::common::{Installation, Issuer, short_policy};
+use crate::house::{ALL_SCOPES, House, kid_that_is, now, with_management};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_list_is_what_grpc_lists_in_auth0s_words() {
@@ -38,6 +38,25 @@ async fn the_list_is_what_grpc_lists_in_auth0s_words() {
         let one: Value = house.call_as_admin("GET", "acme", &format!("/keys/signing/{kid}")).json();
         assert_eq!(&one, key, "the list and the key agree");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_history_is_cut_to_the_keys_in_use_and_the_latest_of_the_others() {
+    let issuer = Issuer::new();
+    let installation = with_management(Installation::prepare(), &issuer);
+    let installation = installation.set("limits.manual_rotations_per_day", "1000");
+    let mut house = House::serve(installation, issuer, short_policy()).await;
+    house.force_rotation("acme").await;
+    let oldest = kid_that_is("previous", &house.keys("acme"));
+    house.force_rotations("acme", 100, true).await;
+    let keys = house.keys("acme");
+    assert_eq!(keys.len(), 100);
+    let order: Vec<&str> = keys.iter().map(state).collect();
+    assert_eq!(order[..4], ["current", "next", "previous", "revoked"]);
+    assert_eq!(keys[2]["kid"], oldest, "the oldest of all, and still published");
+    let revoked: Vec<_> = keys[3..].iter().map(|key| millis(key, "revoked_at").expect("a time")).collect();
+    assert!(revoked.is_sorted_by(|earlier, later| earlier >= later), "{revoked:?}");
+    assert_eq!(keys[3]["current_until"], keys[0]["current_since"], "the latest is the one that was replaced last");
 }
 
 #[tokio::test(flavor = "multi_thread")]

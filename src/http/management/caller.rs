@@ -47,7 +47,7 @@ impl FromRequestParts<Arc<Face>> for Caller {
         })?;
         // Only to a caller whose JWT names this tenant: to all others it is the same whether there is one (R12).
         let tenant = named.tenant.ok_or_else(|| {
-            Problem::new(StatusCode::NOT_FOUND, "there is no tenant of this name; is it spelt as in its issuer?")
+            Problem::new(StatusCode::NOT_FOUND, "there is no tenant of this name or domain (any more)")
         })?;
         Ok(Self { tenant, access })
     }
