@@ -2,21 +2,27 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use keyward::grpc::proto::RotationPolicy;
 use serde_json::{Value, json};
 
 use crate::common::http::{Answer, send};
-use crate::house::{House, kid_that_is};
+use crate::common::short_policy;
+use crate::house::{ALL_SCOPES, House, kid_that_is};
 
 /// Answers that take a failure or a limit, which tests of their own bring about.
 const BY_FAILURE: [&str; 5] = ["202", "413", "429", "500", "503"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_of_the_description_is_given() {
-    let mut house = House::open().await;
-    let (jwt, none) = (house.jwt("nobody", crate::house::ALL_SCOPES), house.jwt("acme", ""));
+    // At acme a rotation is too early for half an hour.
+    let lead = prost_types::Duration { seconds: 1800, nanos: 0 };
+    let mut house = House::open_with(RotationPolicy { publish_lead: Some(lead), ..short_policy() }).await;
+    house.clients.create_tenant("quick", &["ES256"], short_policy()).await;
+    assert_eq!(house.rotate_when_allowed("quick", "/keys/signing/rotate").await.status, 201);
+    let (jwt, none) = (house.jwt("nobody", ALL_SCOPES), house.jwt("acme", ""));
     let mut keys = house.issuer.jwks();
     keys["keys"][0]["kid"] = json!("mine");
-    house.rotate_when_allowed("acme", "/keys/signing/rotate").await;
+    house.force_rotation("acme").await;
     let previous = kid_that_is("previous", &house.keys("acme"));
     let current = kid_that_is("current", &house.keys("acme"));
     let (one, revoke) = (format!("/keys/signing/{previous}"), format!("/keys/signing/{previous}/revoke"));

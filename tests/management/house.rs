@@ -180,6 +180,16 @@ impl House {
     }
 }
 
+/// 401 with a challenge that says the JWT is not believed.
+pub(crate) fn assert_refused(answer: &Answer, what: &str) {
+    assert_eq!(answer.status, 401, "{what}: {answer:?}");
+    let challenge = answer.header("www-authenticate");
+    assert!(
+        challenge.starts_with(r#"Bearer realm="keyward", error="invalid_token", error_description=""#),
+        "{challenge}"
+    );
+}
+
 /// The kid of the key with this flag.
 pub(crate) fn kid_that_is(flag: &str, keys: &[Value]) -> String {
     let mut found = keys.iter().filter(|key| key[flag] == true);

@@ -10,4 +10,5 @@ mod described;
 mod failures;
 mod house;
 mod listener;
+mod signatures;
 mod signing;

@@ -145,7 +145,7 @@ async fn rotations_by_hand_are_limited_and_the_limit_is_told_in_headers() {
     let day = 24 * 60 * 60;
     assert!((now() + day - 300..=now() + day).contains(&reset), "{reset}");
     let wait: u64 = answer.header("retry-after").parse().expect("seconds");
-    assert!(wait.abs_diff(reset - now()) <= 2, "{wait}");
+    assert!(wait.abs_diff(reset - now()) <= 60, "{wait}");
     assert!(house.call_as_admin("GET", "acme", "/keys/signing").status == 200, "only rotations are limited");
     let answer = house.rotate_when_allowed("b2b", "/keys/signing/rotate").await;
     assert_eq!(answer.status, 201, "only this tenant's");
