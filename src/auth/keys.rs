@@ -2,7 +2,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::domain::{Algorithm, Curve, Kid, Octets, PublicKey};
-use crate::jose::{Jws, Verifier, thumbprint};
+use crate::jose::{Jws, PRIVATE_MEMBERS, Verifier, thumbprint};
 
 /// The keys of the issuer whose JWTs are believed: a JWKS (RFC 7517 section 5) that the operator gave.
 ///
@@ -23,9 +23,6 @@ pub(super) struct TrustedKey {
 /// More keys than any issuer has in use at once: a JWT without a `kid` is tried with each of its algorithm.
 const KEYS_MAX: usize = 32;
 
-/// Members that make a JWK private (RFC 7518 sections 6.2.2 and 6.3.2, RFC 8037 section 2) or symmetric (6.4).
-const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
-
 impl TrustedKeys {
     /// Reads a JWKS. Keys that are not for signatures, or of a kind that Keyward does not know, are passed over.
     ///
@@ -44,7 +41,7 @@ impl TrustedKeys {
         }
         let mut keys = Vec::new();
         for (index, jwk) in set.keys.into_iter().enumerate() {
-            if let Some(secret) = SECRET_MEMBERS.into_iter().find(|member| jwk.contains_key(*member)) {
+            if let Some(secret) = PRIVATE_MEMBERS.into_iter().find(|member| jwk.contains_key(*member)) {
                 return Err(format!("must hold public keys alone: keys[{index}] has the member {secret}"));
             }
             keys.extend(TrustedKey::parse(jwk).map_err(|problem| format!("has a bad key: keys[{index}] {problem}"))?);
@@ -148,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_set_with_a_secret_is_refused_and_the_secret_is_not_told() {
-        for member in SECRET_MEMBERS {
+        for member in PRIVATE_MEMBERS {
             let problem = parse(&[ec(), with(member, json!("secret"))]).unwrap_err();
             assert!(
                 problem.contains("keys[1]") && problem.contains(member) && !problem.contains("secret"),

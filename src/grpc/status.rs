@@ -17,7 +17,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        log(&error);
+        error.log_refusal();
         let (code, reason) = class(&error);
         let mut details = ErrorDetails::new();
         details.set_error_info(reason, DOMAIN, HashMap::new());
@@ -74,21 +74,6 @@ fn class(error: &Error) -> (Code, &'static str) {
         Error::Unavailable { part: Part::Snapshot, .. } => (Code::Unavailable, "SNAPSHOT_TOO_OLD"),
         Error::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Error::Internal(_) => (Code::Internal, "INTERNAL"),
-    }
-}
-
-/// Here every refused call is handled, so here it is logged: what only the operator may know goes here and nowhere else.
-fn log(error: &Error) {
-    match error {
-        Error::Unavailable { part, cause } => tracing::warn!(cause, "refused: {part} is not available"),
-        Error::Internal(cause) => tracing::error!(cause, "internal error"),
-        Error::Invalid(_)
-        | Error::NotFound(_)
-        | Error::AlreadyExists(_)
-        | Error::Precondition { .. }
-        | Error::Aborted(_)
-        | Error::Limit { .. }
-        | Error::DeadlineExceeded => tracing::debug!(%error, "refused"),
     }
 }
 

@@ -73,8 +73,9 @@ struct Set {
     keys: Vec<Object>,
 }
 
-/// Members that a public key has not (RFC 7518 sections 6.2.2, 6.3.2 and 6.4; RFC 8037 section 2).
-const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+/// Members that a public key has not: of private keys (RFC 7518 sections 6.2.2 and 6.3.2, RFC 8037 section 2) and of symmetric
+/// ones (6.4).
+pub const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 
 /// Takes the known members out of one JWK, and remembers what is wrong.
 struct Reader {
@@ -95,7 +96,7 @@ impl Reader {
 
     /// The key; `None` if it lacks what makes one. It is only good if there is no problem either.
     fn key(&mut self) -> Option<CustomKey> {
-        for member in PRIVATE {
+        for member in PRIVATE_MEMBERS {
             if self.members.0.remove(member).is_some() {
                 self.problem(
                     member,

@@ -102,6 +102,21 @@ impl Error {
         }
     }
 
+    /// Logs the refusal of a call, where a face handles it: what only the operator may know goes here and nowhere else.
+    pub fn log_refusal(&self) {
+        match self {
+            Self::Unavailable { part, cause } => tracing::warn!(cause, "refused: {part} is not available"),
+            Self::Internal(cause) => tracing::error!(cause, "internal error"),
+            Self::Invalid(_)
+            | Self::NotFound(_)
+            | Self::AlreadyExists(_)
+            | Self::Precondition { .. }
+            | Self::Aborted(_)
+            | Self::Limit { .. }
+            | Self::DeadlineExceeded => tracing::debug!(error = %self, "refused"),
+        }
+    }
+
     /// The algorithm is none of the tenant's.
     pub(super) fn not_of_tenant(tenant: &Tenant) -> Self {
         let names: Vec<&str> = tenant.algorithms.iter().map(|algorithm| algorithm.name()).collect();

@@ -74,7 +74,7 @@ impl Problem {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        log(&error);
+        error.log_refusal();
         let text = error.to_string();
         match error {
             Error::Invalid(violations) => Self::new(StatusCode::BAD_REQUEST, sentences(&violations)),
@@ -122,21 +122,6 @@ impl IntoResponse for Problem {
 fn sentences(violations: &[Violation]) -> String {
     let sentences = violations.iter().map(|violation| format!("{} {}", violation.field, violation.problem));
     sentences.collect::<Vec<_>>().join("; ")
-}
-
-/// Here every refused call is handled, so here it is logged: what only the operator may know goes here and nowhere else.
-fn log(error: &Error) {
-    match error {
-        Error::Unavailable { part, cause } => tracing::warn!(cause, "refused: {part} is not available"),
-        Error::Internal(cause) => tracing::error!(cause, "internal error"),
-        Error::Invalid(_)
-        | Error::NotFound(_)
-        | Error::AlreadyExists(_)
-        | Error::Precondition { .. }
-        | Error::Aborted(_)
-        | Error::Limit { .. }
-        | Error::DeadlineExceeded => tracing::debug!(%error, "refused"),
-    }
 }
 
 fn until(time: Timestamp) -> Duration {
