@@ -7,6 +7,7 @@ mod access;
 mod auth0;
 mod custom;
 mod described;
+mod examples;
 mod failures;
 mod house;
 mod listener;
