@@ -27,6 +27,8 @@ pub struct Bearer {
 /// What a verified JWT allows.
 #[derive(Debug)]
 pub struct Access {
+    /// `sub`: whom the issuer let in, for the log.
+    pub subject: Option<String>,
     scopes: Vec<String>,
 }
 
@@ -80,7 +82,7 @@ impl Bearer {
         let claims = Claims::parse(payload)
             .map_err(|_| Refused("the claims are not one JSON object with exp, nbf and iss of their types"))?;
         let access: AccessClaims = serde_json::from_slice(payload)
-            .map_err(|_| Refused("aud must be a text or an array of texts, and scope one text"))?;
+            .map_err(|_| Refused("aud must be a text or an array of texts, and scope and sub one text each"))?;
         if claims.iss.as_ref() != Some(&self.issuer) {
             return Err(Refused("iss is not the issuer that this service trusts"));
         }
@@ -96,7 +98,7 @@ impl Bearer {
         if !audience.is_some_and(|audience| access.aud.is(audience)) {
             return Err(Refused("aud does not name this API of this tenant: its URL up to /api/v2/, slash included"));
         }
-        Ok(Access { scopes: access.scope.split(' ').map(ToOwned::to_owned).collect() })
+        Ok(Access { subject: access.sub, scopes: access.scope.split(' ').map(ToOwned::to_owned).collect() })
     }
 }
 
@@ -115,6 +117,7 @@ struct AccessClaims {
     aud: Audience,
     #[serde(default)]
     scope: String,
+    sub: Option<String>,
 }
 
 #[derive(Default, Deserialize)]

@@ -100,6 +100,7 @@ async fn claims_that_are_not_of_this_issuer_for_this_tenant_and_now_are_refused(
         with("aud", json!({ "aud": audience })),
         without("aud"),
         with("scope", json!(ALL_SCOPES.split(' ').collect::<Vec<_>>())),
+        with("sub", json!(7)),
         json!([good]),
         json!("claims"),
     ] {

@@ -40,6 +40,11 @@ async fn a_set_is_put_whole_read_back_and_deleted() {
         assert_eq!((answer.status.as_u16(), answer.body.len()), (204, 0));
     }
     assert_eq!(house.call_as_admin("GET", "acme", PATH).status, 404);
+    for change in ["custom keys set", "custom keys deleted"] {
+        let told =
+            |line: &String| line.contains(change) && line.contains("tenant=acme") && line.contains(r#"subject="ops""#);
+        assert!(house.server.log().iter().any(told), "the log does not say who: {change}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

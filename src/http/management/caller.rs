@@ -23,6 +23,13 @@ struct Named {
 }
 
 impl Caller {
+    /// Tells the log who changed what: events in the store know tenant and key, and not yet the caller.
+    pub(super) fn changed(&self, what: &str) {
+        // With `?`, so that what an issuer lets into `sub` stays on its line.
+        let subject = self.access.subject.as_deref().unwrap_or_default();
+        tracing::info!(tenant = %self.tenant, ?subject, "through the Management API: {what}");
+    }
+
     /// Goes on if the JWT has all of these scopes.
     pub(super) fn needs(&self, scopes: &[&str]) -> Result<(), Problem> {
         if scopes.iter().all(|scope| self.access.has(scope)) {

@@ -98,6 +98,7 @@ pub(super) async fn rotate(State(face): State<Arc<Face>>, caller: Caller, uri: U
         trigger: Trigger { manual: true, ..Trigger::default() },
     };
     let rotated = face.keyrings.rotate(request).await.map_err(of_rotation)?;
+    caller.changed("keys rotated");
     let Some(next) = rotated.next.and_then(changed) else {
         // No 5xx: clients ask again after one by themselves, and the rotation took place.
         let message =
@@ -115,6 +116,7 @@ pub(super) async fn revoke(
 ) -> Result<Response, Problem> {
     caller.needs(&[UPDATE])?;
     let listed = face.keyrings.revoke(caller.tenant.clone(), kid_of(&path)?).await.map_err(of_revocation)?;
+    caller.changed("key revoked");
     Ok(Json(changed(listed).ok_or_else(no_key)?).into_response())
 }
 
