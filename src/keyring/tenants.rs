@@ -112,7 +112,8 @@ impl Keyrings {
         if record.tenant.delete_time.is_some() {
             return taken("belongs to a tenant that is being deleted; it is free once its keys are destroyed");
         }
-        let finished = record.keyrings.iter().all(|keyring| keyring.current().is_some() && keyring.next().is_some());
+        let mut open = record.keyrings.iter().filter(|keyring| keyring.close_time.is_none());
+        let finished = open.all(|keyring| keyring.current().is_some() && keyring.next().is_some());
         let same =
             Tenant { create_time: record.tenant.create_time, revision: record.tenant.revision, ..wanted.clone() }
                 == record.tenant;
