@@ -4,7 +4,9 @@
 mod common;
 
 mod members;
+mod own;
 mod published;
+mod rotation;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -27,17 +29,21 @@ struct Trial {
 
 impl Trial {
     async fn begin() -> Self {
-        let server = Server::dev();
+        let wanted = Tenant { algorithms: vec!["ES256".into()], ..Tenant::default() };
+        Self::on(Server::dev(), "demo", wanted).await
+    }
+
+    /// The same on a server of the test's own, with the keys of another of its tenants as somebody else's.
+    async fn on(server: Server, other: &str, wanted: Tenant) -> Self {
         let mut clients = Clients::connect(&server).await;
         let tenant = Tenant {
             id: "acme".into(),
             custom_domain: DOMAIN.into(),
-            algorithms: vec!["ES256".into()],
-            rotation_policy: Some(short_policy()),
-            ..Tenant::default()
+            rotation_policy: wanted.rotation_policy.or_else(|| Some(short_policy())),
+            ..wanted
         };
         clients.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await.expect("created");
-        let mut foreign = keys(&get(&server.jwks_uri("demo")).json());
+        let mut foreign = keys(&get(&server.jwks_uri(other)).json());
         foreign.iter_mut().for_each(|key| drop(key.as_object_mut().expect("an object").remove("state")));
         Self { server, clients, foreign }
     }
@@ -59,12 +65,11 @@ impl Trial {
     }
 
     fn on_domain(&self) -> Vec<Value> {
-        let url = format!("{}/.well-known/jwks.json", self.server.public());
-        keys(&send("GET", &url, &[("host", DOMAIN)]).json())
+        on_domain(self.server.public())
     }
 
     fn canonical(&self) -> Vec<Value> {
-        keys(&get(&self.server.jwks_uri("acme")).json())
+        canonical(self.server.public())
     }
 
     /// The key of this type, under another kid, with members changed; null removes one.
@@ -78,6 +83,16 @@ impl Trial {
         members.retain(|_, value| !value.is_null());
         key
     }
+}
+
+/// What the custom domain publishes.
+fn on_domain(public: &str) -> Vec<Value> {
+    keys(&send("GET", &format!("{public}/.well-known/jwks.json"), &[("host", DOMAIN)]).json())
+}
+
+/// What is published under the canonical base URL.
+fn canonical(public: &str) -> Vec<Value> {
+    keys(&get(&format!("{public}/acme/.well-known/jwks.json")).json())
 }
 
 fn keys(set: &Value) -> Vec<Value> {

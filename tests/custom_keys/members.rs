@@ -2,10 +2,14 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{Trial, octets, refused, set};
+
+/// gRPC libraries refuse an answer with more in its headers than this; 8192 less what is always there.
+const HEADER_OCTETS_MAX: usize = 7_936;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_keys_are_taken_and_an_eleventh_is_refused_with_nothing_replaced() {
@@ -133,4 +137,105 @@ async fn each_wrong_member_is_named() {
     let wrong = trial.key("RSA", "wrong", &json!({"d": secret, "use": "enc", "e": octets(&[3])}));
     let status = trial.put(&set(&[wrong])).await.expect_err("refused");
     assert_eq!(status.get_details_bad_request().expect("BadRequest").field_violations.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_just_within_the_bounds_is_taken_and_published_as_it_was_sent() {
+    let mut trial = Trial::begin().await;
+    let bare = |changes: Value| {
+        let mut members = json!({"x5c": null, "x5t": null, "x5t#S256": null});
+        members.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+        members
+    };
+    let chain = |trial: &Trial, length: usize| {
+        let leaf = trial.key("RSA", "any", &json!({}))["x5c"][0].clone();
+        json!({ "x5c": vec![leaf; length] })
+    };
+    let edges = [
+        trial.key("EC", &"k".repeat(255), &json!({})),
+        trial.key("RSA", "greatest-e", &bare(json!({"e": octets(&[0x7f, 0xff, 0xff, 0xff])}))),
+        trial.key("RSA", "least-n", &bare(json!({"n": octets(&modulus(2048))}))),
+        trial.key("RSA", "greatest-n", &bare(json!({"n": octets(&modulus(8192))}))),
+        trial.key("RSA", "longest-x5c", &chain(&trial, 10)),
+    ];
+    let put = trial.put(&set(&edges)).await.expect("all are taken");
+    assert_eq!(put, set(&edges));
+    assert_eq!(trial.on_domain()[2..], edges);
+
+    let longer = trial.key("RSA", "longer-x5c", &chain(&trial, 11));
+    refused(trial.put(&set(&[longer])).await, "keys[0].x5c", "1 to 10 certificates");
+    assert_eq!(trial.stored().await, put, "nothing was replaced");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_problems_the_first_are_named_and_the_others_counted() {
+    let mut trial = Trial::begin().await;
+    let secret = "c2VjcmV0";
+    let private = json!({
+        "d": secret, "p": secret, "q": secret, "dp": secret, "dq": secret, "qi": secret,
+        "oth": [{"r": secret, "d": secret, "t": secret}],
+    });
+    let ten: Vec<Value> = (0..10).map(|number| trial.key("RSA", &format!("key-{number}"), &private)).collect();
+    let outcome = trial.put(&set(&ten)).await;
+    let violations = violations(&outcome);
+    let fields: Vec<&str> = violations.iter().map(|(field, _)| field.as_str()).collect();
+    let mut first =
+        ["d", "p", "q", "dp", "dq", "qi", "oth"].map(|member| format!("jwks_json.keys[0].{member}")).to_vec();
+    first.extend(["jwks_json.keys[1].d".to_owned(), "jwks_json".to_owned()]);
+    assert_eq!(fields, first);
+    assert!(violations[8].1.contains("62 more"), "{violations:?}");
+    let octets = header_octets(outcome.as_ref().expect_err("refused"));
+    assert!(octets <= HEADER_OCTETS_MAX, "{octets} octets of headers");
+    refused(outcome, "keys[0].oth", "private");
+
+    // Eight are all named, with nothing to count.
+    let eight = [trial.key("RSA", "seven", &private), trial.key("RSA", "one", &json!({"d": secret}))];
+    first.pop();
+    let outcome = trial.put(&set(&eight)).await;
+    assert_eq!(self::violations(&outcome).into_iter().map(|(field, _)| field).collect::<Vec<_>>(), first);
+    assert_eq!(trial.stored().await, json!({"keys": []}), "nothing was put");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_long_name_so_much_is_told_as_helps_to_find_it() {
+    let mut trial = Trial::begin().await;
+    // The second in four octets of UTF-8, none of which is told without the others.
+    for character in ["m", "\u{1f511}"] {
+        let names: Vec<String> = (0..10).map(|number| format!("{number}{}", character.repeat(200))).collect();
+        let unknown: Map<String, Value> = names.iter().map(|name| (name.clone(), json!("c2VjcmV0"))).collect();
+        let unknown = Value::Object(unknown);
+        let many: Vec<Value> = (0..10).map(|number| trial.key("EC", &format!("key-{number}"), &unknown)).collect();
+        let outcome = trial.put(&set(&many)).await;
+        let violations = violations(&outcome);
+        assert_eq!(violations.len(), 9, "{violations:?}");
+        for ((field, _), name) in violations[..8].iter().zip(&names) {
+            let told = field.strip_prefix("jwks_json.keys[0].").expect("of the first key");
+            assert!(name.starts_with(told), "{told} is not of {name}");
+            assert!(told.chars().count() <= 64 && told.len() >= 60, "{told}");
+        }
+        assert!(violations[8].1.contains("92 more"), "{violations:?}");
+        refused(outcome, violations[0].0.trim_start_matches("jwks_json."), "leave it out");
+    }
+}
+
+/// What a refusal takes in headers: the message percent-encoded, the details in base64.
+fn header_octets(status: &Status) -> usize {
+    let message = status.message().bytes().map(|octet| if (b' '..=b'~').contains(&octet) { 1 } else { 3 });
+    message.sum::<usize>() + status.details().len().div_ceil(3) * 4
+}
+
+/// Field and description of each violation of a refusal.
+fn violations(outcome: &Result<Value, Status>) -> Vec<(String, String)> {
+    let status = outcome.as_ref().expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let details = status.get_details_bad_request().expect("BadRequest");
+    details.field_violations.into_iter().map(|one| (one.field, one.description)).collect()
+}
+
+/// The least odd number of so many bits.
+fn modulus(bits: usize) -> Vec<u8> {
+    let mut octets = vec![0; bits / 8];
+    octets[0] = 0x80;
+    octets[bits / 8 - 1] |= 1;
+    octets
 }
