@@ -95,7 +95,10 @@ async fn an_algorithm_is_added_made_the_default_and_another_retired() {
     assert_eq!(discovered(&server), json!(["RS256", "ES256"]));
     let early = clients.sign_jwt("acme", "ES256", claims(&issuer, 60)).await.expect_err("too early");
     assert_eq!(early.code(), Code::FailedPrecondition, "{early:?}");
-    assert!(early.message().contains("verifiers may not know") && retry_delay(&early) <= Duration::from_secs(1));
+    assert!(
+        early.message().contains("known to verifiers for publish_lead")
+            && retry_delay(&early) <= Duration::from_secs(1)
+    );
     let early = set_default(&mut clients, "ES256").await.expect_err("not the default yet");
     assert_eq!(early.code(), Code::FailedPrecondition, "{early:?}");
     assert!(early.message().contains("default_algorithm ES256") && retry_delay(&early) <= Duration::from_secs(1));

@@ -84,7 +84,7 @@ impl Keyrings {
         let kids: Vec<&str> = keys.iter().map(|key| key.kid.as_str()).collect();
         let event = Event { detail: kids.join(" "), ..tenant_event(action, &tenant, self.clock.now()) };
         let change = Change { tenant: Some(tenant.clone()), events: vec![event], ..Change::default() };
-        self.store.commit(&change).await?;
+        self.commit(&change).await?;
         self.publish(&TenantRecord { tenant, keyrings: record.keyrings })?;
         Ok(())
     }

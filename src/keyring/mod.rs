@@ -37,8 +37,8 @@ pub use tend::tend;
 pub use update::TenantUpdate;
 pub use verify::Verdict;
 
-use crate::domain::ObjectId;
-use crate::store::Store;
+use crate::domain::{Algorithm, Kid, ObjectId};
+use crate::store::{Change, Event, Store, StoreError};
 use crate::token::Token;
 use published::Published;
 use tokio_util::task::TaskTracker;
@@ -123,6 +123,18 @@ impl Keyrings {
     ) -> Result<T, Error> {
         let done = self.changes.spawn(change).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(format!("a change did not come to its end: {panic}"))))
+    }
+
+    /// Commits a change, and tells the log what was done.
+    async fn commit(&self, change: &Change) -> Result<(), StoreError> {
+        self.store.commit(change).await?;
+        for event in &change.events {
+            let Event { action, tenant, detail, .. } = event;
+            let algorithm = event.algorithm.map(Algorithm::name);
+            let kid = event.kid.as_ref().map(Kid::as_str);
+            tracing::info!(%tenant, algorithm, kid, detail, "{action}");
+        }
+        Ok(())
     }
 
     /// Waits for the changes under way. None is begun afterwards by whoever calls this: the doors are shut first.

@@ -155,8 +155,8 @@ impl Keyrings {
                 Error::Precondition {
                     reason: "PUBLISH_LEAD",
                     message: format!(
-                        "{algorithm} was added a short while ago, and verifiers may not know its first key yet: it signs \
-                         from {ready_time} on"
+                        "{algorithm} was added a short while ago: its first key has to be known to verifiers for \
+                         publish_lead, and signs from {ready_time} on"
                     ),
                     retry_time: Some(ready_time),
                 }

@@ -86,7 +86,7 @@ impl Keyrings {
             events: vec![tenant_event("create_tenant", &tenant, now)],
             ..Change::default()
         };
-        let mut record = match self.store.commit(&change).await {
+        let mut record = match self.commit(&change).await {
             Ok(()) => {
                 let mut record = TenantRecord { tenant: tenant.clone(), keyrings: Vec::new() };
                 keyrings.iter().for_each(|keyring| self.claim_new(&record, keyring));
@@ -184,7 +184,7 @@ impl Keyrings {
         let closed: Vec<Keyring> = record.keyrings.iter().map(|keyring| keyring.close(now)).collect();
         let events = vec![tenant_event("delete_tenant", &tenant, now)];
         let change = Change { tenant: Some(tenant.clone()), keyrings: closed.clone(), events, ..Change::default() };
-        self.store.commit(&change).await?;
+        self.commit(&change).await?;
         record = TenantRecord { tenant, keyrings: closed };
         self.publish(&record)?;
         if let Err(error) = self.end(&mut record).await {
@@ -209,7 +209,7 @@ impl Keyrings {
             events: vec![tenant_event("remove_tenant", tenant, now)],
             ..Change::default()
         };
-        match self.store.commit(&change).await {
+        match self.commit(&change).await {
             // Another replica removed it.
             Ok(()) | Err(StoreError::Conflict) => self.published.withdraw(&tenant.id),
             Err(error) => return Err(error.into()),
