@@ -95,7 +95,8 @@ fn shortened(mut violations: Vec<Violation>) -> Vec<Violation> {
     let more = violations.len().saturating_sub(VIOLATIONS_MAX);
     if more > 0 {
         violations.truncate(VIOLATIONS_MAX);
-        violations.push(Violation { field: "jwks_json".to_owned(), problem: format!("has {more} more problems") });
+        let problem = format!("has {more} more problem{}", if more == 1 { "" } else { "s" });
+        violations.push(Violation { field: "jwks_json".to_owned(), problem });
     }
     violations
 }

@@ -214,6 +214,8 @@ async fn of_a_long_name_so_much_is_told_as_helps_to_find_it() {
             assert!(told.chars().count() <= 64 && told.len() >= 60, "{told}");
         }
         assert!(violations[8].1.contains("92 more"), "{violations:?}");
+        let octets = header_octets(outcome.as_ref().expect_err("refused"));
+        assert!(octets <= HEADER_OCTETS_MAX, "{octets} octets of headers");
         refused(outcome, violations[0].0.trim_start_matches("jwks_json."), "leave it out");
     }
 }
