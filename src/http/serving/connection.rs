@@ -108,7 +108,8 @@ impl Terms {
             let waiting_since = Instant::now();
             self.places.wanted().await;
             match calls.latest() {
-                // Used since it began to wait: back to the end of the queue. It passes the question on only once for that.
+                // Used since it began to wait: back to the end of the queue. Where all were used, the question comes round,
+                // and the first is taken at its word. A call under way lets the question drop; there will be another.
                 Some(latest) if latest >= waiting_since => {
                     if !calls.are_under_way() {
                         self.places.ask();

@@ -187,20 +187,25 @@ async fn a_client_that_makes_no_call_or_reads_no_answer_is_cut_in_time() {
 }
 
 #[tokio::test]
-async fn a_place_is_not_taken_from_a_call_that_is_under_way() {
-    let served = Served::with(Bounds { connections_max: 3, leave_max: Duration::ZERO, ..WIDE }).await;
+async fn those_who_use_their_places_keep_them() {
+    let served = Served::with(Bounds { connections_max: 16, leave_max: Duration::ZERO, ..WIDE }).await;
+    let mut active = served.connect().await;
     let mut busy = served.connect().await;
     busy.write_all(CALL_GATE).await.expect("sent");
     within(served.entered.acquire()).await.expect("open").forget();
-    for _ in 0..10 {
-        let mut idle = served.connect().await;
-        assert!(is_well(&call(&mut idle).await));
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        assert!(is_well(&call(&mut active).await), "it is in use");
+        let mut another = served.connect().await;
+        assert!(is_well(&call(&mut another).await));
+        idle.push(another);
     }
     served.gate.add_permits(1);
     let mut answer = Vec::new();
     while !answer.ends_with(b"through") {
         assert!(within(busy.read_buf(&mut answer)).await.expect("it is served") > 0, "it was cut");
     }
+    assert_eq!(call(&mut idle[0]).await, "", "nobody gave way");
 }
 
 #[tokio::test]
