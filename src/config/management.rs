@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -47,6 +48,11 @@ impl Reader {
         let (certificate, key) = (self.file("management.certificate_file"), self.file("management.key_file"));
         let identity = match (certificate, key) {
             (Some(certificate), Some(key)) => {
+                // A group may read it, as Debian's ssl-cert does; a file that is not there is told below.
+                if std::fs::metadata(&key).is_ok_and(|key| key.mode() & 0o007 != 0) {
+                    let problem = format!("must not be open to everybody: chmod 640 {}", key.display());
+                    self.problem("management.key_file", problem);
+                }
                 let parse = |contents: &[Vec<u8>]| Identity::parse(&contents[0], &contents[1]);
                 self.watched("management.certificate_file", vec![certificate, key], parse)
             }

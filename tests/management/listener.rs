@@ -1,4 +1,6 @@
+use std::fs::Permissions;
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -143,6 +145,9 @@ fn what_is_wrong_with_the_section_is_told_at_once_and_by_name() {
     let mixed = with_identity(configured(), &one);
     std::fs::copy(other.key, mixed.dir().join("server.key")).expect("copied");
     told_of(mixed, &["management.certificate_file and management.key_file cannot be used"]);
+    let open = with_identity(configured(), &one);
+    std::fs::set_permissions(open.dir().join("server.key"), Permissions::from_mode(0o644)).expect("opened");
+    told_of(open, &["management.key_file must not be open to everybody"]);
     for (name, problem) in [("server.pem", "must name a PEM file with the certificate"), ("server.key", "has no key")] {
         let broken = file(with_identity(configured(), &one), name, "-----BEGIN c2VjcmV0-----\n");
         told_of(broken, &["management.certificate_file", problem]);
