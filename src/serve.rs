@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Bearer;
 use crate::config::{Config, ManagementSettings};
-use crate::http::BoundedListener;
+use crate::http::Bounds;
 use crate::keyring::{Canary, Clock, Health, Keyrings, Settings, tend};
 use crate::store::Store;
 use crate::token::Token;
@@ -118,14 +118,16 @@ pub async fn run(
     let (tell, health) = watch::channel(Health::unknown());
     let mut faces = JoinSet::new();
     let public = http::public_router(Arc::clone(&keyrings));
-    faces.spawn(face("public", http::serve(public, listeners.public, shutdown.clone())));
-    faces.spawn(face("ops", http::serve(http::ops_router(health.clone()), listeners.ops, shutdown.clone())));
+    faces.spawn(without_failure(http::serve(public, listeners.public, None, Bounds::PUBLIC, shutdown.clone())));
+    let ops = http::ops_router(health.clone());
+    faces.spawn(without_failure(http::serve(ops, listeners.ops, None, Bounds::OPS, shutdown.clone())));
     if let (Some(settings), Some(listener)) = (&config.management, listeners.management) {
         let serving = management(settings, &keyrings, listener, &shutdown)?;
-        faces.spawn(face("management", serving));
+        faces.spawn(without_failure(serving));
     }
     let limit = config.grpc_message_bytes_max;
-    faces.spawn(face("grpc", grpc::serve(Arc::clone(&keyrings), listeners.grpc, limit, health, shutdown.clone())));
+    let serving = grpc::serve(Arc::clone(&keyrings), listeners.grpc, limit, health, shutdown.clone());
+    faces.spawn(async { serving.await.map_err(|error| format!("the grpc listener failed: {error}")) });
 
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
     let watched = Arc::clone(&keyrings);
@@ -172,7 +174,7 @@ fn management(
     keyrings: &Arc<Keyrings>,
     listener: TcpListener,
     shutdown: &CancellationToken,
-) -> Result<impl Future<Output = std::io::Result<()>> + use<>, String> {
+) -> Result<impl Future<Output = ()> + use<>, String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
     let bearer = Bearer::new(settings.issuer.clone(), settings.jwks.latest());
@@ -182,9 +184,11 @@ fn management(
         identity.latest()
     });
     let router = http::management_router(Arc::clone(keyrings), bearer, base_url);
-    Ok(http::serve_bounded(router, BoundedListener::new(listener, identity), shutdown.clone()))
+    Ok(http::serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone()))
 }
 
-async fn face<E: std::fmt::Display>(name: &str, serving: impl Future<Output = Result<(), E>>) -> Result<(), String> {
-    serving.await.map_err(|error| format!("the {name} listener failed: {error}"))
+/// HTTP is served until it is told to stop: a connection that fails is no failure of its listener.
+async fn without_failure(serving: impl Future<Output = ()>) -> Result<(), String> {
+    serving.await;
+    Ok(())
 }

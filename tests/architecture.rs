@@ -41,6 +41,7 @@ const HOMES: [(&str, &str); 28] = [
     ("cryptoki", "token"),
     ("http", "grpc"),
     ("curve25519_dalek", "jose"),
+    ("hyper_util", "http"),
     ("jiff", "domain"),
     ("pkcs1", "x509"),
     ("prost", "grpc"),
@@ -54,13 +55,12 @@ const HOMES: [(&str, &str); 28] = [
     ("tonic_prost", "grpc"),
     ("tonic_reflection", "grpc"),
     ("tonic_types", "grpc"),
-    ("tower", "grpc"),
     ("tracing_subscriber", "main"),
     ("x509_cert", "x509"),
 ];
 
-/// Crates that are no room's subject: text, time, errors, secrets, tasks and logging.
-const SHARED: [&str; 13] = [
+/// Crates that are no room's subject: text, time, errors, secrets, tasks, logging, and the shape of a service.
+const SHARED: [&str; 14] = [
     "async_trait",
     "base64",
     "bytes",
@@ -72,6 +72,7 @@ const SHARED: [&str; 13] = [
     "thiserror",
     "tokio",
     "tokio_util",
+    "tower",
     "tracing",
     "url",
 ];

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use aws_lc_rs::digest::{Digest, SHA256};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use keyward::domain::{
-    Algorithm, Ed25519, KeyState, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId, Trigger,
+    Algorithm, Curve, KeyState, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId, Trigger,
 };
-use keyward::keyring::{Choice, Clock, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec};
+use keyward::keyring::{Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec};
 use keyward::store::{SqliteStore, TokenBinding};
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
+use keyward::x509;
 use tokio::sync::Notify;
 
 /// For what must come.
@@ -22,10 +24,10 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// For what must not come: without the fence it comes within a millisecond or two.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// Ed25519 keys in memory.
+/// ES256 keys in memory.
 #[derive(Default)]
 struct HoldingToken {
-    pairs: Mutex<HashMap<ObjectId, Ed25519KeyPair>>,
+    pairs: Mutex<HashMap<ObjectId, EcdsaKeyPair>>,
     hold: AtomicBool,
     held: AtomicUsize,
     let_go: Notify,
@@ -33,11 +35,12 @@ struct HoldingToken {
     generated: Notify,
 }
 
-fn shown(pair: &Ed25519KeyPair) -> TokenKey {
-    let x = Octets(pair.public_key().as_ref().to_vec());
+fn shown(pair: &EcdsaKeyPair) -> TokenKey {
+    let (x, y) = pair.public_key().as_ref()[1..].split_at(32);
+    let (x, y) = (Octets(x.to_vec()), Octets(y.to_vec()));
     let text = || "memory".to_owned();
     TokenKey {
-        public: Some(PublicKey::Ed25519 { crv: Ed25519::Ed25519, x }),
+        public: Some(PublicKey::Ec { crv: Curve::P256, x, y }),
         protection: Protection {
             token_label: text(),
             token_serial: text(),
@@ -55,7 +58,7 @@ fn shown(pair: &Ed25519KeyPair) -> TokenKey {
 #[async_trait]
 impl Token for HoldingToken {
     async fn generate(&self, object: ObjectId, _: KeySpec) -> Result<TokenKey, TokenError> {
-        let pair = Ed25519KeyPair::generate().expect("random octets");
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("random octets");
         let key = shown(&pair);
         self.pairs.lock().expect("no panic").insert(object, pair);
         self.generated.notify_one();
@@ -75,7 +78,11 @@ impl Token for HoldingToken {
         let pairs = self.pairs.lock().expect("no panic");
         let pair = pairs.get(&key.object).ok_or_else(|| TokenError::Unavailable("no such key".to_owned()))?;
         let sign = |input| match input {
-            SignInput::Message(message) | SignInput::Digest(message) => pair.sign(&message).as_ref().to_vec(),
+            SignInput::Digest(digest) => {
+                let digest = Digest::import_less_safe(&digest, &SHA256).expect("a SHA-256 digest");
+                pair.sign_digest(&digest).expect("signed").as_ref().to_vec()
+            }
+            SignInput::Message(_) => panic!("ES256 signs digests"),
         };
         Ok(inputs.into_iter().map(sign).collect())
     }
@@ -108,8 +115,8 @@ async fn keyrings(token: &Arc<HoldingToken>, folder: &std::path::Path, sign_wait
         id: tenant(),
         issuer: None,
         custom_domain: None,
-        saml_sso_url: None,
-        algorithms: vec![Algorithm::EdDSA],
+        saml_sso_url: Some("https://idp.example/sso".parse().expect("a URL")),
+        algorithms: vec![Algorithm::ES256],
         default_algorithm: None,
         policy: RotationPolicy::default(),
     };
@@ -195,4 +202,68 @@ async fn a_request_that_hangs_at_the_token_holds_the_fence_no_longer_than_it_may
     token.hold.store(false, Ordering::SeqCst);
     keyrings.rotate(rotation()).await.expect("rotated although the token never answers");
     assert!(signing.is_finished() && signing.await.expect("no panic").is_err(), "the request was given up first");
+}
+
+/// The certificate in the signature of the tenant's SAML metadata, as it is asked for.
+async fn metadata_signer(keyrings: Arc<Keyrings>) -> Result<String, Error> {
+    let (_, document) = keyrings.saml_metadata(&tenant(), false).await?;
+    let text = String::from_utf8(document.body.to_vec()).expect("UTF-8");
+    let signature = text.split("</ds:Signature>").next().expect("split gives at least one part");
+    let certificate = signature.split("<ds:X509Certificate>").nth(1).expect("KeyInfo");
+    Ok(certificate.split('<').next().expect("split gives at least one part").to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_that_asks_for_metadata_gets_none_that_a_revoked_key_signed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let token = Arc::new(HoldingToken::default());
+    let keyrings = keyrings(&token, folder.path(), WAIT_MAX).await;
+    let old = keyrings.current_key(&choice()).expect("a current key").key.expect("its facts");
+    let old_certificate = x509::base64(&old.certificate.expect("a certificate"));
+
+    // 1. One request has its signature held back by the token; the others wait for their turn.
+    token.hold.store(true, Ordering::SeqCst);
+    let first = tokio::spawn(metadata_signer(Arc::clone(&keyrings)));
+    until("the request at the token", || token.held.load(Ordering::SeqCst) == 1).await;
+    token.hold.store(false, Ordering::SeqCst);
+    let crowd: Vec<_> = (0..40).map(|_| tokio::spawn(metadata_signer(Arc::clone(&keyrings)))).collect();
+    tokio::task::yield_now().await;
+
+    // 2. The key is replaced and revoked meanwhile; the fence waits for the one that holds it.
+    let rotating = tokio::spawn({
+        let keyrings = Arc::clone(&keyrings);
+        async move { keyrings.rotate(rotation()).await }
+    });
+    let kid = old.kid.clone();
+    let is_new = || keyrings.current_key(&choice()).is_ok_and(|listed| listed.key.is_some_and(|key| key.kid != kid));
+    until("the new current key", is_new).await;
+    assert!(!rotating.is_finished(), "a request holds the revoked key");
+    token.let_go.notify_waiters();
+    rotating.await.expect("no panic").expect("rotated");
+    assert_eq!(first.await.expect("no panic").expect("made"), old_certificate, "begun before the rotation");
+    for request in crowd {
+        assert_ne!(request.await.expect("no panic").expect("made"), old_certificate);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_at_a_token_that_hangs_is_bounded_and_holds_no_rotation_up() {
+    const SIGN_WAIT_MAX: Duration = Duration::from_millis(300);
+    let folder = tempfile::tempdir().expect("a folder");
+    let token = Arc::new(HoldingToken::default());
+    let keyrings = keyrings(&token, folder.path(), SIGN_WAIT_MAX).await;
+    token.hold.store(true, Ordering::SeqCst);
+    let crowd: Vec<_> = (0..600).map(|_| tokio::spawn(metadata_signer(Arc::clone(&keyrings)))).collect();
+    until("the request at the token", || token.held.load(Ordering::SeqCst) == 1).await;
+    token.hold.store(false, Ordering::SeqCst);
+    keyrings.rotate(rotation()).await.expect("rotated although the token never answers");
+    let mut turned_away = 0;
+    for request in crowd {
+        match request.await.expect("no panic") {
+            Err(Error::Limit { .. }) => turned_away += 1,
+            Ok(_) | Err(Error::DeadlineExceeded) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(turned_away >= 300, "at most 256 wait: {turned_away} of 600 were turned away");
 }

@@ -80,10 +80,12 @@ checked_text!(
     Domain,
     |text| {
         let labels = text.split('.').count();
-        if text.len() <= 253 && labels >= 2 && text.split('.').all(is_dns_label) {
+        // The last label of a name is no number (RFC 3696 section 2); in an address it is.
+        let named = text.rsplit('.').next().is_some_and(|last| last.contains(|letter: char| letter.is_ascii_lowercase()));
+        if text.len() <= 253 && labels >= 2 && named && text.split('.').all(is_dns_label) {
             Ok(())
         } else {
-            Err(InvalidName("must be a domain name in lower case such as login.example.com, without scheme or port"))
+            Err(InvalidName("must be a domain name in lower case such as login.example.com, without scheme or port, and no IP address"))
         }
     }
 );
@@ -172,6 +174,8 @@ fn web_url(text: &str) -> Result<url::Url, InvalidName> {
         return Err(WANTED);
     }
     let loopback = match url.host() {
+        // The URL standard takes more in a host than names are made of (RFC 1123 section 2.1), such as commas.
+        Some(url::Host::Domain(name)) if !name.split('.').all(is_dns_label) => return Err(WANTED),
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),

@@ -11,6 +11,9 @@ use super::{Face, door, wire};
 use crate::domain::{Algorithm, Revision, RotationPolicy, TenantId};
 use crate::keyring::{Error, TenantSpec, TenantUpdate};
 
+/// So much of an unknown path is told, in characters.
+const PATH_SHOWN_MAX: usize = 64;
+
 /// More than there are algorithms: a longer list is a mistake, and is not looked at.
 const ALGORITHMS_MAX: usize = 16;
 
@@ -105,7 +108,10 @@ fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) -> Result<T
             "rotation_policy" => changed_policy = Some(whole_policy(&policy)?),
             path => {
                 let field = path.strip_prefix("rotation_policy.").and_then(PolicyField::of_name);
-                let field = field.ok_or_else(|| Error::invalid("update_mask", format!("must name only {fields}")))?;
+                let field = field.ok_or_else(|| {
+                    let shown: String = path.chars().take(PATH_SHOWN_MAX).collect();
+                    Error::invalid("update_mask", format!("has {shown:?}, and must name only {fields}"))
+                })?;
                 let base = changed_policy.take().unwrap_or_else(|| present.clone());
                 changed_policy = Some(field.copy(&policy, base)?);
             }

@@ -16,7 +16,7 @@ pub(super) struct Addressed {
     /// The tenant.
     pub(super) view: Arc<TenantView>,
     /// Whether it was found by its custom domain.
-    by_domain: bool,
+    pub(super) by_domain: bool,
 }
 
 impl Addressed {
@@ -27,7 +27,7 @@ impl Addressed {
 
     /// What this address serves.
     pub(super) fn site(&self) -> &Site {
-        self.view.custom.as_ref().filter(|_| self.by_domain).unwrap_or(&self.view.canonical)
+        self.view.site(self.by_domain)
     }
 }
 

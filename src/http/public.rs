@@ -14,7 +14,8 @@ use crate::keyring::snapshot::{Document, TenantView};
 use crate::keyring::{Error, Keyrings};
 
 /// What verifiers fetch: the documents of each tenant, by path prefix under the canonical base URL and on its custom
-/// domain. They are made of what the snapshot holds (R9): neither store nor token is asked, but for the signature of the SAML metadata.
+/// domain. They are made of what the snapshot holds (R9): neither store nor token is asked, but for the signature of the SAML
+/// metadata.
 pub fn public_router(keyrings: Arc<Keyrings>) -> Router {
     let documents = Router::new()
         .route("/.well-known/jwks.json", get(jwks))
@@ -39,10 +40,13 @@ async fn discovery(to: Addressed, headers: HeaderMap) -> Response {
 }
 
 async fn saml_metadata(State(keyrings): State<Arc<Keyrings>>, to: Addressed, headers: HeaderMap) -> Response {
-    match keyrings.saml_metadata(&to.view, to.site()).await {
-        Ok(metadata) => {
+    let (tenant, on_domain) = (to.view.record.tenant.id.clone(), to.by_domain);
+    // The view holds the keys that sign; nobody waits with it in hand (R10).
+    drop(to);
+    match keyrings.saml_metadata(&tenant, on_domain).await {
+        Ok((view, metadata)) => {
             let content_type = HeaderValue::from_static("application/samlmetadata+xml");
-            document(&to.view, &metadata, content_type, &headers)
+            document(&view, &metadata, content_type, &headers)
         }
         Err(Error::NotFound(problem)) => not_found(&problem),
         Err(error) => {

@@ -5,6 +5,9 @@ use rsa::{BigUint, RsaPublicKey};
 
 use crate::domain::{Algorithm, Digest, Family, PublicKey};
 
+/// Longest RSA modulus that signatures are verified with: clients take no more.
+const RSA_BITS_MAX: usize = 8192;
+
 /// A public key that is not of its algorithm, or cannot be a key at all.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the public key is not a valid key for {0}")]
@@ -26,7 +29,8 @@ impl Verifier {
         let bad = BadPublicKey(algorithm);
         let octets = match (algorithm.family(), public) {
             (Family::RsaPkcs1 | Family::RsaPss, PublicKey::Rsa { n, e }) => {
-                let key = RsaPublicKey::new(BigUint::from_bytes_be(&n.0), BigUint::from_bytes_be(&e.0));
+                let (n, e) = (BigUint::from_bytes_be(&n.0), BigUint::from_bytes_be(&e.0));
+                let key = RsaPublicKey::new_with_max_size(n, e, RSA_BITS_MAX);
                 key.ok().and_then(|key| key.to_pkcs1_der().ok()).map(|der| der.as_bytes().to_vec())
             }
             (Family::Ecdsa(curve), PublicKey::Ec { crv, x, y }) if curve == *crv => Some([&[4], &*x.0, &*y.0].concat()),

@@ -28,6 +28,9 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// RSA exponents: FIPS 186-5 section 5.1 asks for at least 65537, and clients hold them in 31 bits.
 const RSA_EXPONENTS: std::ops::RangeInclusive<u64> = 65_537..=0x7fff_ffff;
 
+/// So much of an unknown member's name is told, in octets: it travels in headers.
+const MEMBER_SHOWN_MAX: usize = 64;
+
 /// What is wrong with one member of a JWK Set.
 #[derive(Debug, PartialEq, Eq)]
 pub struct JwkProblem {
@@ -129,7 +132,10 @@ impl Reader {
         let x5t = self.hash("x5t", 20, sha1);
         let x5t_s256 = self.hash("x5t#S256", 32, sha256);
         for member in std::mem::take(&mut self.members.0).into_keys() {
-            self.problem(&member, "is not a member that is published here; leave it out");
+            let whole = |end: &usize| member.is_char_boundary(*end);
+            let end = (0..=MEMBER_SHOWN_MAX.min(member.len())).rev().find(whole).unwrap_or_default();
+            let shown = &member[..end];
+            self.problem(shown, "is not a member that is published here; leave it out");
         }
         let x5c = x5c.map(|(texts, _)| texts);
         Some(CustomKey { public: public?, r#use: Signatures::Sig, kid: kid?, alg, key_ops, x5u, x5c, x5t, x5t_s256 })

@@ -12,6 +12,9 @@ use crate::store::{Change, Event, StoreError, TenantRecord};
 /// Longest JWK Set taken: ten RSA keys of the greatest length with a chain each.
 const JWKS_BYTES_MAX: usize = 128 * 1024;
 
+/// Most violations that one refusal names.
+const VIOLATIONS_MAX: usize = 8;
+
 impl Keyrings {
     /// The tenant's custom keys as a JWK Set.
     ///
@@ -36,7 +39,7 @@ impl Keyrings {
                 let dot = if problem.member.is_empty() { "" } else { "." };
                 Violation { field: format!("jwks_json{dot}{}", problem.member), problem: problem.problem }
             };
-            Error::Invalid(problems.into_iter().map(violation).collect())
+            Error::Invalid(shortened(problems.into_iter().map(violation).collect()))
         })?;
         let published = self::jwks_json(&keys);
         self.replace_custom_keys(tenant, keys).await?;
@@ -70,7 +73,7 @@ impl Keyrings {
 
     async fn commit_custom_keys(&self, id: &TenantId, keys: &[CustomKey]) -> Result<(), Error> {
         let record = self.load(id).await?;
-        own_no_kid(&record.keyrings, keys)?;
+        none_is_own(&record.keyrings, keys)?;
         if record.tenant.custom_keys == keys {
             return Ok(());
         }
@@ -81,25 +84,40 @@ impl Keyrings {
         let kids: Vec<&str> = keys.iter().map(|key| key.kid.as_str()).collect();
         let event = Event { detail: kids.join(" "), ..tenant_event(action, &tenant, self.clock.now()) };
         let change = Change { tenant: Some(tenant.clone()), events: vec![event], ..Change::default() };
-        self.store.commit(&change).await?;
+        self.commit(&change).await?;
         self.publish(&TenantRecord { tenant, keyrings: record.keyrings })?;
         Ok(())
     }
 }
 
-/// Custom keys share no kid with the tenant's own keys, those that were revoked included: a verifier must not take one for
-/// the other.
-fn own_no_kid(own: &[Keyring], custom: &[CustomKey]) -> Result<(), Error> {
-    let is_own =
-        |key: &CustomKey| own.iter().flat_map(|keyring| &keyring.keys).any(|own| own.kid.as_str() == key.kid.as_str());
-    let taken = custom.iter().enumerate().filter(|(_, key)| is_own(key));
-    let violations: Vec<Violation> = taken
-        .map(|(index, _)| Violation {
-            field: format!("jwks_json.keys[{index}].kid"),
-            problem: "must not be the kid of one of the tenant's own keys".to_owned(),
-        })
-        .collect();
-    if violations.is_empty() { Ok(()) } else { Err(Error::Invalid(violations)) }
+/// The first of many violations, and how many more there are: an answer travels in headers, and clients take some 8 KiB.
+fn shortened(mut violations: Vec<Violation>) -> Vec<Violation> {
+    let more = violations.len().saturating_sub(VIOLATIONS_MAX);
+    if more > 0 {
+        violations.truncate(VIOLATIONS_MAX);
+        let problem = format!("has {more} more problem{}", if more == 1 { "" } else { "s" });
+        violations.push(Violation { field: "jwks_json".to_owned(), problem });
+    }
+    violations
+}
+
+/// Custom keys are none of the tenant's own, under their name or another, those that were revoked included: a verifier must
+/// not take one for the other, and revoked is final.
+fn none_is_own(own: &[Keyring], custom: &[CustomKey]) -> Result<(), Error> {
+    let is_own = |kid: &str| own.iter().flat_map(|keyring| &keyring.keys).any(|own| own.kid.as_str() == kid);
+    let mut violations = Vec::new();
+    for (index, key) in custom.iter().enumerate() {
+        let mut violation = |member: &str, problem: &str| {
+            violations
+                .push(Violation { field: format!("jwks_json.keys[{index}]{member}"), problem: problem.to_owned() });
+        };
+        if is_own(key.kid.as_str()) {
+            violation(".kid", "must not be the kid of one of the tenant's own keys");
+        } else if is_own(jose::thumbprint(&key.public).as_str()) {
+            violation("", "must not be one of the tenant's own keys under another kid");
+        }
+    }
+    if violations.is_empty() { Ok(()) } else { Err(Error::Invalid(shortened(violations))) }
 }
 
 fn jwks_json(keys: &[CustomKey]) -> String {

@@ -53,7 +53,7 @@ impl Keyrings {
         event: Event,
     ) -> Result<(), StoreError> {
         let change = Change { keyrings: vec![keyring.clone()], events: vec![event], ..Change::default() };
-        match self.store.commit(&change).await {
+        match self.commit(&change).await {
             Ok(()) => {
                 self.claim_new(record, &keyring);
                 let place = record.keyrings.iter_mut().find(|other| other.algorithm == keyring.algorithm);

@@ -6,14 +6,14 @@ use tokio::sync::OwnedMutexGuard;
 use super::Error;
 use crate::domain::TenantId;
 
-/// One lock a tenant: changes of its keyrings take turns in this process. Between processes, compare-and-swap decides; the
-/// locks only spare this process from racing itself.
+/// One lock a tenant: changes of its keyrings take turns in this process, and so do requests for a signature that one of them
+/// makes for all. Between processes, compare-and-swap decides; the locks only spare this process from racing itself.
 #[derive(Debug, Default)]
 pub(super) struct Locks {
     tenants: Mutex<HashMap<TenantId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// Most changes that wait for one tenant: people and schedules make a handful, a flood is turned away at once (R13).
+/// Most calls that wait for one tenant: people and schedules make a handful, a flood is turned away at once (R13).
 const WAITING_MAX: usize = 256;
 
 impl Locks {
@@ -30,8 +30,8 @@ impl Locks {
         };
         if Arc::strong_count(&lock) > WAITING_MAX {
             return Err(Error::Limit {
-                reason: "TENANT_CHANGES_WAITING",
-                message: format!("more than {WAITING_MAX} changes of this tenant are waiting; retry with a pause"),
+                reason: "TENANT_CALLS_WAITING",
+                message: format!("more than {WAITING_MAX} such calls for this tenant are waiting; retry with a pause"),
                 limit: None,
                 retry_time: None,
             });

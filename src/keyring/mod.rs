@@ -1,8 +1,8 @@
 //! The use cases: the only room that calls the token and the store.
 //!
-//! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path), `drive` (the one loop that
-//! brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what operators ask for), `saml` (signed metadata),
-//! `tend` (the timer), `health`.
+//! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
+//! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
+//! operators ask for), `saml` (signed metadata), `tend` (the timer), `health`.
 
 mod clock;
 mod custom;
@@ -20,6 +20,7 @@ pub mod snapshot;
 mod tenants;
 mod tend;
 mod update;
+mod verify;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -30,13 +31,14 @@ pub use error::{Error, Part, Violation};
 pub use health::{Canary, Health};
 pub use keys::{KeyPage, ListKeys, Listed, ListedState};
 pub use rotate::{RotateKeys, Rotated};
-pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, Verdict, ecdsa_curve};
+pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, ecdsa_curve};
 pub use tenants::{TenantPage, TenantSpec};
 pub use tend::tend;
 pub use update::TenantUpdate;
+pub use verify::Verdict;
 
-use crate::domain::ObjectId;
-use crate::store::Store;
+use crate::domain::{Algorithm, Kid, ObjectId};
+use crate::store::{Change, Event, Store, StoreError};
 use crate::token::Token;
 use published::Published;
 use tokio_util::task::TaskTracker;
@@ -50,6 +52,7 @@ pub struct Keyrings {
     published: Published,
     sampling: sign::Sampling,
     locks: locks::Locks,
+    metadata_turns: locks::Locks,
     claims: Mutex<Claims>,
     changes: TaskTracker,
 }
@@ -90,6 +93,7 @@ impl Keyrings {
             published: Published::new(settings.base_url.clone()),
             sampling: sign::Sampling::new(settings.verify_share),
             locks: locks::Locks::default(),
+            metadata_turns: locks::Locks::default(),
             claims: Mutex::default(),
             changes: TaskTracker::new(),
             token,
@@ -119,6 +123,18 @@ impl Keyrings {
     ) -> Result<T, Error> {
         let done = self.changes.spawn(change).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(format!("a change did not come to its end: {panic}"))))
+    }
+
+    /// Commits a change, and tells the log what was done.
+    async fn commit(&self, change: &Change) -> Result<(), StoreError> {
+        self.store.commit(change).await?;
+        for event in &change.events {
+            let Event { action, tenant, detail, .. } = event;
+            let algorithm = event.algorithm.map(Algorithm::name);
+            let kid = event.kid.as_ref().map(Kid::as_str);
+            tracing::info!(%tenant, algorithm, kid, detail, "{action}");
+        }
+        Ok(())
     }
 
     /// Waits for the changes under way. None is begun afterwards by whoever calls this: the doors are shut first.

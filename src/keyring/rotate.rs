@@ -59,7 +59,11 @@ impl Keyrings {
 
     async fn rotate_to_the_end(&self, request: &RotateKeys) -> Result<Rotated, Error> {
         let mut record = self.load(&request.tenant).await?;
-        let algorithm = request.algorithm.unwrap_or(record.tenant.default_algorithm);
+        // A repetition means the keyring that the first call rotated, whatever is the default by now (R7).
+        let repeated = request.trigger.request_id.as_ref().and_then(|id| {
+            record.keyrings.iter().find(|keyring| keyring.carried_out(id).is_some()).map(|keyring| keyring.algorithm)
+        });
+        let algorithm = request.algorithm.or(repeated).unwrap_or(record.tenant.default_algorithm);
         for _ in 0..TRIES_MAX {
             if !record.tenant.algorithms.contains(&algorithm) {
                 return Err(Error::not_of_tenant(&record.tenant));
@@ -97,7 +101,7 @@ impl Keyrings {
             if let Err(error) = self.drive(&mut record, algorithm).await {
                 tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
             }
-            return rotated_answer(&record, algorithm);
+            return rotated_answer(&record, algorithm, self.clock.now());
         }
         Err(StoreError::Conflict.into())
     }
@@ -290,9 +294,16 @@ fn rotate_event(rotated: &Keyring, trigger: &Trigger, time: Timestamp) -> Event 
     }
 }
 
-fn rotated_answer(record: &TenantRecord, algorithm: Algorithm) -> Result<Rotated, Error> {
+fn rotated_answer(record: &TenantRecord, algorithm: Algorithm, now: Timestamp) -> Result<Rotated, Error> {
     let keyring = keyring_of(record, algorithm)?;
     let show = |key| listed_key(keyring, key, record.tenant.policy.auto_revoke);
-    let current = keyring.current().map(show).ok_or_else(|| Error::Internal("rotated to no key".to_owned()))?;
+    let Some(current) = keyring.current().map(show) else {
+        // Retired since the rotation, and perhaps taken up again.
+        let policy = record.tenant.binding_policy(now);
+        return Err(match keyring.next() {
+            Some(next) => refusal(RotateRefused::FirstKeyWaits { ready_time: Keyring::ready_time(next, &policy) }),
+            None => Error::Aborted("the algorithm was retired after this rotation; it has no current key".to_owned()),
+        });
+    };
     Ok(Rotated { current, next: keyring.next().map(show), previous: keyring.replaced().map(show) })
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::generate::token_input;
 use super::snapshot::{Signer, TenantView};
 use super::{Error, Keyrings, Part};
-use crate::domain::{Algorithm, Digest, Family, KeyState, Keyring, Kid, TenantId, after};
-use crate::jose::{self, Claims, Jws, Verifier};
+use crate::domain::{Algorithm, Digest, Family, Keyring, Kid, TenantId, after};
+use crate::jose::{self, Claims};
 use crate::store::TenantRecord;
 use crate::token::{KeyRef, SignInput};
 
@@ -50,31 +50,6 @@ pub struct Signed<T> {
     pub kid: Kid,
     /// The key's algorithm.
     pub algorithm: Algorithm,
-}
-
-/// What became of a JWT's verification.
-#[derive(Debug, Default)]
-pub struct Verdict {
-    /// Why it is not valid; `None`: it is.
-    pub problem: Option<String>,
-    /// The claims, if the signature is right.
-    pub claims: Vec<u8>,
-    /// The key that the header names, if the tenant has it.
-    pub key: Option<(Kid, Algorithm, KeyState)>,
-}
-
-/// Why a JWT was not found to be valid.
-enum Unverified {
-    /// It is not.
-    Invalid(String),
-    /// The token did not say.
-    Unknown(Error),
-}
-
-impl<T: Into<String>> From<T> for Unverified {
-    fn from(problem: T) -> Self {
-        Self::Invalid(problem.into())
-    }
 }
 
 /// Decides which signatures are verified before they are released (R11).
@@ -153,70 +128,6 @@ impl Keyrings {
         Ok(Signed { value: signatures, kid: signer.kid.clone(), algorithm })
     }
 
-    /// Tells whether a published key of the tenant signed `jwt`, and whether it is valid now. The MAC of an HS256 key is
-    /// made again by the token.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] for the tenant, and for HS256 those of the token. A JWT that is not valid is a [`Verdict`].
-    pub async fn verify_jwt(&self, tenant: &TenantId, jwt: &str, deadline: Instant) -> Result<Verdict, Error> {
-        let snapshot = self.snapshot();
-        let view = snapshot.tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?;
-        let mut verdict = Verdict::default();
-        match self.verify_with(view, jwt, deadline, &mut verdict).await {
-            Ok(()) => {}
-            Err(Unverified::Invalid(problem)) => verdict.problem = Some(problem),
-            Err(Unverified::Unknown(error)) => return Err(error),
-        }
-        Ok(verdict)
-    }
-
-    async fn verify_with(
-        &self,
-        view: &TenantView,
-        jwt: &str,
-        deadline: Instant,
-        verdict: &mut Verdict,
-    ) -> Result<(), Unverified> {
-        let jws = Jws::parse(jwt).map_err(|malformed| malformed.to_string())?;
-        let kid = jws.kid.as_deref().ok_or("the header has no kid")?;
-        let found = kid.parse().ok().and_then(|kid| view.key(&kid));
-        let (keyring, key) = found.ok_or("the header's kid is no key of the tenant")?;
-        verdict.key = Some((key.kid.clone(), keyring.algorithm, key.state));
-        if jws.alg != keyring.algorithm.name() {
-            return Err(format!("the header's alg is not the key's, {}", keyring.algorithm).into());
-        }
-        if !key.state.is_published() {
-            return Err(format!("the key is {}", key.state).into());
-        }
-        let message = jws.signing_input.as_bytes();
-        let verifier = Verifier::of(keyring.algorithm, key.public.as_ref()).map_err(|bad| bad.to_string())?;
-        let right = match verifier {
-            Some(verifier) => verifier.verify(message, &jws.signature),
-            None => {
-                let key = Arc::new(KeyRef { object: key.object, algorithm: keyring.algorithm, public: None });
-                let input = vec![token_input(keyring.algorithm, message.to_vec())];
-                let macs = self.ask_token(&key, input, deadline).await.map_err(Unverified::Unknown)?;
-                macs.first().is_some_and(|mac| jose::same_mac(mac, &jws.signature))
-            }
-        };
-        if !right {
-            return Err("the signature is not the key's".into());
-        }
-        let claims = Claims::parse(&jws.payload).map_err(|problem| format!("the claims {problem}"));
-        verdict.claims = jws.payload;
-        let claims = claims?;
-        let now = self.clock.now();
-        let skew = view.record.tenant.policy.clock_skew.as_secs_f64();
-        let now = now.as_duration().as_secs_f64();
-        if claims.exp.is_some_and(|exp| exp + skew <= now) {
-            return Err("exp is past".into());
-        }
-        if claims.nbf.is_some_and(|nbf| nbf - skew > now) {
-            return Err("nbf is not reached".into());
-        }
-        Ok(())
-    }
-
     /// The one choice of a request (R5): the current key in one snapshot that is young enough to sign from (R10).
     pub(super) fn choose(&self, choice: &Choice) -> Result<(Arc<TenantView>, Arc<Signer>), Error> {
         self.check_age()?;
@@ -244,8 +155,8 @@ impl Keyrings {
                 Error::Precondition {
                     reason: "PUBLISH_LEAD",
                     message: format!(
-                        "{algorithm} was added a short while ago, and verifiers may not know its first key yet: it signs \
-                         from {ready_time} on"
+                        "{algorithm} was added a short while ago: its first key has to be known to verifiers for \
+                         publish_lead, and signs from {ready_time} on"
                     ),
                     retry_time: Some(ready_time),
                 }
@@ -280,8 +191,18 @@ impl Keyrings {
         Ok(signatures)
     }
 
+    /// R10: nothing is signed from a snapshot that is too old.
+    pub(super) fn check_age(&self) -> Result<(), Error> {
+        let age = self.published.age();
+        if age > self.settings.snapshot_max_age {
+            let cause = format!("the snapshot is {} ms old", age.as_millis());
+            return Err(Error::Unavailable { part: Part::Snapshot, cause });
+        }
+        Ok(())
+    }
+
     /// Signatures or MACs, in time or not at all.
-    async fn ask_token(
+    pub(super) async fn ask_token(
         &self,
         key: &Arc<KeyRef>,
         inputs: Vec<SignInput>,

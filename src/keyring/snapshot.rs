@@ -1,12 +1,11 @@
 //! The immutable view of all keyrings that this replica signs and publishes from.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
 
-use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, SigningKey, Tenant, TenantId};
+use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, SigningKey, TenantId};
 use crate::jose::{self, BadPublicKey, Jwk, Verifier};
 use crate::store::TenantRecord;
 use crate::token::KeyRef;
@@ -43,7 +42,7 @@ pub struct Site {
     /// OIDC discovery.
     pub discovery: Document,
     /// SAML metadata, once somebody asked for it: it takes a signature.
-    pub(super) saml_metadata: OnceCell<Document>,
+    pub(super) saml_metadata: OnceLock<Document>,
 }
 
 /// A current key, ready to sign: header and signature come from this one value (R5).
@@ -141,7 +140,7 @@ impl TenantView {
         let tenant = &record.tenant;
         let own = jwks(&record.keyrings, &[]);
         let site = |issuer: String, base_url: String, jwks: Document| {
-            let discovery = discovery(tenant, &issuer, &base_url);
+            let discovery = discovery(&record.keyrings, &issuer, &base_url);
             Site::new(issuer, base_url, jwks, discovery)
         };
         let canonical = site(tenant.issuer.to_string(), format!("{base_url}/{}", tenant.id), own);
@@ -150,6 +149,12 @@ impl TenantView {
             site(issuer.clone(), issuer, all)
         });
         Ok(Self { canonical, custom, signers, record })
+    }
+
+    /// What is served on the custom domain, or under the canonical base URL.
+    #[must_use]
+    pub fn site(&self, on_domain: bool) -> &Site {
+        self.custom.as_ref().filter(|_| on_domain).unwrap_or(&self.canonical)
     }
 
     /// What signs for `algorithm` now.
@@ -180,7 +185,7 @@ impl Site {
     /// The site of these documents.
     #[must_use]
     pub fn new(issuer: String, base_url: String, jwks: Document, discovery: Document) -> Self {
-        Self { issuer, base_url, jwks, discovery, saml_metadata: OnceCell::new() }
+        Self { issuer, base_url, jwks, discovery, saml_metadata: OnceLock::new() }
     }
 }
 
@@ -205,10 +210,13 @@ fn jwks(keyrings: &[Keyring], custom: &[CustomKey]) -> Document {
 }
 
 /// OpenID Connect Discovery 1.0 section 3: the members that a signer can state. HS256 is not among the algorithms: its keys
-/// are published nowhere, so no relying party could verify.
-fn discovery(tenant: &Tenant, issuer: &str, base: &str) -> Document {
-    let published = tenant.algorithms.iter().filter(|algorithm| algorithm.has_public_keys());
-    let algorithms: Vec<&str> = published.map(|algorithm| algorithm.name()).collect();
+/// are published nowhere, so no relying party could verify. A retired one is, for as long as what it signed may be in use (R4).
+fn discovery(keyrings: &[Keyring], issuer: &str, base: &str) -> Document {
+    let in_use = |keyring: &&Keyring| {
+        let is_published = keyring.keys.iter().any(|key| key.state.is_published());
+        keyring.algorithm.has_public_keys() && (keyring.close_time.is_none() || is_published)
+    };
+    let algorithms: Vec<&str> = keyrings.iter().filter(in_use).map(|keyring| keyring.algorithm.name()).collect();
     let document = serde_json::json!({
         "issuer": issuer,
         "jwks_uri": format!("{base}/.well-known/jwks.json"),

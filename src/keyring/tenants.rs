@@ -86,7 +86,7 @@ impl Keyrings {
             events: vec![tenant_event("create_tenant", &tenant, now)],
             ..Change::default()
         };
-        let mut record = match self.store.commit(&change).await {
+        let mut record = match self.commit(&change).await {
             Ok(()) => {
                 let mut record = TenantRecord { tenant: tenant.clone(), keyrings: Vec::new() };
                 keyrings.iter().for_each(|keyring| self.claim_new(&record, keyring));
@@ -112,7 +112,8 @@ impl Keyrings {
         if record.tenant.delete_time.is_some() {
             return taken("belongs to a tenant that is being deleted; it is free once its keys are destroyed");
         }
-        let finished = record.keyrings.iter().all(|keyring| keyring.current().is_some() && keyring.next().is_some());
+        let mut open = record.keyrings.iter().filter(|keyring| keyring.close_time.is_none());
+        let finished = open.all(|keyring| keyring.current().is_some() && keyring.next().is_some());
         let same =
             Tenant { create_time: record.tenant.create_time, revision: record.tenant.revision, ..wanted.clone() }
                 == record.tenant;
@@ -183,7 +184,7 @@ impl Keyrings {
         let closed: Vec<Keyring> = record.keyrings.iter().map(|keyring| keyring.close(now)).collect();
         let events = vec![tenant_event("delete_tenant", &tenant, now)];
         let change = Change { tenant: Some(tenant.clone()), keyrings: closed.clone(), events, ..Change::default() };
-        self.store.commit(&change).await?;
+        self.commit(&change).await?;
         record = TenantRecord { tenant, keyrings: closed };
         self.publish(&record)?;
         if let Err(error) = self.end(&mut record).await {
@@ -208,7 +209,7 @@ impl Keyrings {
             events: vec![tenant_event("remove_tenant", tenant, now)],
             ..Change::default()
         };
-        match self.store.commit(&change).await {
+        match self.commit(&change).await {
             // Another replica removed it.
             Ok(()) | Err(StoreError::Conflict) => self.published.withdraw(&tenant.id),
             Err(error) => return Err(error.into()),

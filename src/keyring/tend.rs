@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Keyrings};
@@ -31,8 +31,8 @@ struct Pause {
 /// Runs the timer until `shutdown`.
 pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
     let mut pauses: HashMap<TenantId, Pause> = HashMap::new();
-    let mut working: JoinSet<(TenantId, Result<(), Error>)> = JoinSet::new();
-    let mut busy: Vec<TenantId> = Vec::new();
+    let mut working: JoinSet<Result<(), Error>> = JoinSet::new();
+    let mut busy: HashMap<task::Id, TenantId> = HashMap::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -43,25 +43,22 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                     tracing::warn!(error = error.for_log(), "the snapshot could not be refreshed");
                 }
             }
-            Some(done) = working.join_next() => {
-                // A panic is logged by the hook; the tenant is looked at again at the next tick.
-                if let Ok((tenant, result)) = done {
-                    busy.retain(|other| *other != tenant);
+            Some(done) = working.join_next_with_id() => {
+                let (task, result) = match done {
+                    Ok((task, result)) => (task, result),
+                    Err(panic) => (panic.id(), Err(Error::Internal(format!("a bug: {panic}")))),
+                };
+                if let Some(tenant) = busy.remove(&task) {
                     note(&mut pauses, tenant, result);
-                } else {
-                    busy.clear();
                 }
             }
         }
         for tenant in keyrings.due() {
             let paused = pauses.get(&tenant).is_some_and(|pause| Instant::now() < pause.until);
-            if working.len() < TENANTS_AT_ONCE_MAX && !paused && !busy.contains(&tenant) {
-                busy.push(tenant.clone());
-                let keyrings = Arc::clone(&keyrings);
-                working.spawn(async move {
-                    let result = keyrings.tend_tenant(&tenant).await;
-                    (tenant, result)
-                });
+            if working.len() < TENANTS_AT_ONCE_MAX && !paused && !busy.values().any(|other| *other == tenant) {
+                let (keyrings, id) = (Arc::clone(&keyrings), tenant.clone());
+                let task = working.spawn(async move { keyrings.tend_tenant(&id).await });
+                busy.insert(task.id(), tenant);
             }
         }
     }

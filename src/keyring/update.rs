@@ -68,7 +68,7 @@ impl Keyrings {
         let mut events = vec![tenant_event("update_tenant", &tenant, now)];
         events.extend(algorithm_events(&record.tenant, &tenant, now));
         let change = Change { tenant: Some(tenant.clone()), keyrings: keyrings.clone(), events, ..Change::default() };
-        self.store.commit(&change).await?;
+        self.commit(&change).await?;
         record.tenant = tenant;
         for keyring in keyrings {
             self.claim_new(&record, &keyring);

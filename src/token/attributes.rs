@@ -87,16 +87,15 @@ pub(super) fn under(object: ObjectId) -> Attribute {
     Attribute::Id(object.octets().to_vec())
 }
 
-/// Whether an object has no class, or is a key that shows an id, a label and public values, or a secret's length, and all of
-/// them are empty.
-pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
+/// Whether an object has no class, or is half of a key pair that shows an id, a label and public values, and all of them are
+/// empty.
+pub(super) fn is_fragment(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
     let values = [
         AttributeType::Id,
         AttributeType::Label,
         AttributeType::Modulus,
         AttributeType::EcParams,
         AttributeType::EcPoint,
-        AttributeType::ValueLen,
     ];
     let shown = match session.get_attributes(handle, &values) {
         // SoftHSM's answer for an object without CKA_CLASS, whatever it is asked for; no object that was made whole has none.
@@ -109,9 +108,7 @@ pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, 
     // An object of a kind that has no such values at all is somebody else's.
     let shows_all = named(|attribute| matches!(attribute, Attribute::Id(_)))
         && named(|attribute| matches!(attribute, Attribute::Label(_)))
-        && named(|attribute| {
-            matches!(attribute, Attribute::Modulus(_) | Attribute::EcParams(_) | Attribute::ValueLen(_))
-        });
+        && named(|attribute| matches!(attribute, Attribute::Modulus(_) | Attribute::EcParams(_)));
     Ok(shows_all
         && shown.iter().all(|attribute| match attribute {
             Attribute::Id(octets)
@@ -119,7 +116,6 @@ pub(super) fn is_blank(session: &Session, handle: ObjectHandle) -> Result<bool, 
             | Attribute::Modulus(octets)
             | Attribute::EcParams(octets)
             | Attribute::EcPoint(octets) => octets.is_empty(),
-            Attribute::ValueLen(octets) => **octets == 0,
             _ => true,
         }))
 }

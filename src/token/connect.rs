@@ -55,6 +55,10 @@ pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> 
                 "no token has the label \"{label}\" and the serial number {serial}; labels shown: {labels}; serial \
                  numbers under this label: {serials}"
             ),
+            None if labels == NONE => format!(
+                "no token has the label \"{label}\", nor any other; SoftHSM shows those of the directory that the file in \
+                 SOFTHSM2_CONF names"
+            ),
             None => format!("no token has the label \"{label}\"; labels shown: {labels}"),
         })
     })
@@ -70,9 +74,12 @@ pub(super) fn identify(pkcs11: &Pkcs11, slot: Slot) -> Result<TokenIdentity, Fai
     })
 }
 
+/// What is listed where there is nothing to list.
+const NONE: &str = "none";
+
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
-    if names.is_empty() { "none".into() } else { names.join(", ") }
+    if names.is_empty() { NONE.into() } else { names.join(", ") }
 }
 
 /// A new session with the user logged in. Dropping it does not close it, because C_Finalize may have, and the

@@ -106,9 +106,11 @@ fn compare_key(module: &Module, open: &OpenSession, key: &KeyRef) -> Result<Obje
     if attributes::read_kind(session, signing)?.1 != Some(mechanism::key_type(algorithm)) {
         return mismatch("it is not of the type that the algorithm takes");
     }
+    // Before the first use as after generation: what somebody put in the key's place can show neither (R1).
+    if !attributes::read_protection(session, signing, module.identity())?.holds() {
+        return mismatch("it is not protected as it was when it was generated");
+    }
     let Some(public) = public else {
-        // Nothing else of a secret can be compared. One that was put in its place makes MACs that no earlier key made, and
-        // VerifyJwt, which alone reads them, asks the same object.
         return if attributes::is_whole_secret(session, signing)? { Ok(signing) } else { mismatch("it is not whole") };
     };
     let verifying = find_one(module, open, key, ObjectClass::PUBLIC_KEY)?;

@@ -1,14 +1,15 @@
 use std::time::Duration;
 
-use der::asn1::{Any, BitString, GeneralizedTime, Null, OctetString, UtcTime};
-use der::oid::db::{rfc5912, rfc8410};
-use der::{Decode as _, Encode as _};
+use der::asn1::{Any, BitString, GeneralizedTime, Null, OctetString, SetOfVec, UtcTime};
+use der::oid::db::{rfc4519, rfc5912, rfc8410};
+use der::{Decode as _, Encode as _, Tag};
 use pkcs1::{RsaPssParams, TrailerField};
 use sha1::{Digest as _, Sha1};
+use x509_cert::attr::AttributeTypeAndValue;
 use x509_cert::der;
 use x509_cert::ext::AsExtension as _;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, KeyUsages, SubjectKeyIdentifier};
-use x509_cert::name::Name;
+use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{
     AlgorithmIdentifier, AlgorithmIdentifierOwned, AlgorithmIdentifierRef, SubjectPublicKeyInfoOwned,
@@ -46,7 +47,7 @@ impl Unsigned {
         domain: &str,
         from: Timestamp,
     ) -> Option<Self> {
-        let name: Name = format!("CN={domain}").parse().expect("a host's name needs no escape");
+        let name = common_name(domain);
         let key = spki(public);
         let key_id = Sha1::digest(key.subject_public_key.raw_bytes());
         let key_id = SubjectKeyIdentifier(OctetString::new(key_id.as_slice()).expect(ENCODES));
@@ -90,6 +91,13 @@ impl Unsigned {
         };
         certificate.to_der().ok().map(Certificate::new)
     }
+}
+
+/// A distinguished name of this common name alone (RFC 5280 section 4.1.2.4), whatever letters are in it.
+fn common_name(name: &str) -> Name {
+    let value = Any::new(Tag::Utf8String, name.as_bytes()).expect(ENCODES);
+    let common_name = AttributeTypeAndValue { oid: rfc4519::COMMON_NAME, value };
+    RdnSequence(vec![RelativeDistinguishedName(SetOfVec::from_iter([common_name]).expect("one is a set"))])
 }
 
 /// The key that a certificate certifies.

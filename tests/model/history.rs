@@ -470,11 +470,7 @@ impl History {
             let done = life.tasks.extract_if(.., |task| task.is_finished()).collect::<Vec<_>>();
             for task in done {
                 match life.runtime.block_on(task) {
-                    Ok(Err(Error::Internal(cause)))
-                        if cause.contains("rest") || cause.contains("refused") || cause.contains("end:") =>
-                    {
-                        return Err(format!("idle: {cause}"));
-                    }
+                    Ok(Err(Error::Internal(cause))) => return Err(format!("a bug: {cause}")),
                     Ok(_) => {}
                     Err(panic) => return Err(format!("panic: {panic}")),
                 }

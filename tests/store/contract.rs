@@ -212,6 +212,24 @@ pub(crate) async fn id_issuer_and_custom_domain_are_of_one_tenant_alone<H: Harne
         let change = Change { tenant: Some(rival), events: vec![event("create", "second")], ..Change::default() };
         assert_taken(store.commit(&change).await, expected);
     }
+    // A custom domain is an issuer as well: nobody has the other's.
+    let mut as_issuer = tenant("second");
+    as_issuer.issuer =
+        holder.custom_domain.as_ref().map(|domain| format!("https://{domain}").parse().unwrap()).unwrap();
+    assert_taken(store.commit(&of_tenant(as_issuer)).await, "issuer");
+    let mut plain = tenant("plain");
+    plain.issuer = "https://plain.example".parse().unwrap();
+    plain.custom_domain = Some("plain.example".parse().unwrap());
+    store.commit(&of_tenant(plain.clone())).await.unwrap();
+    let mut as_domain = tenant("second");
+    as_domain.custom_domain = plain.custom_domain;
+    assert_taken(store.commit(&of_tenant(as_domain)).await, "custom_domain");
+    let mut rival = tenant("rival");
+    rival.issuer = "https://rival.example".parse().unwrap();
+    store.commit(&of_tenant(rival)).await.unwrap();
+    let mut as_domain = tenant("second");
+    as_domain.custom_domain = Some("rival.example".parse().unwrap());
+    assert_taken(store.commit(&of_tenant(as_domain)).await, "custom_domain");
     // An existing tenant cannot move in either; and many may have no custom domain.
     store.commit(&of_tenant(tenant("second"))).await.unwrap();
     store.commit(&of_tenant(tenant("third"))).await.unwrap();
@@ -223,7 +241,7 @@ pub(crate) async fn id_issuer_and_custom_domain_are_of_one_tenant_alone<H: Harne
     assert_taken(store.commit(&of_tenant(moved)).await, "custom_domain");
 
     let names: Vec<_> = store.revisions().await.unwrap();
-    assert_eq!(names.len(), 3);
+    assert_eq!(names.len(), 5);
     assert!(names.iter().all(|tenant| tenant.revision == Revision::FIRST));
     assert_eq!(store.events(10).await.unwrap(), []);
 }

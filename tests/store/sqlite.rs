@@ -5,14 +5,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keyward::domain::Algorithm;
-use keyward::store::{Change, SqliteStore, Store, StoreError};
+use keyward::domain::{Algorithm, Generated, Keyring, Revision};
+use keyward::store::{Change, SqliteStore, Store, StoreError, TenantRecord};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, query};
 use tempfile::TempDir;
 
 use crate::contract::{Harness, left_after};
-use crate::samples::{binding, changed, event, full_tenant, id, keyring, of_tenant, tenant};
+use crate::samples::{binding, changed, event, full_tenant, generated, id, keyring, now, of_tenant, tenant};
 
 pub(crate) struct Sqlite {
     store: Arc<SqliteStore>,
@@ -334,6 +334,25 @@ async fn rows_that_do_not_say_what_their_document_says_are_damaged() {
         let text = damage(harness.store.load_all().await);
         assert!(text.contains(row), "{sql}: {text}");
     }
+}
+
+/// Documents written before keys had certificates, tenants custom keys, and algorithms came and went.
+#[tokio::test]
+async fn documents_of_an_earlier_version_are_read() {
+    let harness = Sqlite::fresh().await;
+    let mut tenant = full_tenant("acme");
+    tenant.custom_keys.clear();
+    let mut keyring = keyring("acme", Algorithm::ES256);
+    let key = Generated { certificate: None, ..generated(1) };
+    keyring = Keyring { revision: Revision::FIRST, ..keyring.publish(key, now()) };
+    let written = TenantRecord { tenant, keyrings: vec![keyring] };
+    let change =
+        Change { tenant: Some(written.tenant.clone()), keyrings: written.keyrings.clone(), ..Change::default() };
+    harness.store.commit(&change).await.unwrap();
+    let earlier = "update tenant set document = json_remove(document, '$.custom_keys'); \
+                   update keyring set document = json_remove(document, '$.join_time', '$.keys[0].certificate')";
+    sqlx::raw_sql(earlier).execute(&mut harness.shell().await).await.unwrap();
+    assert_eq!(harness.store.load_all().await.unwrap(), [written]);
 }
 
 #[tokio::test]

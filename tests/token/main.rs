@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use cryptoki::context::Pkcs11;
-use cryptoki::object::{Attribute, KeyType, ObjectClass};
-use keyward::domain::Algorithm;
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
+use keyward::domain::{Algorithm, ObjectId};
 use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
 
 use contract::{fresh_object, input, soon, spec, verify};
@@ -188,44 +189,94 @@ fn what_a_killed_generation_left_is_swept_and_never_signs() {
             token.generate(fresh_object(), spec(Algorithm::ES256)).await.unwrap();
             assert_eq!(direct_session().find_objects(&[]).unwrap().len(), 3, "the blank object is shown");
             let object = fresh_object();
-            let empty = [
-                Attribute::Class(ObjectClass::SECRET_KEY),
-                Attribute::KeyType(KeyType::GENERIC_SECRET),
-                Attribute::Token(true),
-                Attribute::Private(true),
-                Attribute::Sign(true),
-                Attribute::Id(object.octets().to_vec()),
-                Attribute::Value(Vec::new()),
-            ];
-            direct_session().create_object(&empty).unwrap();
+            direct_session().create_object(&known_secret(object, &[])).unwrap();
             assert_eq!(token.find(object, Algorithm::HS256).await.unwrap(), Found::Remains);
             let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None });
             let refused = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await;
             assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
             token.destroy(object).await.unwrap();
+            // Half a generation under an id is what makes the token look for fragments.
+            token.destroy(fresh_object()).await.unwrap();
             assert_eq!(direct_session().find_objects(&[]).unwrap().len(), 2, "the pair alone is left");
         });
     });
 }
 
+/// A secret of the test's own, put on the token past Keyward.
+fn known_secret(object: ObjectId, secret: &[u8]) -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sign(true),
+        Attribute::Id(object.octets().to_vec()),
+        Attribute::Value(secret.to_vec()),
+    ]
+}
+
 #[test]
 fn hs256_is_hmac_with_sha_256() {
     with_token("hs256_is_hmac_with_sha_256", |_, token| async move {
-        // A secret that the test knows, put there past Keyward.
-        let (secret, object) = ([7_u8; 32], fresh_object());
-        let known = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::GENERIC_SECRET),
-            Attribute::Token(true),
-            Attribute::Private(true),
-            Attribute::Sign(true),
-            Attribute::Id(object.octets().to_vec()),
-            Attribute::Value(secret.to_vec()),
-        ];
-        direct_session().create_object(&known).unwrap();
+        // 1. The mechanism is HMAC with SHA-256: with a secret that the test knows, past Keyward.
+        let (secret, session) = ([7_u8; 32], direct_session());
+        let known = session.create_object(&known_secret(fresh_object(), &secret)).unwrap();
+        let mac = session.sign(&Mechanism::Sha256Hmac, known, b"message").unwrap();
+        assert_eq!(mac, hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), b"message").as_ref());
+
+        // 2. Keyward's MAC is by this mechanism.
+        let object = fresh_object();
+        token.generate(object, spec(Algorithm::HS256)).await.unwrap();
         let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None });
         let macs = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await.unwrap();
-        let expected = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), b"message");
-        assert_eq!(macs, [expected.as_ref()]);
+        let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Id(object.octets().to_vec())];
+        let handle = session.find_objects(&template).unwrap()[0];
+        assert_eq!(macs, [session.sign(&Mechanism::Sha256Hmac, handle, b"message").unwrap()]);
+    });
+}
+
+/// Whoever has the PIN can put a secret that they know in the place of Keyward's, and so make JWTs: it is not signed with.
+#[test]
+fn a_secret_that_was_imported_is_not_signed_with() {
+    with_token("a_secret_that_was_imported_is_not_signed_with", |_, token| async move {
+        let object = fresh_object();
+        direct_session().create_object(&known_secret(object, &[7; 32])).unwrap();
+        let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None });
+        let refused = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await;
+        assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
+    });
+}
+
+/// Objects of other programs on the same token are not touched, however little they show of themselves.
+#[test]
+fn what_belongs_to_others_stays_on_the_token() {
+    with_token("what_belongs_to_others_stays_on_the_token", |_, token| async move {
+        token.generate(fresh_object(), spec(Algorithm::ES256)).await.unwrap();
+        let session = direct_session();
+        let aes =
+            [Attribute::ValueLen(32.into()), Attribute::Token(true), Attribute::Wrap(true), Attribute::Unwrap(true)];
+        let wrapping = session.generate_key(&Mechanism::AesKeyGen, &aes).unwrap();
+        let extractable = [
+            Attribute::ValueLen(32.into()),
+            Attribute::Token(false),
+            Attribute::Extractable(true),
+            Attribute::Encrypt(true),
+        ];
+        let exported = session.generate_key(&Mechanism::AesKeyGen, &extractable).unwrap();
+        let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, wrapping, exported).unwrap();
+        // An unwrapped key without id and label: SoftHSM shows no length of it.
+        let template = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Token(true),
+            Attribute::Encrypt(true),
+        ];
+        let foreign = session.unwrap_key(&Mechanism::AesKeyWrap, wrapping, &wrapped, &template).unwrap();
+        let data = [Attribute::Class(ObjectClass::DATA), Attribute::Token(true), Attribute::Destroyable(false)];
+        session.create_object(&data).unwrap();
+        let before = session.find_objects(&[]).unwrap().len();
+        token.destroy(fresh_object()).await.unwrap();
+        assert_eq!(direct_session().find_objects(&[]).unwrap().len(), before);
+        session.get_attributes(foreign, &[AttributeType::KeyType]).unwrap();
     });
 }

@@ -71,6 +71,9 @@ impl KeyReader<'_> {
     fn next(&self, key: &SigningKey) -> (String, [Milestone; 3]) {
         let ready_time = Keyring::ready_time(key, self.policy);
         let say = match between(self.now, ready_time).map(span) {
+            Some(wait) if self.is_first && !self.is_published => {
+                format!("The first key. It begins to sign by itself in {wait}.")
+            }
             Some(wait) if self.is_first => {
                 format!(
                     "The first key. It begins to sign by itself in {wait}, when every verifier has had time to fetch it."

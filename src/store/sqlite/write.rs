@@ -44,6 +44,11 @@ pub(super) fn change(change: &Change) -> Result<Vec<Step>, StoreError> {
             );
             (update, StoreError::Conflict)
         };
+        let own = |text: &str| (id.clone(), text.to_owned());
+        if let Some(domain) = &custom_domain {
+            steps.push(free("custom_domain", FREE_AS_ISSUER, own(&format!("https://{domain}"))));
+        }
+        steps.push(free("issuer", FREE_AS_DOMAIN, own(&issuer)));
         let statement = statement.bind(id).bind(revision).bind(issuer).bind(custom_domain).bind(document);
         steps.push(Step { statement, missed: Some(missed) });
     }
@@ -67,6 +72,18 @@ pub(super) fn change(change: &Change) -> Result<Vec<Step>, StoreError> {
         steps.push(Step { statement, missed: None });
     }
     Ok(steps)
+}
+
+// A custom domain makes an issuer too, and two tenants of one issuer could sign for each other. What the columns' own
+// constraints do not see is looked at in the same transaction, by a statement that changes the one row of `meta` to what it is.
+const FREE_AS_ISSUER: &str =
+    "update meta set probes = probes where not exists (select 1 from tenant where id <> ?1 and issuer = ?2)";
+const FREE_AS_DOMAIN: &str = "update meta set probes = probes \
+     where not exists (select 1 from tenant where id <> ?1 and 'https://' || custom_domain = ?2)";
+
+/// Sees that no other tenant than `own` has the issuer that is named with it.
+fn free(field: &'static str, statement: &'static str, own: (String, String)) -> Step {
+    Step { statement: query(statement).bind(own.0).bind(own.1), missed: Some(StoreError::Taken { field }) }
 }
 
 /// A write that changes nothing that matters.

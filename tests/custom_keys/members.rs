@@ -1,166 +1,15 @@
-//! Public keys that a tenant brought itself: what is taken, what is refused and how it is said, and where it is published.
-
-mod common;
+//! What a custom key may be, member by member.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use common::http::{get, send};
-use common::{Clients, Server, short_policy};
-use keyward::grpc::proto::{
-    CreateTenantRequest, DeleteCustomSigningKeysRequest, GetCustomSigningKeysRequest, PutCustomSigningKeysRequest,
-    Tenant,
-};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-const DOMAIN: &str = "login.example.com";
+use crate::{Trial, octets, refused, set};
 
-/// A server with the tenant `acme`, and public keys of somebody else.
-struct Trial {
-    server: Server,
-    clients: Clients,
-    /// RS256, ES256 and EdDSA keys as JWKs with their certificates; no others are theirs.
-    foreign: Vec<Value>,
-}
-
-impl Trial {
-    async fn begin() -> Self {
-        let server = Server::dev();
-        let mut clients = Clients::connect(&server).await;
-        let tenant = Tenant {
-            id: "acme".into(),
-            custom_domain: DOMAIN.into(),
-            algorithms: vec!["ES256".into()],
-            rotation_policy: Some(short_policy()),
-            ..Tenant::default()
-        };
-        clients.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await.expect("created");
-        let mut foreign = keys(&get(&server.jwks_uri("demo")).json());
-        foreign.iter_mut().for_each(|key| drop(key.as_object_mut().expect("an object").remove("state")));
-        Self { server, clients, foreign }
-    }
-
-    async fn put(&mut self, jwks: &Value) -> Result<Value, Status> {
-        self.put_text(&jwks.to_string()).await
-    }
-
-    async fn put_text(&mut self, jwks_json: &str) -> Result<Value, Status> {
-        let request = PutCustomSigningKeysRequest { tenant: "acme".into(), jwks_json: jwks_json.into() };
-        let answer = self.clients.keys.put_custom_signing_keys(request).await?.into_inner();
-        Ok(serde_json::from_str(&answer.jwks_json).expect("JSON"))
-    }
-
-    async fn stored(&mut self) -> Value {
-        let request = GetCustomSigningKeysRequest { tenant: "acme".into() };
-        let answer = self.clients.keys.get_custom_signing_keys(request).await.expect("the set").into_inner();
-        serde_json::from_str(&answer.jwks_json).expect("JSON")
-    }
-
-    fn on_domain(&self) -> Vec<Value> {
-        let url = format!("{}/.well-known/jwks.json", self.server.public());
-        keys(&send("GET", &url, &[("host", DOMAIN)]).json())
-    }
-
-    fn canonical(&self) -> Vec<Value> {
-        keys(&get(&self.server.jwks_uri("acme")).json())
-    }
-
-    /// The key of this type, under another kid, with members changed; null removes one.
-    fn key(&self, kty: &str, kid: &str, changes: &Value) -> Value {
-        let mut key = self.foreign.iter().find(|key| key["kty"] == kty).expect("one of each type").clone();
-        let members = key.as_object_mut().expect("an object");
-        members.insert("kid".into(), kid.into());
-        for (name, value) in changes.as_object().expect("an object") {
-            members.insert(name.clone(), value.clone());
-        }
-        members.retain(|_, value| !value.is_null());
-        key
-    }
-}
-
-fn keys(set: &Value) -> Vec<Value> {
-    set["keys"].as_array().expect("keys").clone()
-}
-
-fn set(keys: &[Value]) -> Value {
-    json!({ "keys": keys })
-}
-
-fn octets(value: &[u8]) -> String {
-    URL_SAFE_NO_PAD.encode(value)
-}
-
-/// The refusal names the member, in words and in BadRequest, and quotes no value.
-fn refused(outcome: Result<Value, Status>, member: &str, words: &str) {
-    let status = outcome.err().unwrap_or_else(|| panic!("{member} ({words}) was taken"));
-    assert_eq!(status.code(), Code::InvalidArgument, "{member}: {status:?}");
-    let field = if member.is_empty() { "jwks_json".to_owned() } else { format!("jwks_json.{member}") };
-    let details = status.get_details_bad_request().expect("BadRequest");
-    let found = details.field_violations.iter().find(|one| one.field == field);
-    let found = found.unwrap_or_else(|| panic!("{field} is not among {:?}", details.field_violations));
-    assert!(found.description.contains(words), "{field}: {:?} does not say {words:?}", found.description);
-    assert!(status.message().contains(&field), "{:?} does not name {field}", status.message());
-    assert!(!format!("{status:?}").contains("c2VjcmV0"), "a value is quoted: {status:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn custom_keys_are_published_on_the_custom_domain_alone_and_replaced_whole() {
-    let mut trial = Trial::begin().await;
-    let own = trial.canonical();
-    assert_eq!(trial.stored().await, json!({"keys": []}));
-
-    // 1. One of each type; what is published is what was sent, after the tenant's own keys.
-    let first = [
-        trial.key("RSA", "https://issuer.example/keys#1", &json!({"key_ops": ["verify"]})),
-        trial.key("EC", "b", &json!({"alg": null, "use": null, "x5t": null})),
-        trial.key("OKP", "c", &json!({"x5c": null, "x5t": null, "x5t#S256": null, "x5u": "https://a.example/c.pem"})),
-    ];
-    let put = trial.put(&set(&first)).await.expect("taken");
-    let mut shown = first.clone();
-    shown[1]["use"] = "sig".into();
-    assert_eq!(keys(&put), shown);
-    assert_eq!(trial.stored().await, put);
-    assert_eq!(trial.on_domain(), [own.clone(), shown.to_vec()].concat(), "own keys first, then custom ones");
-    assert_eq!(trial.canonical(), own, "never on the canonical path");
-
-    // 2. Another set takes its place; a key of the first is gone.
-    let second = [trial.key("EC", "d", &json!({}))];
-    trial.put(&set(&second)).await.expect("taken");
-    assert_eq!(trial.on_domain(), [own.clone(), second.to_vec()].concat());
-
-    // 3. A rotation leaves them where they are.
-    trial.clients.rotate_when_allowed("acme", "ES256").await;
-    assert_eq!(trial.on_domain().last(), second.last());
-    assert_eq!(trial.on_domain().len(), 4);
-
-    // 4. Deleted, twice.
-    for _ in 0..2 {
-        let request = DeleteCustomSigningKeysRequest { tenant: "acme".into() };
-        trial.clients.keys.delete_custom_signing_keys(request).await.expect("deleted");
-    }
-    assert_eq!(trial.stored().await, json!({"keys": []}));
-    assert_eq!(trial.on_domain(), trial.canonical());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn custom_keys_outlive_a_restart() {
-    let installation = common::Installation::prepare();
-    let server = installation.serve();
-    let mut clients = Clients::connect(&server).await;
-    clients.create_tenant("acme", &["ES256"], short_policy()).await;
-    clients.create_tenant("other", &["EdDSA"], short_policy()).await;
-    let mut keys = keys(&get(&server.jwks_uri("other")).json());
-    keys.iter_mut().for_each(|key| drop(key.as_object_mut().expect("an object").remove("state")));
-    let request = PutCustomSigningKeysRequest { tenant: "acme".into(), jwks_json: set(&keys).to_string() };
-    let put = clients.keys.put_custom_signing_keys(request).await.expect("taken").into_inner();
-    server.terminate();
-    let server = installation.serve();
-    let mut clients = Clients::connect(&server).await;
-    let request = GetCustomSigningKeysRequest { tenant: "acme".into() };
-    let stored = clients.keys.get_custom_signing_keys(request).await.expect("the set").into_inner();
-    assert_eq!(stored.jwks_json, put.jwks_json);
-}
+/// gRPC libraries refuse an answer with more in its headers than this; 8192 less what is always there.
+const HEADER_OCTETS_MAX: usize = 7_936;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_keys_are_taken_and_an_eleventh_is_refused_with_nothing_replaced() {
@@ -291,16 +140,104 @@ async fn each_wrong_member_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_that_is_not_there_has_no_custom_keys() {
+async fn what_is_just_within_the_bounds_is_taken_and_published_as_it_was_sent() {
     let mut trial = Trial::begin().await;
-    let tenant = || "nobody".to_owned();
-    let get = trial.clients.keys.get_custom_signing_keys(GetCustomSigningKeysRequest { tenant: tenant() }).await;
-    assert_eq!(get.expect_err("refused").code(), Code::NotFound);
-    let jwks_json = set(&[trial.key("EC", "a", &json!({}))]).to_string();
-    let put = PutCustomSigningKeysRequest { tenant: tenant(), jwks_json };
-    let put = trial.clients.keys.put_custom_signing_keys(put).await;
-    assert_eq!(put.expect_err("refused").code(), Code::NotFound);
-    let delete = DeleteCustomSigningKeysRequest { tenant: tenant() };
-    let delete = trial.clients.keys.delete_custom_signing_keys(delete).await;
-    assert_eq!(delete.expect_err("refused").code(), Code::NotFound);
+    let bare = |changes: Value| {
+        let mut members = json!({"x5c": null, "x5t": null, "x5t#S256": null});
+        members.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+        members
+    };
+    let chain = |trial: &Trial, length: usize| {
+        let leaf = trial.key("RSA", "any", &json!({}))["x5c"][0].clone();
+        json!({ "x5c": vec![leaf; length] })
+    };
+    let edges = [
+        trial.key("EC", &"k".repeat(255), &json!({})),
+        trial.key("RSA", "greatest-e", &bare(json!({"e": octets(&[0x7f, 0xff, 0xff, 0xff])}))),
+        trial.key("RSA", "least-n", &bare(json!({"n": octets(&modulus(2048))}))),
+        trial.key("RSA", "greatest-n", &bare(json!({"n": octets(&modulus(8192))}))),
+        trial.key("RSA", "longest-x5c", &chain(&trial, 10)),
+    ];
+    let put = trial.put(&set(&edges)).await.expect("all are taken");
+    assert_eq!(put, set(&edges));
+    assert_eq!(trial.on_domain()[2..], edges);
+
+    let longer = trial.key("RSA", "longer-x5c", &chain(&trial, 11));
+    refused(trial.put(&set(&[longer])).await, "keys[0].x5c", "1 to 10 certificates");
+    assert_eq!(trial.stored().await, put, "nothing was replaced");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_problems_the_first_are_named_and_the_others_counted() {
+    let mut trial = Trial::begin().await;
+    let secret = "c2VjcmV0";
+    let private = json!({
+        "d": secret, "p": secret, "q": secret, "dp": secret, "dq": secret, "qi": secret,
+        "oth": [{"r": secret, "d": secret, "t": secret}],
+    });
+    let ten: Vec<Value> = (0..10).map(|number| trial.key("RSA", &format!("key-{number}"), &private)).collect();
+    let outcome = trial.put(&set(&ten)).await;
+    let violations = violations(&outcome);
+    let fields: Vec<&str> = violations.iter().map(|(field, _)| field.as_str()).collect();
+    let mut first =
+        ["d", "p", "q", "dp", "dq", "qi", "oth"].map(|member| format!("jwks_json.keys[0].{member}")).to_vec();
+    first.extend(["jwks_json.keys[1].d".to_owned(), "jwks_json".to_owned()]);
+    assert_eq!(fields, first);
+    assert!(violations[8].1.contains("62 more"), "{violations:?}");
+    let octets = header_octets(outcome.as_ref().expect_err("refused"));
+    assert!(octets <= HEADER_OCTETS_MAX, "{octets} octets of headers");
+    refused(outcome, "keys[0].oth", "private");
+
+    // Eight are all named, with nothing to count.
+    let eight = [trial.key("RSA", "seven", &private), trial.key("RSA", "one", &json!({"d": secret}))];
+    first.pop();
+    let outcome = trial.put(&set(&eight)).await;
+    assert_eq!(self::violations(&outcome).into_iter().map(|(field, _)| field).collect::<Vec<_>>(), first);
+    assert_eq!(trial.stored().await, json!({"keys": []}), "nothing was put");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_long_name_so_much_is_told_as_helps_to_find_it() {
+    let mut trial = Trial::begin().await;
+    // The second in four octets of UTF-8, none of which is told without the others.
+    for character in ["m", "\u{1f511}"] {
+        let names: Vec<String> = (0..10).map(|number| format!("{number}{}", character.repeat(200))).collect();
+        let unknown: Map<String, Value> = names.iter().map(|name| (name.clone(), json!("c2VjcmV0"))).collect();
+        let unknown = Value::Object(unknown);
+        let many: Vec<Value> = (0..10).map(|number| trial.key("EC", &format!("key-{number}"), &unknown)).collect();
+        let outcome = trial.put(&set(&many)).await;
+        let violations = violations(&outcome);
+        assert_eq!(violations.len(), 9, "{violations:?}");
+        for ((field, _), name) in violations[..8].iter().zip(&names) {
+            let told = field.strip_prefix("jwks_json.keys[0].").expect("of the first key");
+            assert!(name.starts_with(told), "{told} is not of {name}");
+            assert!(told.chars().count() <= 64 && told.len() >= 60, "{told}");
+        }
+        assert!(violations[8].1.contains("92 more"), "{violations:?}");
+        let octets = header_octets(outcome.as_ref().expect_err("refused"));
+        assert!(octets <= HEADER_OCTETS_MAX, "{octets} octets of headers");
+        refused(outcome, violations[0].0.trim_start_matches("jwks_json."), "leave it out");
+    }
+}
+
+/// What a refusal takes in headers: the message percent-encoded, the details in base64.
+fn header_octets(status: &Status) -> usize {
+    let message = status.message().bytes().map(|octet| if (b' '..=b'~').contains(&octet) { 1 } else { 3 });
+    message.sum::<usize>() + status.details().len().div_ceil(3) * 4
+}
+
+/// Field and description of each violation of a refusal.
+fn violations(outcome: &Result<Value, Status>) -> Vec<(String, String)> {
+    let status = outcome.as_ref().expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let details = status.get_details_bad_request().expect("BadRequest");
+    details.field_violations.into_iter().map(|one| (one.field, one.description)).collect()
+}
+
+/// The least odd number of so many bits.
+fn modulus(bits: usize) -> Vec<u8> {
+    let mut octets = vec![0; bits / 8];
+    octets[0] = 0x80;
+    octets[bits / 8 - 1] |= 1;
+    octets
 }
