@@ -160,7 +160,9 @@ def parse_options():
     parser.add_argument(
         "--forward-header", action="append", type=str.lower, default=[], help="one more request header that may pass"
     )
+    parser.add_argument("--carry-claim", action="append", default=[], help="one more claim that is carried over")
     options = parser.parse_args()
+    options.carry_claim = set(options.carry_claim)
     options.forward_header = set(options.forward_header) - {"authorization", "host", "content-length"} - CONNECTION_HEADERS
     return options
 

@@ -12,8 +12,11 @@ import jwt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proto"))
 keyward, services = grpc.protos_and_services("keyward/v1/signing_service.proto")
 
-# Claims that are taken over. Not iss, aud, exp and iat, which this proxy states itself, and not jti, which is the issuer's.
-CARRIED_CLAIMS = ["sub", "scope", "client_id", "auth_time", "acr"]
+# Claims that are taken over; --carry-claim adds to them. Not jti, which is the issuer's, and not scope: what the issuer allows
+# with its own services says nothing about these.
+CARRIED_CLAIMS = {"sub", "client_id", "auth_time", "acr"}
+# Claims that this proxy states itself, or that would not be true of the new JWT.
+OWN_CLAIMS = {"iss", "aud", "exp", "iat", "nbf", "jti"}
 # Asymmetric algorithms alone: with an HS256 in this list, whoever knows the public key could sign (RFC 8725 section 3.1).
 ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]
 
@@ -49,7 +52,8 @@ class Resigner:
     def resign(self, outside_jwt):
         claims = self.verified_claims(outside_jwt)
         now = int(time.time())
-        resigned = {name: claims[name] for name in CARRIED_CLAIMS if name in claims}
+        carried = (CARRIED_CLAIMS | self.options.carry_claim) - OWN_CLAIMS
+        resigned = {name: value for name, value in claims.items() if name in carried}
         resigned["sub"] = self.options.subject_prefix + claims["sub"]
         resigned["iss"] = f"https://{self.options.domain}"
         resigned["aud"] = self.options.upstream_audience or self.options.audience
