@@ -45,6 +45,8 @@ enum Command {
         config: ConfigFile,
     },
     /// Serves a SoftHSM token, a SQLite store and a tenant `demo`, made in one directory. For development and tests.
+    ///
+    /// KEYWARD__SECTION__KEY in the environment sets a key of the configuration, such as KEYWARD__MANAGEMENT__LISTEN.
     Dev(DevArguments),
 }
 
@@ -307,9 +309,10 @@ fn greet(addresses: Addresses) {
         r#"
 Keyward signs at {grpc}, and verifiers fetch http://{public}/demo/.well-known/jwks.json
 
-Sign a JWT (grpcurl: go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4; `make test` puts one into target/test-tools/bin):
+Look at the keys: http://{public}/demo/
+Sign a JWT (grpcurl: `make run` puts one into target/test-tools/bin):
   grpcurl -plaintext -d "{{\"tenant\":\"demo\",\"claims_json\":\"$(printf '{{"sub":"alice","exp":%d}}' $(($(date +%s)+600)) | base64 | tr -d '\n')\"}}" {grpc} keyward.v1.SigningService/SignJwt
-See the keys:
+See the key set:
   curl -s http://{public}/demo/.well-known/jwks.json
 Rotate the RS256 key (possible 15 s after its next key was published):
   grpcurl -plaintext -d '{{"tenant":"demo"}}' {grpc} keyward.v1.KeyService/RotateSigningKey

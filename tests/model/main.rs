@@ -1,4 +1,4 @@
-//! The keyring loop under random histories: two replicas, faults, crashes and clocks that jump (issue 2, clause 6).
+//! The keyring loop under random histories: two replicas, faults, crashes and clocks that jump.
 //!
 //! The loop is the real one. What it runs on is a world in memory (`world`), where each call of the token or the store
 //! waits until the history lets it happen, fail, or fail although it happened; `history` says what a history may do, and
