@@ -204,10 +204,19 @@ async fn a_repeated_rotation_means_the_keyring_of_the_first_call() {
     assert_eq!(again.current.expect("current").kid, first.current.expect("current").kid);
     assert_eq!(eddsa(&server), before);
 
+    // With the algorithm named it is another request, of that keyring.
+    let named = RotateSigningKeyRequest { algorithm: "EdDSA".into(), revoke_replaced: false, ..request.clone() };
+    clients.keys.rotate_signing_key(named.clone()).await.expect("rotated");
+    assert_ne!(eddsa(&server), before);
+    let after = eddsa(&server);
+    clients.keys.rotate_signing_key(named).await.expect("repeated");
+    assert_eq!(eddsa(&server), after);
+
     // 2. Retired and taken up again: there is no current key to answer with, and the caller is told from when on.
     set_algorithms(&mut clients, &["EdDSA"]).await.expect("retired");
     let refused = clients.keys.rotate_signing_key(request.clone()).await.expect_err("retired");
-    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert!(refused.message().contains("retired after this rotation"), "{refused:?}");
     set_algorithms(&mut clients, &["EdDSA", "ES256"]).await.expect("taken up again");
     match clients.keys.rotate_signing_key(request).await {
         Err(refused) => {
@@ -224,6 +233,25 @@ async fn a_repeated_rotation_means_the_keyring_of_the_first_call() {
     let same = keyward::grpc::proto::CreateTenantRequest { tenant: Some(tenant) };
     let refused = clients.tenants.create_tenant(same).await.expect_err("it is there");
     assert_eq!(refused.code(), Code::AlreadyExists, "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_algorithm_is_not_one_that_named_another() {
+    let server = Server::dev();
+    let mut clients = Clients::connect(&server).await;
+    clients.create_tenant("acme", &["ES256", "EdDSA"], short_policy()).await;
+    let named = RotateSigningKeyRequest {
+        tenant: "acme".into(),
+        algorithm: "EdDSA".into(),
+        request_id: "incident-1".into(),
+        force: true,
+        ..Default::default()
+    };
+    clients.keys.rotate_signing_key(named.clone()).await.expect("rotated");
+    let unnamed = RotateSigningKeyRequest { algorithm: String::new(), revoke_replaced: true, ..named };
+    let answer = clients.keys.rotate_signing_key(unnamed).await.expect("rotated").into_inner();
+    let previous = answer.previous.expect("the replaced key");
+    assert_eq!((previous.algorithm.as_str(), previous.state()), ("ES256", KeyState::Revoked));
 }
 
 #[tokio::test(flavor = "multi_thread")]

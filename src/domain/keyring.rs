@@ -228,6 +228,7 @@ impl Keyring {
             manual: trigger.manual,
             forced: now < ready_time,
             request_id: trigger.request_id.clone(),
+            of_default: trigger.of_default,
             replaced: current.kid.clone(),
             activated: next.kid.clone(),
         };

@@ -80,12 +80,10 @@ checked_text!(
     Domain,
     |text| {
         let labels = text.split('.').count();
-        // The last label of a name is no number (RFC 3696 section 2); in an address it is.
-        let named = text.rsplit('.').next().is_some_and(|last| last.contains(|letter: char| letter.is_ascii_lowercase()));
-        if text.len() <= 253 && labels >= 2 && named && text.split('.').all(is_dns_label) {
+        if text.len() <= 253 && labels >= 2 && text.split('.').all(is_dns_label) {
             Ok(())
         } else {
-            Err(InvalidName("must be a domain name in lower case such as login.example.com, without scheme or port, and no IP address"))
+            Err(InvalidName("must be a domain name in lower case such as login.example.com, without scheme or port"))
         }
     }
 );
@@ -109,6 +107,34 @@ impl Issuer {
     pub fn host(&self) -> String {
         let url = url::Url::parse(&self.0).ok();
         url.as_ref().and_then(url::Url::host_str).map(ToOwned::to_owned).expect("an issuer is a URL with a host")
+    }
+
+    /// What a new issuer must be besides: its host is an address, or a name of letters, digits and hyphens (RFC 1123 section
+    /// 2.1). The URL standard takes more, and issuers that were taken before are read as they are.
+    ///
+    /// # Errors
+    /// What the host must be.
+    pub fn has_plain_host(&self) -> Result<(), InvalidName> {
+        match url::Url::parse(&self.0).ok().as_ref().and_then(url::Url::host) {
+            Some(url::Host::Domain(name)) if !name.split('.').all(is_dns_label) => {
+                Err(InvalidName("must have a host of letters, digits and hyphens, such as login.example.com"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Domain {
+    /// What a new domain must be besides: no address, in whatever way it is written.
+    ///
+    /// # Errors
+    /// What it must be.
+    pub fn is_no_address(&self) -> Result<(), InvalidName> {
+        let issuer = Issuer::try_from(format!("https://{self}")).map(|issuer| issuer.host());
+        match issuer.as_deref().map(url::Host::parse) {
+            Ok(Ok(url::Host::Domain(_))) => Ok(()),
+            _ => Err(InvalidName("must be a domain name such as login.example.com, and no IP address")),
+        }
     }
 }
 
@@ -174,8 +200,6 @@ fn web_url(text: &str) -> Result<url::Url, InvalidName> {
         return Err(WANTED);
     }
     let loopback = match url.host() {
-        // The URL standard takes more in a host than names are made of (RFC 1123 section 2.1), such as commas.
-        Some(url::Host::Domain(name)) if !name.split('.').all(is_dns_label) => return Err(WANTED),
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),

@@ -8,7 +8,7 @@ use super::proto::{
     UpdateTenantRequest,
 };
 use super::{Face, door, wire};
-use crate::domain::{Algorithm, Revision, RotationPolicy, TenantId};
+use crate::domain::{Algorithm, Domain, Issuer, Revision, RotationPolicy, TenantId};
 use crate::keyring::{Error, TenantSpec, TenantUpdate};
 
 /// So much of an unknown path is told, in characters.
@@ -25,8 +25,8 @@ impl TenantService for Face {
         let policy = tenant.rotation_policy.unwrap_or_default();
         let spec = TenantSpec {
             id: door::required("tenant.id", &tenant.id)?,
-            issuer: door::optional("tenant.issuer", &tenant.issuer)?,
-            custom_domain: door::optional("tenant.custom_domain", &tenant.custom_domain)?,
+            issuer: issuer(&tenant.issuer)?,
+            custom_domain: custom_domain(&tenant.custom_domain)?,
             saml_sso_url: door::optional("tenant.saml_sso_url", &tenant.saml_sso_url)?,
             algorithms: algorithms(&tenant.algorithms)?,
             default_algorithm: door::optional("tenant.default_algorithm", &tenant.default_algorithm)?,
@@ -78,6 +78,22 @@ impl TenantService for Face {
     }
 }
 
+// What is new must be plainer than what older versions took, and what they took is read as it is.
+
+fn issuer(text: &str) -> Result<Option<Issuer>, Error> {
+    const FIELD: &str = "tenant.issuer";
+    let issuer: Option<Issuer> = door::optional(FIELD, text)?;
+    issuer.as_ref().map_or(Ok(()), Issuer::has_plain_host).map_err(|problem| Error::invalid(FIELD, problem))?;
+    Ok(issuer)
+}
+
+fn custom_domain(text: &str) -> Result<Option<Domain>, Error> {
+    const FIELD: &str = "tenant.custom_domain";
+    let domain: Option<Domain> = door::optional(FIELD, text)?;
+    domain.as_ref().map_or(Ok(()), Domain::is_no_address).map_err(|problem| Error::invalid(FIELD, problem))?;
+    Ok(domain)
+}
+
 fn algorithms(names: &[String]) -> Result<Vec<Algorithm>, Error> {
     if names.len() > ALGORITHMS_MAX {
         return Err(Error::invalid("tenant.algorithms", "must name each algorithm once"));
@@ -96,9 +112,12 @@ fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) -> Result<T
     let mut changed_policy = None;
     for path in mask {
         match path.as_str() {
-            "issuer" => update.issuer = Some(door::required("tenant.issuer", &wanted.issuer)?),
+            "issuer" => {
+                let issuer = issuer(&wanted.issuer)?;
+                update.issuer = Some(issuer.ok_or_else(|| Error::invalid("tenant.issuer", "must be set"))?);
+            }
             "custom_domain" => {
-                update.custom_domain = Some(door::optional("tenant.custom_domain", &wanted.custom_domain)?);
+                update.custom_domain = Some(custom_domain(&wanted.custom_domain)?);
             }
             "saml_sso_url" => update.saml_sso_url = Some(door::optional("tenant.saml_sso_url", &wanted.saml_sso_url)?),
             "algorithms" => update.algorithms = Some(algorithms(&wanted.algorithms)?),

@@ -50,7 +50,11 @@ async fn saml_metadata(State(keyrings): State<Arc<Keyrings>>, to: Addressed, hea
         }
         Err(Error::NotFound(problem)) => not_found(&problem),
         Err(error) => {
-            tracing::warn!(error = error.for_log(), "the SAML metadata could not be signed");
+            match &error {
+                // Anybody can ask, and a crowd must not fill the log.
+                Error::Limit { .. } | Error::DeadlineExceeded => tracing::debug!(%error, "no SAML metadata in time"),
+                _ => tracing::warn!(error = error.for_log(), "the SAML metadata could not be signed"),
+            }
             let headers = [(header::CACHE_CONTROL, "no-store"), (header::RETRY_AFTER, "1")];
             (StatusCode::SERVICE_UNAVAILABLE, headers, "the metadata cannot be signed at the moment\n").into_response()
         }

@@ -59,14 +59,19 @@ impl Keyrings {
 
     async fn rotate_to_the_end(&self, request: &RotateKeys) -> Result<Rotated, Error> {
         let mut record = self.load(&request.tenant).await?;
-        // A repetition means the keyring that the first call rotated, whatever is the default by now (R7).
+        // A repetition of a call without algorithm means the keyring that the first one rotated, whatever is the default by now
+        // (R7).
         let repeated = request.trigger.request_id.as_ref().and_then(|id| {
-            record.keyrings.iter().find(|keyring| keyring.carried_out(id).is_some()).map(|keyring| keyring.algorithm)
+            let of_default = |keyring: &&Keyring| keyring.carried_out(id).is_some_and(|rotation| rotation.of_default);
+            record.keyrings.iter().find(of_default).map(|keyring| keyring.algorithm)
         });
         let algorithm = request.algorithm.or(repeated).unwrap_or(record.tenant.default_algorithm);
         for _ in 0..TRIES_MAX {
             if !record.tenant.algorithms.contains(&algorithm) {
-                return Err(Error::not_of_tenant(&record.tenant));
+                return Err(match request.algorithm {
+                    Some(_) => Error::not_of_tenant(&record.tenant),
+                    None => retired_since(),
+                });
             }
             let keyring = keyring_of(&record, algorithm)?;
             let carried_out = request.trigger.request_id.as_ref().and_then(|id| keyring.carried_out(id));
@@ -294,6 +299,14 @@ fn rotate_event(rotated: &Keyring, trigger: &Trigger, time: Timestamp) -> Event 
     }
 }
 
+fn retired_since() -> Error {
+    Error::Precondition {
+        reason: "ALGORITHM_RETIRED",
+        message: "the algorithm was retired after this rotation; it has no current key".to_owned(),
+        retry_time: None,
+    }
+}
+
 fn rotated_answer(record: &TenantRecord, algorithm: Algorithm, now: Timestamp) -> Result<Rotated, Error> {
     let keyring = keyring_of(record, algorithm)?;
     let show = |key| listed_key(keyring, key, record.tenant.policy.auto_revoke);
@@ -302,7 +315,7 @@ fn rotated_answer(record: &TenantRecord, algorithm: Algorithm, now: Timestamp) -
         let policy = record.tenant.binding_policy(now);
         return Err(match keyring.next() {
             Some(next) => refusal(RotateRefused::FirstKeyWaits { ready_time: Keyring::ready_time(next, &policy) }),
-            None => Error::Aborted("the algorithm was retired after this rotation; it has no current key".to_owned()),
+            None => retired_since(),
         });
     };
     Ok(Rotated { current, next: keyring.next().map(show), previous: keyring.replaced().map(show) })

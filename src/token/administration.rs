@@ -79,12 +79,10 @@ pub(super) fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Alg
 
 pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(), TokenError> {
     session.attempt(None, |module, open| {
-        let mut whole = false;
         // The private key first: a crash in between leaves a public key that nothing signs for. Idempotent, so that the
         // ladder may start it again.
         for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY] {
             for handle in open.session.find_objects(&[Attribute::Class(class), attributes::under(object)])? {
-                whole |= class != ObjectClass::PUBLIC_KEY;
                 match open.session.destroy_object(handle) {
                     Ok(()) if class == ObjectClass::PRIVATE_KEY => module.destroyed_key(&open.session)?,
                     // Another replica was quicker, or the token is away; the look below tells.
@@ -93,36 +91,12 @@ pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(
                 }
             }
         }
-        // What signed was there, so its generation was not killed and left nothing else.
-        if !whole && module.identity().manufacturer == SOFTHSM {
-            destroy_fragments(&open.session)?;
-        }
         if !open.session.find_objects(&[attributes::under(object)])?.is_empty() {
             return Err(Failure::Away(format!("C_DestroyObject: objects are left under {object}")));
         }
         // A token that is away shows nothing either, and nothing would be destroyed (R8).
         module.check(&open.session)
     })
-}
-
-/// CK_TOKEN_INFO.manufacturerID of SoftHSM's tokens.
-const SOFTHSM: &str = "SoftHSM project";
-
-/// Destroys what SoftHSM leaves of a generation that was killed between making an object and giving it its attributes: one
-/// without a class, or half of a key pair with neither CKA_ID, CKA_LABEL nor any public value. It can be nobody's key, and no
-/// id will ever name it. Every such object is looked at, because no search for an attribute that is missing finds them.
-///
-/// A secret of this kind cannot be told from somebody's own, and stays.
-fn destroy_fragments(session: &Session) -> Result<(), Failure> {
-    for handle in session.find_objects(&[])? {
-        if attributes::is_fragment(session, handle)? {
-            // Not worth a failure: it is in nobody's way.
-            if let Err(error) = session.destroy_object(handle) {
-                tracing::debug!(%error, "what a killed generation left could not be destroyed");
-            }
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn probe(session: &mut WorkerSession) -> Result<TokenIdentity, TokenError> {

@@ -1,6 +1,5 @@
 //! The attributes that Keyward gives its objects, and what it reads back from them.
 
-use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
@@ -85,39 +84,6 @@ pub(super) fn signing_class(algorithm: Algorithm) -> ObjectClass {
 /// Finds every object under an id.
 pub(super) fn under(object: ObjectId) -> Attribute {
     Attribute::Id(object.octets().to_vec())
-}
-
-/// Whether an object has no class, or is half of a key pair that shows an id, a label and public values, and all of them are
-/// empty.
-pub(super) fn is_fragment(session: &Session, handle: ObjectHandle) -> Result<bool, Failure> {
-    let values = [
-        AttributeType::Id,
-        AttributeType::Label,
-        AttributeType::Modulus,
-        AttributeType::EcParams,
-        AttributeType::EcPoint,
-    ];
-    let shown = match session.get_attributes(handle, &values) {
-        // SoftHSM's answer for an object without CKA_CLASS, whatever it is asked for; no object that was made whole has none.
-        Err(Error::Pkcs11(RvError::AttributeValueInvalid, _)) => return Ok(true),
-        // It was destroyed since it was found.
-        Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => return Ok(false),
-        shown => shown?,
-    };
-    let named = |wanted: fn(&Attribute) -> bool| shown.iter().any(wanted);
-    // An object of a kind that has no such values at all is somebody else's.
-    let shows_all = named(|attribute| matches!(attribute, Attribute::Id(_)))
-        && named(|attribute| matches!(attribute, Attribute::Label(_)))
-        && named(|attribute| matches!(attribute, Attribute::Modulus(_) | Attribute::EcParams(_)));
-    Ok(shows_all
-        && shown.iter().all(|attribute| match attribute {
-            Attribute::Id(octets)
-            | Attribute::Label(octets)
-            | Attribute::Modulus(octets)
-            | Attribute::EcParams(octets)
-            | Attribute::EcPoint(octets) => octets.is_empty(),
-            _ => true,
-        }))
 }
 
 /// Class and key type of an object, as far as it shows them: a write that was cut off leaves objects that show neither.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use cryptoki::session::UserType;
 use keyward::config::Config;
@@ -91,18 +92,24 @@ fn objects(config: &Config) -> BTreeMap<ObjectId, (usize, usize)> {
     session.login(UserType::User, Some(&config.token.pin)).expect("the PIN is right");
     let mut objects: BTreeMap<ObjectId, (usize, usize)> = BTreeMap::new();
     for handle in session.find_objects(&[]).expect("the token lists its objects") {
-        let attributes = session.get_attributes(handle, &[AttributeType::Class, AttributeType::Id]);
-        let attributes = attributes.expect("every object that the token shows can be read");
+        // What SoftHSM leaves when it is killed between making an object and naming it: nobody's key, and nobody can tell whose it
+        // was to be. SoftHSM cannot read one that has not even a class.
+        let attributes =
+            match session.get_attributes(handle, &[AttributeType::Class, AttributeType::Id, AttributeType::Label]) {
+                Err(Error::Pkcs11(RvError::AttributeValueInvalid, _)) => continue,
+                attributes => attributes.expect("every object that has a class can be read"),
+            };
+        let empty = |attribute: &Attribute| match attribute {
+            Attribute::Id(octets) | Attribute::Label(octets) => octets.is_empty(),
+            _ => true,
+        };
+        if attributes.iter().all(empty) {
+            continue;
+        }
         let id = attributes.iter().find_map(|attribute| match attribute {
             Attribute::Id(id) => <[u8; 16]>::try_from(id.as_slice()).ok().map(ObjectId::new),
             _ => None,
         });
-        // Half a secret that a kill left: it has no id, and cannot be told from somebody's own.
-        let nameless = |attribute: &Attribute| matches!(attribute, Attribute::Id(id) if id.is_empty());
-        let secret = |attribute: &Attribute| *attribute == Attribute::Class(ObjectClass::SECRET_KEY);
-        if attributes.iter().any(nameless) && attributes.iter().any(secret) {
-            continue;
-        }
         let count =
             objects.entry(id.unwrap_or_else(|| panic!("an object without an id of ours: {attributes:?}"))).or_default();
         match attributes.iter().find_map(|attribute| match attribute {

@@ -387,6 +387,7 @@ impl History {
             revoke_replaced,
             expected_current: current.filter(|_| expected),
             request_id: Some(id.clone()),
+            of_default: false,
         };
         world.triggers.entry(id).or_insert(trigger).clone()
     }

@@ -230,6 +230,14 @@ pub(crate) async fn id_issuer_and_custom_domain_are_of_one_tenant_alone<H: Harne
     let mut as_domain = tenant("second");
     as_domain.custom_domain = Some("rival.example".parse().unwrap());
     assert_taken(store.commit(&of_tenant(as_domain)).await, "custom_domain");
+    // Who is being deleted keeps no domain from anybody.
+    let mut leaving = tenant("leaving");
+    leaving.issuer = "https://leaving.example".parse().unwrap();
+    leaving.delete_time = Some(now());
+    store.commit(&of_tenant(leaving)).await.unwrap();
+    let mut heir = tenant("heir");
+    heir.custom_domain = Some("leaving.example".parse().unwrap());
+    store.commit(&of_tenant(heir)).await.unwrap();
     // An existing tenant cannot move in either; and many may have no custom domain.
     store.commit(&of_tenant(tenant("second"))).await.unwrap();
     store.commit(&of_tenant(tenant("third"))).await.unwrap();
@@ -241,7 +249,7 @@ pub(crate) async fn id_issuer_and_custom_domain_are_of_one_tenant_alone<H: Harne
     assert_taken(store.commit(&of_tenant(moved)).await, "custom_domain");
 
     let names: Vec<_> = store.revisions().await.unwrap();
-    assert_eq!(names.len(), 5);
+    assert_eq!(names.len(), 7);
     assert!(names.iter().all(|tenant| tenant.revision == Revision::FIRST));
     assert_eq!(store.events(10).await.unwrap(), []);
 }

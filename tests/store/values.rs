@@ -113,6 +113,7 @@ fn trigger() -> impl Strategy<Value = Trigger> {
             revoke_replaced,
             expected_current: None,
             request_id: request_id.map(|text| text.parse().unwrap()),
+            of_default: manual,
         },
     )
 }

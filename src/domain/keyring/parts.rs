@@ -37,6 +37,9 @@ pub struct Rotation {
     pub forced: bool,
     /// The caller's name for the request.
     pub request_id: Option<RequestId>,
+    /// The caller named no algorithm, and this was the default's keyring.
+    #[serde(default)]
+    pub of_default: bool,
     /// The key that was current before.
     pub replaced: Kid,
     /// The key that became current.
@@ -69,6 +72,8 @@ pub struct Trigger {
     pub expected_current: Option<Kid>,
     /// The caller's name for the request (R7).
     pub request_id: Option<RequestId>,
+    /// The caller named no algorithm.
+    pub of_default: bool,
 }
 
 /// Why a keyring does not rotate now.

@@ -32,6 +32,15 @@ impl Bounds {
     /// Of administration: a few clients.
     pub const MANAGEMENT: Self = Self::with_connections(256);
 
+    /// How old one connection may become: up to a tenth less than the bound, so that clients who came together do not come
+    /// again together.
+    pub(super) fn lifetime(&self) -> Duration {
+        let mut share = [0];
+        // Without random octets the bound itself is good enough.
+        let share = getrandom::fill(&mut share).map_or(0, |()| u32::from(share[0]));
+        self.lifetime_max - self.lifetime_max / 10 * share / 255
+    }
+
     const fn with_connections(connections_max: usize) -> Self {
         Self {
             connections_max,

@@ -89,7 +89,7 @@ impl Terms {
         let orderly = Ending { drain_max: self.bounds.drain_max, _leaving: None };
         tokio::select! {
             () = self.shutdown.cancelled() => orderly,
-            () = sleep(self.bounds.lifetime_max) => orderly,
+            () = sleep(self.bounds.lifetime()) => orderly,
             () = self.unused(calls) => orderly,
             leaving = self.given_up(calls) => Ending { drain_max: self.bounds.leave_max, _leaving: Some(leaving) },
         }

@@ -41,8 +41,18 @@ impl Places {
                 self.ask();
             }
             if let Ok(place) = tokio::time::timeout(ASK_PAUSE, &mut taken).await {
+                self.forget_the_question().await;
                 return place.expect("the semaphore is never closed");
             }
+        }
+    }
+
+    /// A question that nobody was there to hear must not be put to who comes next.
+    async fn forget_the_question(&self) {
+        tokio::select! {
+            biased;
+            () = self.0.wanted.notified() => {}
+            () = std::future::ready(()) => {}
         }
     }
 

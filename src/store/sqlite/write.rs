@@ -76,10 +76,13 @@ pub(super) fn change(change: &Change) -> Result<Vec<Step>, StoreError> {
 
 // A custom domain makes an issuer too, and two tenants of one issuer could sign for each other. What the columns' own
 // constraints do not see is looked at in the same transaction, by a statement that changes the one row of `meta` to what it is.
-const FREE_AS_ISSUER: &str =
-    "update meta set probes = probes where not exists (select 1 from tenant where id <> ?1 and issuer = ?2)";
+// What a tenant has already it keeps, and the issuer of a tenant that is being deleted keeps no domain from anybody.
+const FREE_AS_ISSUER: &str = "update meta set probes = probes \
+     where exists (select 1 from tenant where id = ?1 and 'https://' || custom_domain = ?2) \
+     or not exists (select 1 from tenant where id <> ?1 and issuer = ?2 and document ->> 'delete_time' is null)";
 const FREE_AS_DOMAIN: &str = "update meta set probes = probes \
-     where not exists (select 1 from tenant where id <> ?1 and 'https://' || custom_domain = ?2)";
+     where exists (select 1 from tenant where id = ?1 and issuer = ?2) \
+     or not exists (select 1 from tenant where id <> ?1 and 'https://' || custom_domain = ?2)";
 
 /// Sees that no other tenant than `own` has the issuer that is named with it.
 fn free(field: &'static str, statement: &'static str, own: (String, String)) -> Step {
