@@ -79,12 +79,15 @@ pub(super) fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Alg
 
 pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(), TokenError> {
     session.attempt(None, |module, open| {
-        // The private key first: a crash in between leaves a public key that nothing signs for. Idempotent, so that the
-        // ladder may start it again.
-        for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY, ObjectClass::PUBLIC_KEY] {
-            for handle in open.session.find_objects(&[Attribute::Class(class), attributes::under(object)])? {
+        // The private key first: a crash in between leaves a public key that nothing signs for. Then whatever else has the id,
+        // objects that were cut off before they had a class included. Idempotent, so that the ladder may start it again.
+        let private = Attribute::Class(ObjectClass::PRIVATE_KEY);
+        for (template, is_private) in
+            [(vec![private, attributes::under(object)], true), (vec![attributes::under(object)], false)]
+        {
+            for handle in open.session.find_objects(&template)? {
                 match open.session.destroy_object(handle) {
-                    Ok(()) if class == ObjectClass::PRIVATE_KEY => module.destroyed_key(&open.session)?,
+                    Ok(()) if is_private => module.destroyed_key(&open.session)?,
                     // Another replica was quicker, or the token is away; the look below tells.
                     Ok(()) | Err(Error::Pkcs11(RvError::ObjectHandleInvalid, _)) => {}
                     Err(error) => return Err(error.into()),
