@@ -8,7 +8,7 @@ use crate::domain::{Kid, Timestamp};
 use crate::jose::{Claims, Jws};
 
 /// Longest JWT taken, in octets: with a hundred scopes one is a third of it, and headers of 8 KiB pass every proxy.
-pub const JWT_BYTES_MAX: usize = 8192;
+const JWT_BYTES_MAX: usize = 8192;
 
 /// How far the issuer's clock may be off, in seconds.
 const CLOCK_SKEW_MAX_SECS: f64 = 30.0;

@@ -7,5 +7,5 @@
 mod bearer;
 mod keys;
 
-pub use bearer::{Access, Bearer, JWT_BYTES_MAX, Refused};
+pub use bearer::{Access, Bearer, Refused};
 pub use keys::TrustedKeys;

@@ -61,7 +61,7 @@ impl KeyService for Face {
                 revoke_replaced: request.revoke_replaced,
                 expected_current: door::optional("expected_current_kid", &request.expected_current_kid)?,
                 request_id: door::optional("request_id", &request.request_id)?,
-                of_default: request.algorithm.is_empty(),
+                ..Trigger::default()
             },
         };
         let rotated = self.keyrings.rotate(rotate).await?;

@@ -17,7 +17,7 @@ use crate::domain::{Signatures, Verify, WebUrl};
 use crate::x509;
 
 /// Most custom keys of a tenant.
-pub const CUSTOM_KEYS_MAX: usize = 10;
+const CUSTOM_KEYS_MAX: usize = 10;
 
 /// Most certificates in one `x5c`: chains in use have two to four.
 const CHAIN_MAX: usize = 10;
@@ -40,7 +40,7 @@ pub struct JwkProblem {
     pub problem: String,
 }
 
-/// Reads a JWK Set of 1 to [`CUSTOM_KEYS_MAX`] public signature keys.
+/// Reads a JWK Set of 1 to 10 public signature keys.
 ///
 /// # Errors
 /// Everything that is wrong with it.

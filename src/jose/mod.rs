@@ -9,6 +9,6 @@ mod object;
 
 pub use claims::{Claims, ClaimsProblem, NumericDate};
 pub use crypto::{BadPublicKey, Verifier, digest, same_mac};
-pub use custom::{CUSTOM_KEYS_MAX, JwkProblem, PRIVATE_MEMBERS, parse_custom_keys};
+pub use custom::{JwkProblem, PRIVATE_MEMBERS, parse_custom_keys};
 pub use jwk::{Jwk, jwks_json, thumbprint};
 pub use jws::{Jws, Malformed, encode_segment, header_segment};

@@ -55,10 +55,8 @@ impl Keyrings {
     }
 
     async fn replace_custom_keys(self: &Arc<Self>, tenant: TenantId, keys: Vec<CustomKey>) -> Result<(), Error> {
-        let this = Arc::clone(self);
-        let turn = self.locks.turn(&tenant).await?;
-        self.to_its_end(async move {
-            let _turn = turn;
+        let of = tenant.clone();
+        self.in_turn(&of, |this| async move {
             for _ in 0..TRIES_MAX {
                 match this.commit_custom_keys(&tenant, &keys).await {
                     // Another replica changed the tenant: look at it again.

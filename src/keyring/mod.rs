@@ -37,7 +37,7 @@ pub use tend::tend;
 pub use update::TenantUpdate;
 pub use verify::Verdict;
 
-use crate::domain::{Algorithm, Kid, ObjectId};
+use crate::domain::{Algorithm, Kid, ObjectId, TenantId};
 use crate::store::{Change, Event, Store, StoreError};
 use crate::token::Token;
 use published::Published;
@@ -115,13 +115,21 @@ impl Keyrings {
         self.clock.now()
     }
 
-    /// Does `change` to its end, even if the caller goes away: a call that is broken off must not leave half of itself to
-    /// the timer. [`Keyrings::finish`] waits for it.
-    async fn to_its_end<T: Send + 'static>(
-        &self,
-        change: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
-        let done = self.changes.spawn(change).await;
+    /// Makes `change` in the tenant's turn and to its end, even if the caller goes away: a call that is broken off must not leave
+    /// half of itself to the timer. [`Keyrings::finish`] waits for it.
+    async fn in_turn<T, F>(self: &Arc<Self>, tenant: &TenantId, change: impl FnOnce(Arc<Self>) -> F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        // Waited for by the caller: a change that has not begun goes with the caller who leaves.
+        let turn = self.locks.turn(tenant).await?;
+        let change = change(Arc::clone(self));
+        let to_its_end = self.changes.spawn(async move {
+            let _turn = turn;
+            change.await
+        });
+        let done = to_its_end.await;
         done.unwrap_or_else(|panic| Err(Error::Internal(format!("a change did not come to its end: {panic}"))))
     }
 

@@ -47,17 +47,12 @@ impl Keyrings {
     /// [`Error::Limit`] over the tenant's daily limit, and those of the store. A token that cannot generate the new next
     /// key is no error: the rotation took place.
     pub async fn rotate(self: &Arc<Self>, request: RotateKeys) -> Result<Rotated, Error> {
-        let this = Arc::clone(self);
-        // Waited for by the caller: a change that has not begun goes with the caller who leaves.
-        let turn = self.locks.turn(&request.tenant).await?;
-        self.to_its_end(async move {
-            let _turn = turn;
-            this.rotate_to_the_end(&request).await
-        })
-        .await
+        let tenant = request.tenant.clone();
+        self.in_turn(&tenant, |this| async move { this.rotate_to_the_end(request).await }).await
     }
 
-    async fn rotate_to_the_end(&self, request: &RotateKeys) -> Result<Rotated, Error> {
+    async fn rotate_to_the_end(&self, mut request: RotateKeys) -> Result<Rotated, Error> {
+        request.trigger.of_default = request.algorithm.is_none();
         let mut record = self.load(&request.tenant).await?;
         // A repetition of a call without algorithm means the keyring that the first one rotated, whatever is the default by now
         // (R7).
@@ -150,13 +145,8 @@ impl Keyrings {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Precondition`] for a key that is in use, and those of the store.
     pub async fn revoke(self: &Arc<Self>, tenant: TenantId, kid: Kid) -> Result<Listed, Error> {
-        let this = Arc::clone(self);
-        let turn = self.locks.turn(&tenant).await?;
-        self.to_its_end(async move {
-            let _turn = turn;
-            this.revoke_to_the_end(&tenant, &kid).await
-        })
-        .await
+        let of = tenant.clone();
+        self.in_turn(&of, |this| async move { this.revoke_to_the_end(&tenant, &kid).await }).await
     }
 
     async fn revoke_to_the_end(&self, tenant: &TenantId, kid: &Kid) -> Result<Listed, Error> {

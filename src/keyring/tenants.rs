@@ -66,13 +66,8 @@ impl Keyrings {
     /// [`Error::Invalid`], [`Error::AlreadyExists`], and those of token and store. After one of the token the tenant exists
     /// and the timer goes on.
     pub async fn create_tenant(self: &Arc<Self>, spec: TenantSpec) -> Result<Tenant, Error> {
-        let this = Arc::clone(self);
-        let turn = self.locks.turn(&spec.id).await?;
-        self.to_its_end(async move {
-            let _turn = turn;
-            this.create_to_the_end(spec).await
-        })
-        .await
+        let id = spec.id.clone();
+        self.in_turn(&id, |this| async move { this.create_to_the_end(spec).await }).await
     }
 
     async fn create_to_the_end(&self, spec: TenantSpec) -> Result<Tenant, Error> {
@@ -164,13 +159,8 @@ impl Keyrings {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Aborted`], and those of the store.
     pub async fn delete_tenant(self: &Arc<Self>, id: TenantId) -> Result<(), Error> {
-        let this = Arc::clone(self);
-        let turn = self.locks.turn(&id).await?;
-        self.to_its_end(async move {
-            let _turn = turn;
-            this.delete_to_the_end(&id).await
-        })
-        .await
+        let tenant = id.clone();
+        self.in_turn(&tenant, |this| async move { this.delete_to_the_end(&id).await }).await
     }
 
     async fn delete_to_the_end(&self, id: &TenantId) -> Result<(), Error> {

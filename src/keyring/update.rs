@@ -42,13 +42,8 @@ impl Keyrings {
         expected: Revision,
         update: TenantUpdate,
     ) -> Result<Tenant, Error> {
-        let this = Arc::clone(self);
-        let turn = self.locks.turn(&id).await?;
-        self.to_its_end(async move {
-            let _turn = turn;
-            this.update_to_the_end(&id, expected, update).await
-        })
-        .await
+        let tenant = id.clone();
+        self.in_turn(&tenant, |this| async move { this.update_to_the_end(&id, expected, update).await }).await
     }
 
     async fn update_to_the_end(

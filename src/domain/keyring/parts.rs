@@ -72,7 +72,7 @@ pub struct Trigger {
     pub expected_current: Option<Kid>,
     /// The caller's name for the request (R7).
     pub request_id: Option<RequestId>,
-    /// The caller named no algorithm.
+    /// The caller named no algorithm; the use case knows.
     pub of_default: bool,
 }
 

@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 
 use super::{Face, Problem};
-use crate::domain::{TenantId, Timestamp};
+use crate::domain::TenantId;
 use crate::http::address::domain_of;
 
 /// Who calls, and for which tenant: the JWT was verified, and is for this tenant and no other.
@@ -47,7 +47,7 @@ impl FromRequestParts<Arc<Face>> for Caller {
         let jwt = bearer(&parts.headers)?;
         let snapshot = face.keyrings.snapshot();
         let is_served = |kid: &_| snapshot.all().any(|view| view.key(kid).is_some());
-        let access = face.bearer.verify(jwt, named.audience.as_deref(), Timestamp::now(), is_served);
+        let access = face.bearer.verify(jwt, named.audience.as_deref(), face.keyrings.now(), is_served);
         let access = access.map_err(|refused| {
             tracing::debug!(%refused, "a JWT was not believed");
             Problem::invalid_token(&refused.to_string())
