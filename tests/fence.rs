@@ -18,6 +18,7 @@ use keyward::store::{SqliteStore, TokenBinding};
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
 use keyward::x509;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 /// For what must come.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -149,6 +150,18 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+/// A request whose signature the token holds back; those that come after it are let through.
+async fn held<T: Send + 'static>(
+    token: &HoldingToken,
+    request: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    token.hold.store(true, Ordering::SeqCst);
+    let request = tokio::spawn(request);
+    until("the request at the token", || token.held.load(Ordering::SeqCst) == 1).await;
+    token.hold.store(false, Ordering::SeqCst);
+    request
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoking_rotation_is_acknowledged_after_the_last_request_with_the_old_key() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -157,13 +170,9 @@ async fn a_revoking_rotation_is_acknowledged_after_the_last_request_with_the_old
     let old = keyrings.current_key(&choice()).expect("a current key").key.expect("its facts").kid;
 
     // 1. A request has chosen the old key and waits for the token.
-    token.hold.store(true, Ordering::SeqCst);
-    let signing = tokio::spawn({
-        let keyrings = Arc::clone(&keyrings);
-        async move { keyrings.sign(&choice(), message(), Instant::now() + WAIT_MAX).await }
-    });
-    until("the request at the token", || token.held.load(Ordering::SeqCst) == 1).await;
-    token.hold.store(false, Ordering::SeqCst);
+    let to_sign = Arc::clone(&keyrings);
+    let signing =
+        held(&token, async move { to_sign.sign(&choice(), message(), Instant::now() + WAIT_MAX).await }).await;
 
     // 2. The rotation is made, and not acknowledged: nothing that comes after the fence is begun.
     let rotating = tokio::spawn({
@@ -193,13 +202,9 @@ async fn a_request_that_hangs_at_the_token_holds_the_fence_no_longer_than_it_may
     let folder = tempfile::tempdir().expect("a folder");
     let token = Arc::new(HoldingToken::default());
     let keyrings = keyrings(&token, folder.path(), Duration::from_millis(300)).await;
-    token.hold.store(true, Ordering::SeqCst);
-    let signing = tokio::spawn({
-        let keyrings = Arc::clone(&keyrings);
-        async move { keyrings.sign(&choice(), message(), Instant::now() + WAIT_MAX).await }
-    });
-    until("the request at the token", || token.held.load(Ordering::SeqCst) == 1).await;
-    token.hold.store(false, Ordering::SeqCst);
+    let to_sign = Arc::clone(&keyrings);
+    let signing =
+        held(&token, async move { to_sign.sign(&choice(), message(), Instant::now() + WAIT_MAX).await }).await;
     keyrings.rotate(rotation()).await.expect("rotated although the token never answers");
     assert!(signing.is_finished() && signing.await.expect("no panic").is_err(), "the request was given up first");
 }
@@ -222,10 +227,7 @@ async fn a_crowd_that_asks_for_metadata_gets_none_that_a_revoked_key_signed() {
     let old_certificate = x509::base64(&old.certificate.expect("a certificate"));
 
     // 1. One request has its signature held back by the token; the others wait for their turn.
-    token.hold.store(true, Ordering::SeqCst);
-    let first = tokio::spawn(metadata_signer(Arc::clone(&keyrings)));
-    until("the request at the token", || token.held.load(Ordering::SeqCst) == 1).await;
-    token.hold.store(false, Ordering::SeqCst);
+    let first = held(&token, metadata_signer(Arc::clone(&keyrings))).await;
     let crowd: Vec<_> = (0..40).map(|_| tokio::spawn(metadata_signer(Arc::clone(&keyrings)))).collect();
     tokio::task::yield_now().await;
 

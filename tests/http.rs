@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use common::http::{Answer, get, send};
 use common::{Clients, Server, short_policy};
-use keyward::grpc::proto::{CreateTenantRequest, RotateSigningKeyRequest, RotationPolicy, Tenant};
+use keyward::grpc::proto::{CreateTenantRequest, RotationPolicy, Tenant};
 use serde_json::{Value, json};
 
 const DOMAIN: &str = "login.example.com";
@@ -30,16 +30,6 @@ async fn tenants() -> (Server, Clients) {
         clients.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await.expect("created");
     }
     (server, clients)
-}
-
-async fn rotate(clients: &mut Clients, algorithm: &str) {
-    let request = RotateSigningKeyRequest {
-        tenant: "acme".into(),
-        algorithm: algorithm.into(),
-        force: true,
-        ..RotateSigningKeyRequest::default()
-    };
-    clients.keys.rotate_signing_key(request).await.expect("rotated");
 }
 
 fn with_host(server: &Server, path: &str, host: &str) -> Answer {
@@ -84,7 +74,7 @@ async fn the_jwks_can_be_cached_and_fetched_from_a_browser() {
     assert_eq!(send("DELETE", &url, &[]).status, 405);
 
     let before = etag.to_owned();
-    rotate(&mut clients, "ES256").await;
+    clients.force_rotation("acme", "ES256").await;
     let changed = send("GET", &url, &[("if-none-match", &before)]);
     assert_eq!(changed.status, 200, "the set changed");
     assert_ne!(changed.header("etag"), before);
@@ -94,7 +84,7 @@ async fn the_jwks_can_be_cached_and_fetched_from_a_browser() {
 async fn keys_stand_in_the_order_current_next_previous_and_show_public_members_alone() {
     let (server, mut clients) = tenants().await;
     for algorithm in ["ES256", "EdDSA", "ES256"] {
-        rotate(&mut clients, algorithm).await;
+        clients.force_rotation("acme", algorithm).await;
     }
     let keys = keys(&get(&server.jwks_uri("acme")));
     let states: Vec<&str> = keys.iter().map(|key| key["state"].as_str().expect("a state")).collect();
@@ -161,7 +151,7 @@ async fn a_custom_domain_is_known_however_it_is_written() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_but_tenants_is_found_and_nobody_sees_anothers_keys() {
     let (server, mut clients) = tenants().await;
-    rotate(&mut clients, "EdDSA").await;
+    clients.force_rotation("acme", "EdDSA").await;
     for path in ["/nobody", "/ACME", "/acme.", "/..", "/%2e%2e", "/acme%00", "/demo/acme", ""] {
         for document in [JWKS, DISCOVERY] {
             let answer = get(&format!("{}{path}{document}", server.public()));

@@ -65,6 +65,17 @@ impl Clients {
         Ok(self.signing.sign_jwt(request).await?.into_inner())
     }
 
+    /// RotateSigningKey by force.
+    pub(crate) async fn force_rotation(&mut self, tenant: &str, algorithm: &str) {
+        let request = RotateSigningKeyRequest {
+            tenant: tenant.into(),
+            algorithm: algorithm.into(),
+            force: true,
+            ..RotateSigningKeyRequest::default()
+        };
+        self.keys.rotate_signing_key(request).await.expect("rotated");
+    }
+
     /// RotateSigningKey without force, again at the time that each refusal names until it is granted.
     pub(crate) async fn rotate_when_allowed(&mut self, tenant: &str, algorithm: &str) -> RotateSigningKeyResponse {
         let request = RotateSigningKeyRequest {

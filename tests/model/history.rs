@@ -329,14 +329,7 @@ impl History {
 
     /// Faults end, clocks are right and late enough: everything comes to rest, and stays whole as time goes on.
     fn end(&mut self) -> Result<(), String> {
-        let mut calls = 0;
-        while self.answer_first(|_, _| true) {
-            calls += 1;
-            if calls > CALLS_MAX {
-                return Err("idle: it never rests".to_owned());
-            }
-        }
-        self.judge()?;
+        self.come_to_rest()?;
         {
             let mut world = lock(&self.world);
             while !world.late.is_empty() {
@@ -351,14 +344,7 @@ impl History {
         for _ in 0..WAKES {
             for replica in 0..self.lives.len() {
                 self.tend(replica);
-                calls = 0;
-                while self.answer_first(|_, _| true) {
-                    calls += 1;
-                    if calls > CALLS_MAX {
-                        return Err("idle: it never rests".to_owned());
-                    }
-                }
-                self.judge()?;
+                self.come_to_rest()?;
             }
             let mut world = lock(&self.world);
             let wake = rules::at_rest(&mut world);
@@ -368,6 +354,16 @@ impl History {
         let mut world = lock(&self.world);
         rules::at_last(&mut world);
         world.broken.take().map_or(Ok(()), Err)
+    }
+
+    /// Every call that waits is done, and what comes of it, until nothing waits.
+    fn come_to_rest(&mut self) -> Result<(), String> {
+        for _ in 0..=CALLS_MAX {
+            if !self.answer_first(|_, _| true) {
+                return self.judge();
+            }
+        }
+        Err("idle: it never rests".to_owned())
     }
 
     fn trigger(

@@ -10,7 +10,7 @@ mod screens;
 mod timeline;
 
 use common::{Clients, Server};
-use keyward::grpc::proto::{CreateTenantRequest, RotateSigningKeyRequest, RotationPolicy, Tenant};
+use keyward::grpc::proto::{CreateTenantRequest, RotationPolicy, Tenant};
 
 const DOMAIN: &str = "login.example.com";
 
@@ -65,14 +65,4 @@ fn page_of(server: &Server) -> String {
 fn on_domain(server: &Server) -> String {
     let port = server.public().rsplit_once(':').expect("host and port").1;
     format!("http://{DOMAIN}:{port}/")
-}
-
-async fn rotate(clients: &mut Clients, algorithm: &str) {
-    let request = RotateSigningKeyRequest {
-        tenant: "acme".into(),
-        algorithm: algorithm.into(),
-        force: true,
-        ..RotateSigningKeyRequest::default()
-    };
-    clients.keys.rotate_signing_key(request).await.expect("rotated");
 }

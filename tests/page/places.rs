@@ -5,13 +5,13 @@ use keyward::grpc::proto::{GetSigningKeyRequest, Tenant};
 use crate::browser::Browser;
 use crate::common::http::{get, send};
 use crate::timeline::assert_shows;
-use crate::{CONTRAST_MIN, DOMAIN, acme, on_domain, page_of, rotate};
+use crate::{CONTRAST_MIN, DOMAIN, acme, on_domain, page_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_link_leads_to_what_it_names() {
     let saml_sso_url = "https://sso.example.com/saml?a=1&copy=2".into();
     let (server, mut clients) = acme(Tenant { saml_sso_url, ..Tenant::default() }).await;
-    rotate(&mut clients, "ES256").await;
+    clients.force_rotation("acme", "ES256").await;
     let seen = Browser::start().look(&page_of(&server));
     let relative: Vec<&str> = seen.links.iter().map(|link| link.href.as_str()).collect();
     assert!(relative.iter().all(|href| !href.starts_with('/') && !href.contains("//")), "{relative:?}");

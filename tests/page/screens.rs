@@ -7,7 +7,7 @@ use keyward::grpc::proto::{RotationPolicy, Tenant};
 
 use crate::browser::Browser;
 use crate::common::Installation;
-use crate::{CONTRAST_MIN, acme, create_acme, page_of, policy, rotate, secs};
+use crate::{CONTRAST_MIN, acme, create_acme, page_of, policy, secs};
 
 /// WCAG 2.2, success criterion 2.5.8: the size of what is tapped, in CSS pixels.
 const TARGET_MIN: f64 = 24.0;
@@ -19,7 +19,7 @@ const SCREENSHOT_BYTES_MAX: u64 = 200_000;
 #[tokio::test(flavor = "multi_thread")]
 async fn it_can_be_read_in_both_schemes_and_on_a_phone() {
     let (server, mut clients) = acme(Tenant::default()).await;
-    rotate(&mut clients, "RS256").await;
+    clients.force_rotation("acme", "RS256").await;
     let mut browser = Browser::start();
     let mut backgrounds = Vec::new();
     for scheme in ["light", "dark"] {
@@ -76,7 +76,7 @@ async fn pictures_are_small_and_differ_by_scheme_and_width() {
     let installation = Installation::prepare().set("public.base_url", r#""https://keys.example.com""#);
     let server = installation.serve();
     let mut clients = create_acme(&server, wanted).await;
-    rotate(&mut clients, "RS256").await;
+    clients.force_rotation("acme", "RS256").await;
     let temporary = tempfile::tempdir().expect("a temporary directory");
     // Relative to the repository: tests run there.
     let folder = env::var_os(SCREENSHOTS).map_or(temporary.path().to_owned(), PathBuf::from);

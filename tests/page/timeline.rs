@@ -9,13 +9,13 @@ use keyward::grpc::proto::{KeyState, ListSigningKeysRequest, RotationPolicy, Sig
 use crate::browser::{Browser, Key, PAGE_WAIT_MAX_SECS, Seen};
 use crate::common::http::get;
 use crate::common::{Clients, Installation};
-use crate::{acme, page_of, policy, rotate, secs};
+use crate::{acme, page_of, policy, secs};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_each_key_as_the_api_does_and_follows_a_rotation() {
     let (server, mut clients) = acme(Tenant::default()).await;
     let mut browser = Browser::start();
-    rotate(&mut clients, "RS256").await;
+    clients.force_rotation("acme", "RS256").await;
     let before = browser.look(&page_of(&server));
     assert_shows(&before, &mut clients).await;
     assert_eq!(before.title, "acme: signing keys");
@@ -23,7 +23,7 @@ async fn the_page_shows_each_key_as_the_api_does_and_follows_a_rotation() {
     assert_eq!(before.states("RS256"), ["next", "current", "previous"]);
     assert_eq!(before.states("ES256"), ["next", "current"]);
 
-    rotate(&mut clients, "RS256").await;
+    clients.force_rotation("acme", "RS256").await;
     let after = browser.look(&page_of(&server));
     assert_shows(&after, &mut clients).await;
     assert_eq!(
@@ -40,7 +40,7 @@ async fn the_page_shows_each_key_as_the_api_does_and_follows_a_rotation() {
 async fn a_key_shows_how_far_it_is_and_what_comes_when() {
     let policy = RotationPolicy { rotation_period: secs(30 * 86_400), ..policy() };
     let (server, mut clients) = acme(Tenant { rotation_policy: Some(policy), ..Tenant::default() }).await;
-    rotate(&mut clients, "ES256").await;
+    clients.force_rotation("acme", "ES256").await;
     let seen = Browser::start().look(&page_of(&server));
     let milestones: Vec<Vec<(&str, bool)>> = seen.keyring("ES256").keys.iter().map(Key::milestones).collect();
     assert_eq!(
@@ -69,7 +69,7 @@ async fn a_key_shows_how_far_it_is_and_what_comes_when() {
 async fn secrets_are_on_the_page_without_a_name() {
     let algorithms = vec!["ES256".into(), "HS256".into()];
     let (server, mut clients) = acme(Tenant { algorithms, ..Tenant::default() }).await;
-    rotate(&mut clients, "HS256").await;
+    clients.force_rotation("acme", "HS256").await;
     let request = ListSigningKeysRequest { tenant: "acme".into(), ..ListSigningKeysRequest::default() };
     let listed = clients.keys.list_signing_keys(request).await.expect("listed").into_inner().keys;
     let secrets: Vec<&SigningKey> = listed.iter().filter(|key| key.algorithm == "HS256").collect();
