@@ -5,6 +5,7 @@
 
 mod algorithm;
 mod custom_key;
+mod event;
 mod key;
 mod keyring;
 mod names;
@@ -13,6 +14,7 @@ mod tenant;
 
 pub use algorithm::{Algorithm, Curve, Digest, Family, UnknownAlgorithm};
 pub use custom_key::{CustomKey, Signatures, Verify};
+pub use event::{Caller, Event, Principal, UnknownPrincipal};
 pub use key::{Certificate, Ed25519, KeyState, Octets, Protection, PublicKey, SigningKey};
 pub use keyring::{Abandoned, Generated, Keyring, Pending, RevokeRefused, RotateRefused, Rotation, Trigger};
 pub use names::{CustomKid, Domain, InvalidName, Issuer, Kid, ObjectId, RequestId, Revision, TenantId, WebUrl};
