@@ -105,13 +105,14 @@ pub(crate) fn kid(number: u8) -> Kid {
     format!("kid-{number}").parse().unwrap()
 }
 
-pub(crate) fn event(action: &'static str, tenant: &str) -> Event {
+pub(crate) fn event(action: &str, tenant: &str) -> Event {
     Event {
         tenant: Some(id(tenant)),
         algorithm: Some(Algorithm::EdDSA),
         kid: Some(kid(7)),
         detail: "forced; 'quoted' \u{1f511}".into(),
-        ..Event::new(now(), action, &Caller::anonymous("/keyward.v1.KeyService/RotateSigningKey"))
+        action: action.to_owned().into(),
+        ..Event::new(now(), "", &Caller::anonymous("/keyward.v1.KeyService/RotateSigningKey"))
     }
 }
 
