@@ -25,7 +25,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("setup", &["config", "domain", "jose", "keyring", "token", "store"]),
     ("serve", &["config", "auth", "keyring", "token", "store", "grpc", "http"]),
     ("dev", &["config", "domain", "keyring", "token"]),
-    ("main", &["config", "setup", "serve", "dev", "token"]),
+    ("main", &["config", "domain", "setup", "serve", "dev", "token"]),
 ];
 
 /// Crates that one room knows, and no other.
