@@ -7,8 +7,8 @@ use super::proto::{
     self, CreateTenantRequest, DeleteTenantRequest, GetTenantRequest, ListTenantsRequest, ListTenantsResponse, Tenant,
     UpdateTenantRequest,
 };
-use super::{Face, door, wire};
-use crate::domain::{Algorithm, Caller, Domain, Issuer, Revision, RotationPolicy, TenantId};
+use super::{Admission, door, wire};
+use crate::domain::{Algorithm, Domain, Issuer, Revision, RotationPolicy, TenantId};
 use crate::keyring::{Error, TenantSpec, TenantUpdate};
 
 /// So much of an unknown path is told, in characters.
@@ -18,69 +18,76 @@ const PATH_SHOWN_MAX: usize = 64;
 const ALGORITHMS_MAX: usize = 16;
 
 #[async_trait]
-impl TenantService for Face {
+impl TenantService for Admission {
     async fn create_tenant(&self, request: Request<CreateTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let tenant = request.into_inner().tenant;
-        let tenant = tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
-        let policy = tenant.rotation_policy.unwrap_or_default();
-        let spec = TenantSpec {
-            id: door::required("tenant.id", &tenant.id)?,
-            issuer: issuer(&tenant.issuer)?,
-            custom_domain: custom_domain(&tenant.custom_domain)?,
-            saml_sso_url: door::optional("tenant.saml_sso_url", &tenant.saml_sso_url)?,
-            algorithms: algorithms(&tenant.algorithms)?,
-            default_algorithm: door::optional("tenant.default_algorithm", &tenant.default_algorithm)?,
-            policy: whole_policy(&policy)?,
-        };
-        Ok(Response::new(wire::tenant(
-            self.keyrings.create_tenant(spec, &Caller::anonymous("/keyward.v1.TenantService/CreateTenant")).await?,
-        )))
+        self.call(request, |admitted, request| async move {
+            let tenant = request.tenant;
+            let tenant = tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
+            let policy = tenant.rotation_policy.unwrap_or_default();
+            let spec = TenantSpec {
+                id: door::required("tenant.id", &tenant.id)?,
+                issuer: issuer(&tenant.issuer)?,
+                custom_domain: custom_domain(&tenant.custom_domain)?,
+                saml_sso_url: door::optional("tenant.saml_sso_url", &tenant.saml_sso_url)?,
+                algorithms: algorithms(&tenant.algorithms)?,
+                default_algorithm: door::optional("tenant.default_algorithm", &tenant.default_algorithm)?,
+                policy: whole_policy(&policy)?,
+            };
+            Ok(wire::tenant(admitted.keyrings().create_tenant(spec, &admitted.caller).await?))
+        })
+        .await
     }
 
     async fn get_tenant(&self, request: Request<GetTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let id: TenantId = door::required("id", &request.into_inner().id)?;
-        Ok(Response::new(wire::tenant(self.keyrings.tenant(&id)?)))
+        self.call(request, |admitted, request| async move {
+            let id: TenantId = door::required("id", &request.id)?;
+            Ok(wire::tenant(admitted.keyrings().tenant(&id)?))
+        })
+        .await
     }
 
     async fn list_tenants(
         &self,
         request: Request<ListTenantsRequest>,
     ) -> Result<Response<ListTenantsResponse>, Status> {
-        const QUERY: &str = "tenants";
-        let request = request.into_inner();
-        let after = door::page_place(QUERY, &request.page_token)?;
-        let after = after.map(|id| door::required::<TenantId>("page_token", &id)).transpose()?;
-        let page = self.keyrings.list_tenants(door::page_size(request.page_size)?, after.as_ref());
-        Ok(Response::new(ListTenantsResponse {
-            tenants: page.tenants.into_iter().map(wire::tenant).collect(),
-            next_page_token: page.next.map(|id| door::page_token(QUERY, id.as_str())).unwrap_or_default(),
-        }))
+        self.call(request, |admitted, request| async move {
+            const QUERY: &str = "tenants";
+            let after = door::page_place(QUERY, &request.page_token)?;
+            let after = after.map(|id| door::required::<TenantId>("page_token", &id)).transpose()?;
+            let page = admitted.keyrings().list_tenants(door::page_size(request.page_size)?, after.as_ref());
+            Ok(ListTenantsResponse {
+                tenants: page.tenants.into_iter().map(wire::tenant).collect(),
+                next_page_token: page.next.map(|id| door::page_token(QUERY, id.as_str())).unwrap_or_default(),
+            })
+        })
+        .await
     }
 
     async fn update_tenant(&self, request: Request<UpdateTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let request = request.into_inner();
-        let wanted = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
-        let id: TenantId = door::required("tenant.id", &wanted.id)?;
-        let present = self.keyrings.tenant(&id)?;
-        let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
-        let mask = request.update_mask.unwrap_or_default().paths;
-        let update = update(&wanted, &mask, present.policy)?;
-        Ok(Response::new(wire::tenant(
-            self.keyrings
-                .update_tenant(id, expected, update, &Caller::anonymous("/keyward.v1.TenantService/UpdateTenant"))
-                .await?,
-        )))
+        self.call(request, |admitted, request| async move {
+            let wanted = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
+            let id: TenantId = door::required("tenant.id", &wanted.id)?;
+            let present = admitted.keyrings().tenant(&id)?;
+            let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
+            let mask = request.update_mask.unwrap_or_default().paths;
+            let update = update(&wanted, &mask, present.policy)?;
+            Ok(wire::tenant(admitted.keyrings().update_tenant(id, expected, update, &admitted.caller).await?))
+        })
+        .await
     }
 
     async fn delete_tenant(&self, request: Request<DeleteTenantRequest>) -> Result<Response<()>, Status> {
-        let request = request.into_inner();
-        let id: TenantId = door::required("id", &request.id)?;
-        if request.confirm_id != request.id {
-            let problem = "must be the same as id: every JWT of the tenant stops verifying, and there is no way back";
-            return Err(Error::invalid("confirm_id", problem).into());
-        }
-        self.keyrings.delete_tenant(id, &Caller::anonymous("/keyward.v1.TenantService/DeleteTenant")).await?;
-        Ok(Response::new(()))
+        self.call(request, |admitted, request| async move {
+            let id: TenantId = door::required("id", &request.id)?;
+            if request.confirm_id != request.id {
+                let problem =
+                    "must be the same as id: every JWT of the tenant stops verifying, and there is no way back";
+                return Err(Error::invalid("confirm_id", problem).into());
+            }
+            admitted.keyrings().delete_tenant(id, &admitted.caller).await?;
+            Ok(())
+        })
+        .await
     }
 }
 
