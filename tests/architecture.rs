@@ -8,11 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 16] = [
+const ROOMS: [(&str, &[&str]); 17] = [
     ("domain", &[]),
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
     ("saml", &["domain", "x509", "jose"]),
+    ("tlog", &["domain", "jose"]),
     ("token", &["domain"]),
     ("store", &["domain"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),

@@ -8,7 +8,7 @@ use super::proto::{
     UpdateTenantRequest,
 };
 use super::{Face, door, wire};
-use crate::domain::{Algorithm, Domain, Issuer, Revision, RotationPolicy, TenantId};
+use crate::domain::{Algorithm, Caller, Domain, Issuer, Revision, RotationPolicy, TenantId};
 use crate::keyring::{Error, TenantSpec, TenantUpdate};
 
 /// So much of an unknown path is told, in characters.
@@ -24,7 +24,9 @@ const ALGORITHMS_MAX: usize = 16;
 impl TenantService for Face {
     async fn create_tenant(&self, request: Request<CreateTenantRequest>) -> Result<Response<Tenant>, Status> {
         let spec = spec(request.into_inner())?;
-        Ok(Response::new(wire::tenant(self.keyrings.create_tenant(spec).await?)))
+        Ok(Response::new(wire::tenant(
+            self.keyrings.create_tenant(spec, &Caller::anonymous("/keyward.v1.TenantService/CreateTenant")).await?,
+        )))
     }
 
     async fn get_tenant(&self, request: Request<GetTenantRequest>) -> Result<Response<Tenant>, Status> {
@@ -52,12 +54,16 @@ impl TenantService for Face {
         let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
         let mask = request.update_mask.unwrap_or_default().paths;
         let update = update(&wanted, &mask, present.policy)?;
-        Ok(Response::new(wire::tenant(self.keyrings.update_tenant(id, expected, update).await?)))
+        Ok(Response::new(wire::tenant(
+            self.keyrings
+                .update_tenant(id, expected, update, &Caller::anonymous("/keyward.v1.TenantService/UpdateTenant"))
+                .await?,
+        )))
     }
 
     async fn delete_tenant(&self, request: Request<DeleteTenantRequest>) -> Result<Response<()>, Status> {
         let id = deletion(&request.into_inner())?;
-        self.keyrings.delete_tenant(id).await?;
+        self.keyrings.delete_tenant(id, &Caller::anonymous("/keyward.v1.TenantService/DeleteTenant")).await?;
         Ok(Response::new(()))
     }
 }
