@@ -18,7 +18,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("store", &["domain"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
     ("grpc", &["domain", "x509", "jose", "keyring"]),
-    ("auth", &["domain", "jose"]),
+    ("auth", &["domain", "x509", "jose"]),
     ("tls", &[]),
     ("http", &["domain", "x509", "jose", "keyring", "auth", "tls"]),
     ("config", &["domain", "auth", "tls"]),

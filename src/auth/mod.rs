@@ -5,7 +5,14 @@
 //! once, a verifier that knows one algorithm, and time as a parameter.
 
 mod bearer;
+mod certificate;
+mod grants;
 mod keys;
+pub mod methods;
+mod roles;
 
 pub use bearer::{Access, Bearer, Refused};
+pub use certificate::{NamesNobody, principal_of};
+pub use grants::{BadGrant, GRANTS_MAX, Grants, ROLES_MAX};
 pub use keys::TrustedKeys;
+pub use roles::{Roles, UnknownRole};
