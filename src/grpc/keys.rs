@@ -21,17 +21,7 @@ impl KeyService for Admission {
         request: Request<ListSigningKeysRequest>,
     ) -> Result<Response<ListSigningKeysResponse>, Status> {
         self.call(request, |admitted, request| async move {
-            if request.states.len() > STATES_MAX {
-                return Err(Error::invalid("states", "must name each state once").into());
-            }
-            let query = format!("keys {} {} {:?}", request.tenant, request.algorithm, request.states);
-            let list = ListKeys {
-                tenant: door::required("tenant", &request.tenant)?,
-                algorithm: door::optional("algorithm", &request.algorithm)?,
-                states: states(&request.states)?,
-                page_size: door::page_size(request.page_size)?,
-                after: door::page_place(&query, &request.page_token)?.map(|place| parse_place(&place)).transpose()?,
-            };
+            let (query, list) = listing(&request)?;
             let page = admitted.keyrings().list_keys(&list)?;
             let next = page.next.map(|(algorithm, object)| door::page_token(&query, &format!("{algorithm} {object}")));
             Ok(ListSigningKeysResponse {
@@ -56,18 +46,7 @@ impl KeyService for Admission {
         request: Request<RotateSigningKeyRequest>,
     ) -> Result<Response<RotateSigningKeyResponse>, Status> {
         self.call(request, |admitted, request| async move {
-            let rotate = RotateKeys {
-                tenant: door::required("tenant", &request.tenant)?,
-                algorithm: door::optional("algorithm", &request.algorithm)?,
-                trigger: Trigger {
-                    manual: true,
-                    force: request.force,
-                    revoke_replaced: request.revoke_replaced,
-                    expected_current: door::optional("expected_current_kid", &request.expected_current_kid)?,
-                    request_id: door::optional("request_id", &request.request_id)?,
-                    ..Trigger::default()
-                },
-            };
+            let rotate = rotation(&request)?;
             let rotated = admitted.keyrings().rotate(rotate, &admitted.caller).await?;
             Ok(RotateSigningKeyResponse {
                 current: Some(wire::signing_key(rotated.current)),
@@ -125,6 +104,37 @@ impl KeyService for Admission {
         })
         .await
     }
+}
+
+/// Which keys are asked for, and the query that page tokens are for.
+pub(super) fn listing(request: &ListSigningKeysRequest) -> Result<(String, ListKeys), Error> {
+    if request.states.len() > STATES_MAX {
+        return Err(Error::invalid("states", "must name each state once"));
+    }
+    let query = format!("keys {} {} {:?}", request.tenant, request.algorithm, request.states);
+    let list = ListKeys {
+        tenant: door::required("tenant", &request.tenant)?,
+        algorithm: door::optional("algorithm", &request.algorithm)?,
+        states: states(&request.states)?,
+        page_size: door::page_size(request.page_size)?,
+        after: door::page_place(&query, &request.page_token)?.map(|place| parse_place(&place)).transpose()?,
+    };
+    Ok((query, list))
+}
+
+pub(super) fn rotation(request: &RotateSigningKeyRequest) -> Result<RotateKeys, Error> {
+    Ok(RotateKeys {
+        tenant: door::required("tenant", &request.tenant)?,
+        algorithm: door::optional("algorithm", &request.algorithm)?,
+        trigger: Trigger {
+            manual: true,
+            force: request.force,
+            revoke_replaced: request.revoke_replaced,
+            expected_current: door::optional("expected_current_kid", &request.expected_current_kid)?,
+            request_id: door::optional("request_id", &request.request_id)?,
+            ..Trigger::default()
+        },
+    })
 }
 
 fn states(states: &[i32]) -> Result<Vec<ListedState>, Error> {
