@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("domain", &[]),
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
@@ -19,6 +19,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
     ("grpc", &["domain", "x509", "jose", "keyring"]),
     ("auth", &["domain", "jose"]),
+    ("audit", &["domain", "tlog"]),
     ("tls", &[]),
     ("http", &["domain", "x509", "jose", "keyring", "auth", "tls"]),
     ("config", &["domain", "auth", "tls"]),
