@@ -8,13 +8,11 @@ use keyward::grpc::proto::{
     SignJwtResponse, Tenant,
 };
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
-use super::Server;
+use super::{Dial, Server};
 
-/// A call that takes longer hangs: twenty RSA keys on two busy cores are made in less.
-const CALL_WAIT_MAX_SECS: u64 = 60;
 /// How long a test goes on asking for a rotation that is refused with a time to try again.
 const ROTATION_WAIT_MAX_SECS: u64 = 60;
 
@@ -28,9 +26,11 @@ pub(crate) struct Clients {
 
 impl Clients {
     pub(crate) async fn connect(server: &Server) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc())).expect("the announced address");
-        let endpoint = endpoint.timeout(Duration::from_secs(CALL_WAIT_MAX_SECS));
-        let channel = endpoint.connect().await.expect("the announced address accepts connections");
+        Self::over(Dial::tcp(server.grpc()).connect().await.expect("the announced address accepts connections"))
+    }
+
+    /// The same on any connection.
+    pub(crate) fn over(channel: Channel) -> Self {
         Self {
             signing: SigningServiceClient::new(channel.clone()),
             keys: KeyServiceClient::new(channel.clone()),

@@ -6,6 +6,8 @@
 //! - [`Server`]: a running Keyward. `Server::dev()` is the quick one, with the tenant `demo`.
 //! - [`Installation`]: a directory with token, PIN, configuration and store, which outlives the servers on it.
 //! - [`Clients`]: the generated gRPC clients, and what tests do with them over and over.
+//! - [`Dial`]: how clients connect: TCP, TLS with or without a certificate, a Unix socket.
+//! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
@@ -13,14 +15,16 @@
 
 mod authority;
 mod clients;
+mod dial;
 pub(crate) mod http;
 mod installation;
 mod issuer;
 mod server;
 pub(crate) mod tools;
 
-pub(crate) use authority::{Authority, ServerIdentity};
+pub(crate) use authority::{Authority, Identity, Validity};
 pub(crate) use clients::{Clients, claims, short_policy};
+pub(crate) use dial::Dial;
 pub(crate) use installation::Installation;
 pub(crate) use issuer::{Issuer, signing_input};
 pub(crate) use server::{Server, read_lines};

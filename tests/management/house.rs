@@ -7,7 +7,7 @@ use keyward::grpc::proto::{
 use serde_json::{Value, json};
 
 use crate::common::http::{Answer, send, send_body};
-use crate::common::{Authority, Clients, Installation, Issuer, Server, ServerIdentity, short_policy};
+use crate::common::{Authority, Clients, Identity, Installation, Issuer, Server, short_policy};
 use crate::described::Description;
 
 /// How long a test goes on asking for a rotation that is refused with a time to try again.
@@ -45,12 +45,12 @@ pub(crate) fn with_management(installation: Installation, issuer: &Issuer) -> In
 }
 
 /// The same on TLS. The files are copies, which a test can change.
-pub(crate) fn with_identity(installation: Installation, identity: &ServerIdentity) -> Installation {
+pub(crate) fn with_identity(installation: Installation, identity: &Identity) -> Installation {
     put_identity(&installation, identity);
     installation.set("management.certificate_file", r#""server.pem""#).set("management.key_file", r#""server.key""#)
 }
 
-pub(crate) fn put_identity(installation: &Installation, identity: &ServerIdentity) {
+pub(crate) fn put_identity(installation: &Installation, identity: &Identity) {
     for (from, to) in [(&identity.certificate, "server.pem"), (&identity.key, "server.key")] {
         fs::copy(from, installation.dir().join(to)).expect("it is copied");
     }
