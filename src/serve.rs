@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::CallLog;
 use crate::auth::{Bearer, Callers, IssuerKeys};
 use crate::config::{Config, ManagementSettings};
 use crate::domain::Algorithm;
@@ -113,6 +114,7 @@ pub async fn run(
     config: &Config,
     keyrings: Arc<Keyrings>,
     canary: Canary,
+    log: CallLog,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
@@ -127,8 +129,15 @@ pub async fn run(
         faces.spawn(without_failure(serving));
     }
     let limit = config.grpc_message_bytes_max;
-    let serving =
-        grpc::serve(Arc::clone(&keyrings), Callers::anybody(), listeners.grpc, limit, health, shutdown.clone());
+    let serving = grpc::serve(
+        Arc::clone(&keyrings),
+        Callers::anybody(),
+        log.clone(),
+        listeners.grpc,
+        limit,
+        health,
+        shutdown.clone(),
+    );
     faces.spawn(async { serving.await.map_err(|error| format!("the grpc listener failed: {error}")) });
 
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
@@ -167,6 +176,7 @@ pub async fn run(
             "a change did not come to its end; the next start takes it up"
         );
     }
+    log.close().await;
     outcome
 }
 

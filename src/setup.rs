@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::{CallLog, OnFailure, Settings, Signing};
 use crate::config::{Config, TokenSettings};
 use crate::domain::{Algorithm, Digest, ObjectId, PublicKey};
 use crate::jose::{self, BadPublicKey, Verifier};
@@ -163,6 +164,20 @@ pub async fn open(config: &Config, token: &Pkcs11Token) -> Result<(SqliteStore, 
         SetupError::Refused(format!("{} is incomplete; run keyward init again", config.service_key_path.display()))
     })?;
     Ok((store, canary(pin.cka_id, public)?))
+}
+
+/// Opens this replica's log of calls, whose origin names the service key.
+///
+/// # Errors
+/// It cannot be written, or is not what was written.
+pub fn open_call_log(config: &Config, canary: &Canary) -> Result<CallLog, String> {
+    let settings = Settings {
+        directory: config.store_path.parent().unwrap_or(Path::new(".")).join("audit"),
+        signing: Signing::Async,
+        on_failure: OnFailure::Refuse,
+    };
+    let key = canary.key.public.as_ref().map(jose::thumbprint).ok_or("the service key has no public half")?;
+    CallLog::open(&settings, format!("keyward/{key}/calls"), None).map_err(|error| error.to_string())
 }
 
 fn canary(object: ObjectId, public: PublicKey) -> Result<Canary, BadPublicKey> {

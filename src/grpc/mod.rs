@@ -20,9 +20,10 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
+use crate::audit::CallLog;
 use crate::auth::Callers;
 use crate::keyring::{Health, Keyrings};
-use admission::{Admission, CallLog, GateLayer};
+use admission::{Admission, GateLayer};
 use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
 use proto::tenant_service_server::{SERVICE_NAME as TENANT_SERVICE, TenantServiceServer};
@@ -44,12 +45,13 @@ const HEADER_BYTES_MAX: u32 = 16 * 1024;
 pub async fn serve(
     keyrings: Arc<Keyrings>,
     callers: Callers,
+    log: CallLog,
     listener: TcpListener,
     message_bytes_max: usize,
     health: watch::Receiver<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let admission = Admission::new(keyrings, callers, CallLog::default());
+    let admission = Admission::new(keyrings, callers, log);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let telling = tokio::spawn(tell_health(reporter, health));
     let mut routes = RoutesBuilder::default();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::admission::Unwritten;
+use crate::audit::Unwritten;
 use crate::auth::{Refusal, Refused};
 use crate::domain::Timestamp;
 use crate::keyring::{Error, Part, Violation};
@@ -79,7 +79,8 @@ impl From<Refusal> for Status {
 }
 
 /// What cannot be recorded is not done.
-pub(super) fn unwritten(_: &Unwritten) -> Status {
+pub(super) fn unwritten(unwritten: &Unwritten) -> Status {
+    tracing::debug!(%unwritten, "refused");
     away("AUDIT_UNAVAILABLE", &"the audit log is not available at the moment")
 }
 

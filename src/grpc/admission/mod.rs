@@ -6,7 +6,6 @@
 //! 4. The handler. It has the keyrings from its [`Admitted`] and from nowhere else, so none can forget to ask.
 //! 5. The record, before the answer.
 
-mod calls;
 mod gate;
 mod messages;
 mod served;
@@ -20,12 +19,11 @@ use tonic::{Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::{door, status};
+use crate::audit::CallLog;
 use crate::auth::methods::{Access, Kind, Method};
 use crate::auth::{Authenticated, Callers, Refusal};
 use crate::domain::{Caller, Event, RequestId};
 use crate::keyring::Keyrings;
-pub use calls::CallLog;
-pub(super) use calls::Unwritten;
 pub(super) use gate::GateLayer;
 use messages::{About, Answers, Asks};
 use served::Served;
