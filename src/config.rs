@@ -228,11 +228,18 @@ impl Reader {
         let web = url::Url::parse(&text).is_ok_and(|url| {
             matches!(url.scheme(), "http" | "https")
                 && url.host().is_some()
+                // It is published, and the parser passes over line ends.
+                && url.username().is_empty()
+                && url.password().is_none()
+                && !text.contains(|letter: char| letter.is_whitespace() || letter.is_control())
                 && url.query().is_none()
                 && url.fragment().is_none()
         });
         if !web {
-            self.problem(key, "must be the http or https URL under which this listener is reached");
+            self.problem(
+                key,
+                "must be the http or https URL under which this listener is reached, without user, query and fragment",
+            );
         }
         Some(text.trim_end_matches('/').to_owned())
     }
