@@ -1,6 +1,8 @@
 //! The gRPC face: wire <-> domain at the door, and nothing else.
 
 mod door;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 #[allow(missing_docs, reason = "generated from proto/, where every field is commented")]
 pub mod proto;
