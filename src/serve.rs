@@ -56,7 +56,7 @@ impl Listeners {
             TcpListener::bind(address).await.map_err(|error| format!("{key}: cannot listen on {address}: {error}"))
         };
         Ok(Self {
-            grpc: bind("grpc.listen", config.grpc_listen).await?,
+            grpc: bind("grpc.listen", config.grpc.listen).await?,
             public: bind("public.listen", config.public_listen).await?,
             ops: bind("ops.listen", config.ops_listen).await?,
             management: match &config.management {
@@ -125,7 +125,7 @@ pub async fn run(
         let serving = management(settings, &keyrings, listener, &shutdown)?;
         faces.spawn(without_failure(serving));
     }
-    let limit = config.grpc_message_bytes_max;
+    let limit = config.grpc.message_bytes_max;
     let serving = grpc::serve(Arc::clone(&keyrings), listeners.grpc, limit, health, shutdown.clone());
     faces.spawn(async { serving.await.map_err(|error| format!("the grpc listener failed: {error}")) });
 
