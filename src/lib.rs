@@ -6,7 +6,7 @@
 //! - [`x509`], [`jose`] and [`saml`]: keys, sets, signatures and certificates as verifiers read them. Pure.
 //! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
 //! - [`keyring`]: the use cases; the only caller of token and store.
-//! - [`auth`]: who calls. [`tls`]: who this service is.
+//! - [`auth`]: who calls. [`tls`]: who this service is. [`serving`]: connections, and how many, how long and how old.
 //! - [`grpc`] and [`http`]: the two faces.
 //! - [`config`], [`setup`], [`serve`], [`dev`]: how a process begins, runs and ends.
 //!
@@ -22,6 +22,7 @@ pub mod jose;
 pub mod keyring;
 pub mod saml;
 pub mod serve;
+pub mod serving;
 pub mod setup;
 pub mod store;
 pub mod tls;

@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Bearer;
 use crate::config::{Config, ManagementSettings};
-use crate::http::Bounds;
 use crate::keyring::{Canary, Clock, Health, Keyrings, Settings, tend};
+use crate::serving::Bounds;
 use crate::store::Store;
 use crate::token::Token;
-use crate::{grpc, http};
+use crate::{grpc, http, serving};
 
 /// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -118,9 +118,9 @@ pub async fn run(
     let (tell, health) = watch::channel(Health::unknown());
     let mut faces = JoinSet::new();
     let public = http::public_router(Arc::clone(&keyrings));
-    faces.spawn(without_failure(http::serve(public, listeners.public, None, Bounds::PUBLIC, shutdown.clone())));
+    faces.spawn(without_failure(serving::serve(public, listeners.public, None, Bounds::PUBLIC, shutdown.clone())));
     let ops = http::ops_router(health.clone());
-    faces.spawn(without_failure(http::serve(ops, listeners.ops, None, Bounds::OPS, shutdown.clone())));
+    faces.spawn(without_failure(serving::serve(ops, listeners.ops, None, Bounds::OPS, shutdown.clone())));
     if let (Some(settings), Some(listener)) = (&config.management, listeners.management) {
         let serving = management(settings, &keyrings, listener, &shutdown)?;
         faces.spawn(without_failure(serving));
@@ -184,7 +184,7 @@ fn management(
         identity.latest()
     });
     let router = http::management_router(Arc::clone(keyrings), bearer, base_url);
-    Ok(http::serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone()))
+    Ok(serving::serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone()))
 }
 
 /// HTTP is served until it is told to stop: a connection that fails is no failure of its listener.
