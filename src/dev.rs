@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::domain::{Algorithm, RotationPolicy};
+use crate::domain::{Algorithm, Caller, RotationPolicy};
 use crate::keyring::{Error, Keyrings, TenantSpec};
 use crate::token::{TokenError, provision};
 
@@ -135,7 +135,7 @@ pub async fn create_demo(keyrings: &Arc<Keyrings>) -> Result<(), Error> {
         default_algorithm: None,
         policy,
     };
-    keyrings.create_tenant(spec).await.map(drop)
+    keyrings.create_tenant(spec, &Caller::timer()).await.map(drop)
 }
 
 /// 128 random bits in decimal digits, which every token takes as a PIN.

@@ -4,6 +4,7 @@
 //!
 //! - [`domain`]: the words and the decisions: keys, keyrings, policies, and what a keyring needs next. Pure.
 //! - [`x509`], [`jose`] and [`saml`]: keys, sets, signatures and certificates as verifiers read them. Pure.
+//! - [`tlog`]: records that can only grow in number, as a Merkle tree. Pure.
 //! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
 //! - [`keyring`]: the use cases; the only caller of token and store.
 //! - [`auth`]: who calls. [`tls`]: who this service is. [`serving`]: connections, and how many, how long and how old.
@@ -25,6 +26,7 @@ pub mod serve;
 pub mod serving;
 pub mod setup;
 pub mod store;
+pub mod tlog;
 pub mod tls;
 pub mod token;
 pub mod x509;

@@ -13,6 +13,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
     ("saml", &["domain", "x509", "jose"]),
+    ("tlog", &["domain", "jose"]),
     ("token", &["domain"]),
     ("store", &["domain"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),

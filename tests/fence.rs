@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use keyward::domain::{
-    Algorithm, Curve, KeyState, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId, Trigger,
+    Algorithm, Caller, Curve, KeyState, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId, Trigger,
 };
 use keyward::keyring::{Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec};
 use keyward::store::{SqliteStore, TokenBinding};
@@ -121,7 +121,7 @@ async fn keyrings(token: &Arc<HoldingToken>, folder: &std::path::Path, sign_wait
         default_algorithm: None,
         policy: RotationPolicy::default(),
     };
-    keyrings.create_tenant(spec).await.expect("created");
+    keyrings.create_tenant(spec, &Caller::timer()).await.expect("created");
     keyrings
 }
 
@@ -177,7 +177,7 @@ async fn a_revoking_rotation_is_acknowledged_after_the_last_request_with_the_old
     // 2. The rotation is made, and not acknowledged: nothing that comes after the fence is begun.
     let rotating = tokio::spawn({
         let keyrings = Arc::clone(&keyrings);
-        async move { keyrings.rotate(rotation()).await }
+        async move { keyrings.rotate(rotation(), &Caller::timer()).await }
     });
     let is_new = || keyrings.current_key(&choice()).is_ok_and(|listed| listed.key.is_some_and(|key| key.kid != old));
     until("the new current key", is_new).await;
@@ -205,7 +205,7 @@ async fn a_request_that_hangs_at_the_token_holds_the_fence_no_longer_than_it_may
     let to_sign = Arc::clone(&keyrings);
     let signing =
         held(&token, async move { to_sign.sign(&choice(), message(), Instant::now() + WAIT_MAX).await }).await;
-    keyrings.rotate(rotation()).await.expect("rotated although the token never answers");
+    keyrings.rotate(rotation(), &Caller::timer()).await.expect("rotated although the token never answers");
     assert!(signing.is_finished() && signing.await.expect("no panic").is_err(), "the request was given up first");
 }
 
@@ -234,7 +234,7 @@ async fn a_crowd_that_asks_for_metadata_gets_none_that_a_revoked_key_signed() {
     // 2. The key is replaced and revoked meanwhile; the fence waits for the one that holds it.
     let rotating = tokio::spawn({
         let keyrings = Arc::clone(&keyrings);
-        async move { keyrings.rotate(rotation()).await }
+        async move { keyrings.rotate(rotation(), &Caller::timer()).await }
     });
     let kid = old.kid.clone();
     let is_new = || keyrings.current_key(&choice()).is_ok_and(|listed| listed.key.is_some_and(|key| key.kid != kid));
@@ -258,7 +258,7 @@ async fn a_crowd_at_a_token_that_hangs_is_bounded_and_holds_no_rotation_up() {
     let crowd: Vec<_> = (0..600).map(|_| tokio::spawn(metadata_signer(Arc::clone(&keyrings)))).collect();
     until("the request at the token", || token.held.load(Ordering::SeqCst) == 1).await;
     token.hold.store(false, Ordering::SeqCst);
-    keyrings.rotate(rotation()).await.expect("rotated although the token never answers");
+    keyrings.rotate(rotation(), &Caller::timer()).await.expect("rotated although the token never answers");
     let mut turned_away = 0;
     for request in crowd {
         match request.await.expect("no panic") {

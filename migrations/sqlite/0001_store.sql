@@ -21,16 +21,11 @@ create table keyring (
     primary key (tenant, algorithm)
 ) strict;
 
--- Names tenants and keys as text, without references: what was done to a tenant is still told when the tenant is gone.
+-- Events name tenants and keys as text, without references: what was done to a tenant is still told when the tenant is gone.
 -- Autoincrement: a sequence number is never used again.
 create table audit_event (
     sequence integer primary key autoincrement,
-    time text not null,
-    action text not null,
-    tenant text not null,
-    algorithm text,
-    kid text,
-    detail text not null
+    record text not null
 ) strict;
 
 -- One row: the token that the store belongs to, and a number that probes raise to show that the store can be written.

@@ -8,7 +8,7 @@ use super::proto::{
     SigningKey,
 };
 use super::{Face, door, wire};
-use crate::domain::{Algorithm, KeyState, ObjectId, Trigger};
+use crate::domain::{Algorithm, Caller, KeyState, ObjectId, Trigger};
 use crate::keyring::{Error, ListKeys, ListedState, RotateKeys};
 
 /// As many states as there are.
@@ -64,7 +64,8 @@ impl KeyService for Face {
                 ..Trigger::default()
             },
         };
-        let rotated = self.keyrings.rotate(rotate).await?;
+        let rotated =
+            self.keyrings.rotate(rotate, &Caller::anonymous("/keyward.v1.KeyService/RotateSigningKey")).await?;
         Ok(Response::new(RotateSigningKeyResponse {
             current: Some(wire::signing_key(rotated.current)),
             next: rotated.next.map(wire::signing_key),
@@ -78,7 +79,8 @@ impl KeyService for Face {
     ) -> Result<Response<SigningKey>, Status> {
         let request = request.into_inner();
         let tenant = door::required("tenant", &request.tenant)?;
-        let key = self.keyrings.revoke(tenant, door::required("kid", &request.kid)?).await?;
+        let caller = Caller::anonymous("/keyward.v1.KeyService/RevokeSigningKey");
+        let key = self.keyrings.revoke(tenant, door::required("kid", &request.kid)?, &caller).await?;
         Ok(Response::new(wire::signing_key(key)))
     }
 
@@ -96,7 +98,14 @@ impl KeyService for Face {
     ) -> Result<Response<PutCustomSigningKeysResponse>, Status> {
         let request = request.into_inner();
         let tenant = door::required("tenant", &request.tenant)?;
-        let jwks_json = self.keyrings.put_custom_keys(tenant, &request.jwks_json).await?;
+        let jwks_json = self
+            .keyrings
+            .put_custom_keys(
+                tenant,
+                &request.jwks_json,
+                &Caller::anonymous("/keyward.v1.KeyService/PutCustomSigningKeys"),
+            )
+            .await?;
         Ok(Response::new(PutCustomSigningKeysResponse { jwks_json }))
     }
 
@@ -105,7 +114,9 @@ impl KeyService for Face {
         request: Request<DeleteCustomSigningKeysRequest>,
     ) -> Result<Response<()>, Status> {
         let tenant = door::required("tenant", &request.into_inner().tenant)?;
-        self.keyrings.delete_custom_keys(tenant).await?;
+        self.keyrings
+            .delete_custom_keys(tenant, &Caller::anonymous("/keyward.v1.KeyService/DeleteCustomSigningKeys"))
+            .await?;
         Ok(Response::new(()))
     }
 }

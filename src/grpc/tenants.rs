@@ -8,7 +8,7 @@ use super::proto::{
     UpdateTenantRequest,
 };
 use super::{Face, door, wire};
-use crate::domain::{Algorithm, Domain, Issuer, Revision, RotationPolicy, TenantId};
+use crate::domain::{Algorithm, Caller, Domain, Issuer, Revision, RotationPolicy, TenantId};
 use crate::keyring::{Error, TenantSpec, TenantUpdate};
 
 /// So much of an unknown path is told, in characters.
@@ -32,7 +32,9 @@ impl TenantService for Face {
             default_algorithm: door::optional("tenant.default_algorithm", &tenant.default_algorithm)?,
             policy: whole_policy(&policy)?,
         };
-        Ok(Response::new(wire::tenant(self.keyrings.create_tenant(spec).await?)))
+        Ok(Response::new(wire::tenant(
+            self.keyrings.create_tenant(spec, &Caller::anonymous("/keyward.v1.TenantService/CreateTenant")).await?,
+        )))
     }
 
     async fn get_tenant(&self, request: Request<GetTenantRequest>) -> Result<Response<Tenant>, Status> {
@@ -63,7 +65,11 @@ impl TenantService for Face {
         let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
         let mask = request.update_mask.unwrap_or_default().paths;
         let update = update(&wanted, &mask, present.policy)?;
-        Ok(Response::new(wire::tenant(self.keyrings.update_tenant(id, expected, update).await?)))
+        Ok(Response::new(wire::tenant(
+            self.keyrings
+                .update_tenant(id, expected, update, &Caller::anonymous("/keyward.v1.TenantService/UpdateTenant"))
+                .await?,
+        )))
     }
 
     async fn delete_tenant(&self, request: Request<DeleteTenantRequest>) -> Result<Response<()>, Status> {
@@ -73,7 +79,7 @@ impl TenantService for Face {
             let problem = "must be the same as id: every JWT of the tenant stops verifying, and there is no way back";
             return Err(Error::invalid("confirm_id", problem).into());
         }
-        self.keyrings.delete_tenant(id).await?;
+        self.keyrings.delete_tenant(id, &Caller::anonymous("/keyward.v1.TenantService/DeleteTenant")).await?;
         Ok(Response::new(()))
     }
 }

@@ -5,15 +5,23 @@ use std::sync::Arc;
 use super::rotate::TRIES_MAX;
 use super::tenants::tenant_event;
 use super::{Error, Keyrings, Violation};
-use crate::domain::{CustomKey, Keyring, TenantId};
+use crate::domain::{Caller, CustomKey, Digest, Event, Keyring, Octets, TenantId};
 use crate::jose;
-use crate::store::{Change, Event, StoreError, TenantRecord};
+use crate::store::{Change, StoreError, TenantRecord};
 
 /// Longest JWK Set taken: ten RSA keys of the greatest length with a chain each.
 const JWKS_BYTES_MAX: usize = 128 * 1024;
 
 /// Most violations that one refusal names.
 const VIOLATIONS_MAX: usize = 8;
+
+/// What is to take the place of a tenant's custom keys, and on whose wish.
+struct Replacement {
+    keys: Vec<CustomKey>,
+    /// SHA-256 of the set as it came.
+    input: Option<Octets>,
+    caller: Caller,
+}
 
 impl Keyrings {
     /// The tenant's custom keys as a JWK Set.
@@ -30,7 +38,12 @@ impl Keyrings {
     ///
     /// # Errors
     /// [`Error::Invalid`] names each member that is wrong, [`Error::NotFound`] for the tenant, and those of the store.
-    pub async fn put_custom_keys(self: &Arc<Self>, tenant: TenantId, jwks_json: &str) -> Result<String, Error> {
+    pub async fn put_custom_keys(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        jwks_json: &str,
+        caller: &Caller,
+    ) -> Result<String, Error> {
         if jwks_json.len() > JWKS_BYTES_MAX {
             return Err(Error::invalid("jwks_json", format!("must be at most {JWKS_BYTES_MAX} octets")));
         }
@@ -42,7 +55,8 @@ impl Keyrings {
             Error::Invalid(shortened(problems.into_iter().map(violation).collect()))
         })?;
         let published = self::jwks_json(&keys);
-        self.replace_custom_keys(tenant, keys).await?;
+        let input = Octets(jose::digest(Digest::Sha256, jwks_json.as_bytes()));
+        self.replace_custom_keys(tenant, Replacement { keys, input: Some(input), caller: caller.clone() }).await?;
         Ok(published)
     }
 
@@ -50,15 +64,16 @@ impl Keyrings {
     ///
     /// # Errors
     /// [`Error::NotFound`] for the tenant, and those of the store.
-    pub async fn delete_custom_keys(self: &Arc<Self>, tenant: TenantId) -> Result<(), Error> {
-        self.replace_custom_keys(tenant, Vec::new()).await
+    pub async fn delete_custom_keys(self: &Arc<Self>, tenant: TenantId, caller: &Caller) -> Result<(), Error> {
+        let nothing = Replacement { keys: Vec::new(), input: None, caller: caller.clone() };
+        self.replace_custom_keys(tenant, nothing).await
     }
 
-    async fn replace_custom_keys(self: &Arc<Self>, tenant: TenantId, keys: Vec<CustomKey>) -> Result<(), Error> {
+    async fn replace_custom_keys(self: &Arc<Self>, tenant: TenantId, new: Replacement) -> Result<(), Error> {
         let of = tenant.clone();
         self.in_turn(&of, |this| async move {
             for _ in 0..TRIES_MAX {
-                match this.commit_custom_keys(&tenant, &keys).await {
+                match this.commit_custom_keys(&tenant, &new).await {
                     // Another replica changed the tenant: look at it again.
                     Err(Error::Aborted(_)) => {}
                     other => return other,
@@ -69,18 +84,20 @@ impl Keyrings {
         .await
     }
 
-    async fn commit_custom_keys(&self, id: &TenantId, keys: &[CustomKey]) -> Result<(), Error> {
+    async fn commit_custom_keys(&self, id: &TenantId, new: &Replacement) -> Result<(), Error> {
+        let Replacement { keys, input, caller } = new;
         let record = self.load(id).await?;
         none_is_own(&record.keyrings, keys)?;
-        if record.tenant.custom_keys == keys {
+        if record.tenant.custom_keys == *keys {
             return Ok(());
         }
         let mut tenant = record.tenant;
-        tenant.custom_keys = keys.to_vec();
+        tenant.custom_keys.clone_from(keys);
         tenant.revision = tenant.revision.next();
         let action = if keys.is_empty() { "delete_custom_keys" } else { "put_custom_keys" };
         let kids: Vec<&str> = keys.iter().map(|key| key.kid.as_str()).collect();
-        let event = Event { detail: kids.join(" "), ..tenant_event(action, &tenant, self.clock.now()) };
+        let event = Event::new(self.clock.now(), action, caller);
+        let event = Event { input_sha256: input.clone(), detail: kids.join(" "), ..tenant_event(&tenant, event) };
         let change = Change { tenant: Some(tenant.clone()), events: vec![event], ..Change::default() };
         self.commit(&change).await?;
         self.publish(&TenantRecord { tenant, keyrings: record.keyrings })?;

@@ -6,8 +6,8 @@
 use super::generate::bounded;
 use super::{Error, Keyrings, new_object};
 use crate::domain::rotation::{Action, Claim, Plan, plan};
-use crate::domain::{Algorithm, Keyring, ObjectId, Timestamp, Trigger};
-use crate::store::{Change, Event, StoreError, TenantRecord};
+use crate::domain::{Algorithm, Caller, Event, Keyring, Kid, ObjectId, Timestamp, Trigger};
+use crate::store::{Change, StoreError, TenantRecord};
 
 /// Most steps of one pass: a new keyring takes five, a rotation four. More is a plan that never rests, which is a bug.
 const STEPS_MAX: usize = 64;
@@ -16,12 +16,17 @@ const STEPS_MAX: usize = 64;
 const STEPS_PER_KEY: usize = 4;
 
 impl Keyrings {
-    /// Brings one keyring of `record` to rest. `record` is up to date afterwards, also after an error. The caller has the
-    /// tenant's turn.
+    /// Brings one keyring of `record` to rest, on behalf of `caller`, who has the tenant's turn. `record` is up to date
+    /// afterwards, also after an error.
     ///
     /// # Errors
     /// Of the token or the store; what was committed until then stays, and the next pass goes on from it.
-    pub(super) async fn drive(&self, record: &mut TenantRecord, algorithm: Algorithm) -> Result<(), Error> {
+    pub(super) async fn drive(
+        &self,
+        record: &mut TenantRecord,
+        algorithm: Algorithm,
+        caller: &Caller,
+    ) -> Result<(), Error> {
         let keys: usize = record.keyrings.iter().map(|keyring| keyring.keys.len() + keyring.abandoned.len()).sum();
         for _ in 0..STEPS_MAX + STEPS_PER_KEY * keys {
             let Some(keyring) = record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm) else {
@@ -31,7 +36,7 @@ impl Keyrings {
             let Plan::Act(action) = plan(keyring, &record.tenant, now, self.claim(keyring)) else { return Ok(()) };
             let keyring = keyring.clone();
             let changed = self.step(&action, &keyring, record, now).await?;
-            let event = event(&action, &keyring, &changed, now);
+            let event = event(&action, &keyring, &changed, Event::new(now, word(&action, &changed), caller));
             match self.commit_keyring(record, changed, event).await {
                 // Another replica acted: plan again on what it made.
                 Err(StoreError::Conflict) => {
@@ -164,24 +169,40 @@ fn unplanned(action: &Action, refused: &dyn std::error::Error) -> Error {
     Error::Internal(format!("the plan {action:?} was refused: {refused}"))
 }
 
-/// What the audit log tells of a step.
-fn event(action: &Action, before: &Keyring, after: &Keyring, time: Timestamp) -> Event {
-    let kid_of = |object: &ObjectId| after.keys.iter().find(|key| key.object == *object).map(|key| key.kid.clone());
-    let (action, kid, detail) = match action {
-        Action::ActivateFirst => ("activate", after.current().map(|key| key.kid.clone()), String::new()),
-        Action::Begin => ("begin_generate", None, pending(after)),
-        Action::Retire(kid) => ("revoke", Some(kid.clone()), "retention ended".to_owned()),
-        Action::Rotate => ("rotate", after.current().map(|key| key.kid.clone()), "by schedule".to_owned()),
-        Action::BeginDestroy(object) => ("begin_destroy", kid_of(object), String::new()),
-        Action::Destroy(object) => ("destroy", kid_of(object), String::new()),
-        Action::Sweep(object) => ("sweep", None, format!("object {object}")),
-        Action::Generate(object) | Action::Recover(object) => match kid_of(object) {
-            Some(kid) => ("publish", Some(kid), String::new()),
-            None => ("abandon", None, pending(before)),
+/// What the audit log calls a step.
+fn word(action: &Action, after: &Keyring) -> &'static str {
+    match action {
+        Action::ActivateFirst => "activate",
+        Action::Begin => "begin_generate",
+        Action::Retire(_) => "revoke",
+        Action::Rotate => "rotate",
+        Action::BeginDestroy(_) => "begin_destroy",
+        Action::Destroy(_) => "destroy",
+        Action::Sweep(_) => "sweep",
+        Action::Generate(object) | Action::Recover(object) if kid_of(after, object).is_some() => "publish",
+        Action::Generate(_) | Action::Recover(_) => "abandon",
+    }
+}
+
+/// What it tells of the step besides.
+fn event(action: &Action, before: &Keyring, after: &Keyring, begun: Event) -> Event {
+    let (kid, detail) = match action {
+        Action::ActivateFirst => (after.current().map(|key| key.kid.clone()), String::new()),
+        Action::Begin => (None, pending(after)),
+        Action::Retire(kid) => (Some(kid.clone()), "retention ended".to_owned()),
+        Action::Rotate => (after.current().map(|key| key.kid.clone()), "by schedule".to_owned()),
+        Action::BeginDestroy(object) | Action::Destroy(object) => (kid_of(after, object), String::new()),
+        Action::Sweep(object) => (None, format!("object {object}")),
+        Action::Generate(object) | Action::Recover(object) => match kid_of(after, object) {
+            Some(kid) => (Some(kid), String::new()),
+            None => (None, pending(before)),
         },
     };
-    let (tenant, algorithm) = (after.tenant.clone(), Some(after.algorithm));
-    Event { time, action: action.to_owned(), tenant, algorithm, kid, detail }
+    Event { tenant: Some(after.tenant.clone()), algorithm: Some(after.algorithm), kid, detail, ..begun }
+}
+
+fn kid_of(keyring: &Keyring, object: &ObjectId) -> Option<Kid> {
+    keyring.keys.iter().find(|key| key.object == *object).map(|key| key.kid.clone())
 }
 
 fn pending(keyring: &Keyring) -> String {

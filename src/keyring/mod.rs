@@ -37,8 +37,8 @@ pub use tend::tend;
 pub use update::TenantUpdate;
 pub use verify::Verdict;
 
-use crate::domain::{Algorithm, Kid, ObjectId, TenantId};
-use crate::store::{Change, Event, Store, StoreError};
+use crate::domain::{Algorithm, Event, Kid, ObjectId, TenantId};
+use crate::store::{Change, Store, StoreError};
 use crate::token::Token;
 use published::Published;
 use tokio_util::task::TaskTracker;
@@ -137,10 +137,14 @@ impl Keyrings {
     async fn commit(&self, change: &Change) -> Result<(), StoreError> {
         self.store.commit(change).await?;
         for event in &change.events {
-            let Event { action, tenant, detail, .. } = event;
+            let Event { action, detail, .. } = event;
+            let tenant = event.tenant.as_ref().map(TenantId::as_str);
+            let principals: Vec<String> = event.principals.iter().map(ToString::to_string).collect();
+            // With `?`, so that what an issuer lets into `sub` stays on its line.
+            let by = principals.join(" ");
             let algorithm = event.algorithm.map(Algorithm::name);
             let kid = event.kid.as_ref().map(Kid::as_str);
-            tracing::info!(%tenant, algorithm, kid, detail, "{action}");
+            tracing::info!(tenant, algorithm, kid, ?by, detail, "{action}");
         }
         Ok(())
     }

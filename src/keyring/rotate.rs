@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::keys::{Listed, listed_key, no_key};
 use super::{Error, Keyrings, Part};
 use crate::domain::{
-    Algorithm, KeyState, Keyring, Kid, RequestId, RevokeRefused, RotateRefused, Rotation, TenantId, Timestamp, Trigger,
-    after,
+    Algorithm, Caller, Event, KeyState, Keyring, Kid, RequestId, RevokeRefused, RotateRefused, Rotation, TenantId,
+    Timestamp, Trigger, after,
 };
-use crate::store::{Event, StoreError, TenantRecord};
+use crate::store::{StoreError, TenantRecord};
 
 /// A rotation that somebody asks for.
 #[derive(Clone, Debug)]
@@ -46,12 +46,12 @@ impl Keyrings {
     /// [`Error::Aborted`] when the expected key is not current, [`Error::Precondition`] before the next key is ready (R3),
     /// [`Error::Limit`] over the tenant's daily limit, and those of the store. A token that cannot generate the new next
     /// key is no error: the rotation took place.
-    pub async fn rotate(self: &Arc<Self>, request: RotateKeys) -> Result<Rotated, Error> {
-        let tenant = request.tenant.clone();
-        self.in_turn(&tenant, |this| async move { this.rotate_to_the_end(request).await }).await
+    pub async fn rotate(self: &Arc<Self>, request: RotateKeys, caller: &Caller) -> Result<Rotated, Error> {
+        let (tenant, caller) = (request.tenant.clone(), caller.clone());
+        self.in_turn(&tenant, |this| async move { this.rotate_to_the_end(request, &caller).await }).await
     }
 
-    async fn rotate_to_the_end(&self, mut request: RotateKeys) -> Result<Rotated, Error> {
+    async fn rotate_to_the_end(&self, mut request: RotateKeys, caller: &Caller) -> Result<Rotated, Error> {
         request.trigger.of_default = request.algorithm.is_none();
         let mut record = self.load(&request.tenant).await?;
         // A repetition of a call without algorithm means the keyring that the first one rotated, whatever is the default by now
@@ -75,7 +75,7 @@ impl Keyrings {
                 let replaced = keyring.key(&rotation.replaced).filter(|_| request.trigger.revoke_replaced);
                 if let Some(previous) = replaced.filter(|key| key.state == KeyState::Previous) {
                     let kid = previous.kid.clone();
-                    match self.revoke_by_hand(&mut record, algorithm, &kid).await {
+                    match self.revoke_by_hand(&mut record, algorithm, &kid, caller).await {
                         Err(StoreError::Conflict) => continue,
                         other => other?,
                     }
@@ -83,7 +83,7 @@ impl Keyrings {
             } else {
                 let now = self.clock.now();
                 let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
-                let event = rotate_event(&rotated, &request.trigger, now);
+                let event = rotate_event(&rotated, &request.trigger, Event::new(now, "rotate", caller));
                 let forced = rotated.rotations.last().is_some_and(|rotation| rotation.forced);
                 match self.commit_keyring(&mut record, rotated, event).await {
                     Err(StoreError::Conflict) => continue,
@@ -98,7 +98,7 @@ impl Keyrings {
                 // For a repetition too: the first call may have failed before its fence.
                 self.fence(keyring_of(&record, algorithm)?, request.trigger.request_id.as_ref()).await?;
             }
-            if let Err(error) = self.drive(&mut record, algorithm).await {
+            if let Err(error) = self.drive(&mut record, algorithm, caller).await {
                 tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
             }
             return rotated_answer(&record, algorithm, self.clock.now());
@@ -144,12 +144,12 @@ impl Keyrings {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Precondition`] for a key that is in use, and those of the store.
-    pub async fn revoke(self: &Arc<Self>, tenant: TenantId, kid: Kid) -> Result<Listed, Error> {
-        let of = tenant.clone();
-        self.in_turn(&of, |this| async move { this.revoke_to_the_end(&tenant, &kid).await }).await
+    pub async fn revoke(self: &Arc<Self>, tenant: TenantId, kid: Kid, caller: &Caller) -> Result<Listed, Error> {
+        let (of, caller) = (tenant.clone(), caller.clone());
+        self.in_turn(&of, |this| async move { this.revoke_to_the_end(&tenant, &kid, &caller).await }).await
     }
 
-    async fn revoke_to_the_end(&self, tenant: &TenantId, kid: &Kid) -> Result<Listed, Error> {
+    async fn revoke_to_the_end(&self, tenant: &TenantId, kid: &Kid, caller: &Caller) -> Result<Listed, Error> {
         let mut record = self.load(tenant).await?;
         for _ in 0..TRIES_MAX {
             let keyring = record.keyrings.iter().find(|keyring| keyring.key(kid).is_some()).ok_or_else(no_key)?;
@@ -157,11 +157,11 @@ impl Keyrings {
             let state = keyring.key(kid).map(|key| key.state);
             keyring.revoke(kid, self.clock.now()).map_err(revoke_refusal)?;
             if state == Some(KeyState::Previous) {
-                match self.revoke_by_hand(&mut record, algorithm, kid).await {
+                match self.revoke_by_hand(&mut record, algorithm, kid, caller).await {
                     Err(StoreError::Conflict) => continue,
                     other => other?,
                 }
-                if let Err(error) = self.drive(&mut record, algorithm).await {
+                if let Err(error) = self.drive(&mut record, algorithm, caller).await {
                     tracing::warn!(%tenant, %algorithm, error = error.for_log(), "revoked; what follows is left to the timer");
                 }
             }
@@ -177,6 +177,7 @@ impl Keyrings {
         record: &mut TenantRecord,
         algorithm: Algorithm,
         kid: &Kid,
+        caller: &Caller,
     ) -> Result<(), StoreError> {
         let now = self.clock.now();
         let keyring = record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm);
@@ -184,12 +185,11 @@ impl Keyrings {
             return Err(StoreError::Conflict);
         };
         let event = Event {
-            time: now,
-            action: "revoke".to_owned(),
-            tenant: record.tenant.id.clone(),
+            tenant: Some(record.tenant.id.clone()),
             algorithm: Some(algorithm),
             kid: Some(kid.clone()),
             detail: "by hand".to_owned(),
+            ..Event::new(now, "revoke", caller)
         };
         self.commit_keyring(record, revoked, event).await
     }
@@ -267,7 +267,7 @@ fn revoke_refusal(refused: RevokeRefused) -> Error {
     Error::Precondition { reason: "KEY_IN_USE", message: message.to_owned(), retry_time: None }
 }
 
-fn rotate_event(rotated: &Keyring, trigger: &Trigger, time: Timestamp) -> Event {
+fn rotate_event(rotated: &Keyring, trigger: &Trigger, begun: Event) -> Event {
     let rotation = rotated.rotations.last();
     let mut detail = vec!["by hand".to_owned()];
     if rotation.is_some_and(|rotation| rotation.forced) {
@@ -280,12 +280,11 @@ fn rotate_event(rotated: &Keyring, trigger: &Trigger, time: Timestamp) -> Event 
         detail.push(format!("request_id {request_id}"));
     }
     Event {
-        time,
-        action: "rotate".to_owned(),
-        tenant: rotated.tenant.clone(),
+        tenant: Some(rotated.tenant.clone()),
         algorithm: Some(rotated.algorithm),
         kid: rotated.current().map(|key| key.kid.clone()),
         detail: detail.join(", "),
+        ..begun
     }
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{Error, Keyrings, Violation, new_object};
 use crate::domain::{
-    Algorithm, Domain, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
+    Algorithm, Caller, Domain, Event, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
 };
-use crate::store::{Change, Event, StoreError, TenantRecord};
+use crate::store::{Change, StoreError, TenantRecord};
 
 /// A tenant that somebody wants to have.
 #[derive(Clone, Debug)]
@@ -65,12 +65,12 @@ impl Keyrings {
     /// # Errors
     /// [`Error::Invalid`], [`Error::AlreadyExists`], and those of token and store. After one of the token the tenant exists
     /// and the timer goes on.
-    pub async fn create_tenant(self: &Arc<Self>, spec: TenantSpec) -> Result<Tenant, Error> {
-        let id = spec.id.clone();
-        self.in_turn(&id, |this| async move { this.create_to_the_end(spec).await }).await
+    pub async fn create_tenant(self: &Arc<Self>, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
+        let (id, caller) = (spec.id.clone(), caller.clone());
+        self.in_turn(&id, |this| async move { this.create_to_the_end(spec, &caller).await }).await
     }
 
-    async fn create_to_the_end(&self, spec: TenantSpec) -> Result<Tenant, Error> {
+    async fn create_to_the_end(&self, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
         let now = self.clock.now();
         let tenant = self.new_tenant(spec, now)?;
         let keyring = |algorithm: &Algorithm| Keyring::new(tenant.id.clone(), *algorithm, new_object(), now);
@@ -78,7 +78,7 @@ impl Keyrings {
         let change = Change {
             tenant: Some(tenant.clone()),
             keyrings: keyrings.clone(),
-            events: vec![tenant_event("create_tenant", &tenant, now)],
+            events: vec![tenant_event(&tenant, Event::new(now, "create_tenant", caller))],
             ..Change::default()
         };
         let mut record = match self.commit(&change).await {
@@ -93,7 +93,7 @@ impl Keyrings {
             Err(error) => return Err(error.into()),
         };
         for algorithm in tenant.algorithms {
-            self.drive(&mut record, algorithm).await?;
+            self.drive(&mut record, algorithm, caller).await?;
         }
         Ok(record.tenant)
     }
@@ -158,12 +158,12 @@ impl Keyrings {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Aborted`], and those of the store.
-    pub async fn delete_tenant(self: &Arc<Self>, id: TenantId) -> Result<(), Error> {
-        let tenant = id.clone();
-        self.in_turn(&tenant, |this| async move { this.delete_to_the_end(&id).await }).await
+    pub async fn delete_tenant(self: &Arc<Self>, id: TenantId, caller: &Caller) -> Result<(), Error> {
+        let (tenant, caller) = (id.clone(), caller.clone());
+        self.in_turn(&tenant, |this| async move { this.delete_to_the_end(&id, &caller).await }).await
     }
 
-    async fn delete_to_the_end(&self, id: &TenantId) -> Result<(), Error> {
+    async fn delete_to_the_end(&self, id: &TenantId, caller: &Caller) -> Result<(), Error> {
         let mut record = self.load(id).await?;
         let now = self.clock.now();
         let mut tenant = record.tenant.clone();
@@ -172,22 +172,22 @@ impl Keyrings {
         // The domain is free for another tenant at once: nothing is served on it any more.
         tenant.custom_domain = None;
         let closed: Vec<Keyring> = record.keyrings.iter().map(|keyring| keyring.close(now)).collect();
-        let events = vec![tenant_event("delete_tenant", &tenant, now)];
+        let events = vec![tenant_event(&tenant, Event::new(now, "delete_tenant", caller))];
         let change = Change { tenant: Some(tenant.clone()), keyrings: closed.clone(), events, ..Change::default() };
         self.commit(&change).await?;
         record = TenantRecord { tenant, keyrings: closed };
         self.publish(&record)?;
-        if let Err(error) = self.end(&mut record).await {
+        if let Err(error) = self.end(&mut record, caller).await {
             tracing::warn!(tenant = %id, error = error.for_log(), "deleted; its keys are destroyed by the timer");
         }
         Ok(())
     }
 
     /// Brings a tenant that is being deleted as far as it goes, and removes it once nothing of it is left on the token.
-    pub(super) async fn end(&self, record: &mut TenantRecord) -> Result<(), Error> {
+    pub(super) async fn end(&self, record: &mut TenantRecord, caller: &Caller) -> Result<(), Error> {
         let algorithms: Vec<Algorithm> = record.keyrings.iter().map(|keyring| keyring.algorithm).collect();
         for algorithm in algorithms {
-            self.drive(record, algorithm).await?;
+            self.drive(record, algorithm, caller).await?;
         }
         let now = self.clock.now();
         if !record.keyrings.iter().all(|keyring| self.is_ended(keyring, &record.tenant, now)) {
@@ -196,7 +196,7 @@ impl Keyrings {
         let tenant = &record.tenant;
         let change = Change {
             remove: Some((tenant.id.clone(), tenant.revision)),
-            events: vec![tenant_event("remove_tenant", tenant, now)],
+            events: vec![tenant_event(tenant, Event::new(now, "remove_tenant", caller))],
             ..Change::default()
         };
         match self.commit(&change).await {
@@ -223,13 +223,7 @@ pub(super) fn checked_algorithms(wanted: &[Algorithm]) -> Result<Vec<Algorithm>,
     Ok(algorithms)
 }
 
-pub(super) fn tenant_event(action: &str, tenant: &Tenant, time: Timestamp) -> Event {
-    Event {
-        time,
-        action: action.to_owned(),
-        tenant: tenant.id.clone(),
-        algorithm: None,
-        kid: None,
-        detail: format!("revision {}", tenant.revision),
-    }
+/// What the audit log tells of a change of a tenant.
+pub(super) fn tenant_event(tenant: &Tenant, begun: Event) -> Event {
+    Event { tenant: Some(tenant.id.clone()), detail: format!("revision {}", tenant.revision), ..begun }
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, Keyrings};
 use crate::domain::rotation::{Plan, plan};
-use crate::domain::{Algorithm, Keyring, Tenant, TenantId, Timestamp};
+use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
 
 /// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
 const TICK: Duration = Duration::from_secs(1);
@@ -154,14 +154,15 @@ impl Keyrings {
     pub async fn tend_tenant(&self, tenant: &TenantId) -> Result<(), Error> {
         let _turn = self.locks.turn(tenant).await?;
         let Some(mut record) = self.store.load(tenant).await? else { return Ok(()) };
+        let caller = Caller::timer();
         if record.tenant.delete_time.is_some() {
-            return self.end(&mut record).await;
+            return self.end(&mut record, &caller).await;
         }
         let algorithms: Vec<Algorithm> = record.keyrings.iter().map(|keyring| keyring.algorithm).collect();
         let mut failure = Ok(());
         for algorithm in algorithms {
             // One keyring's trouble is not the others'.
-            failure = self.drive(&mut record, algorithm).await.and(failure);
+            failure = self.drive(&mut record, algorithm, &caller).await.and(failure);
         }
         failure
     }

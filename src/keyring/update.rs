@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::tenants::{checked_algorithms, tenant_event};
 use super::{Error, Keyrings, Violation, new_object};
 use crate::domain::{
-    Algorithm, Domain, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
+    Algorithm, Caller, Domain, Event, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
 };
-use crate::store::{Change, Event, TenantRecord};
+use crate::store::{Change, TenantRecord};
 
 /// What to change of a tenant. `None`: leave it as it is.
 #[derive(Clone, Debug, Default)]
@@ -41,9 +41,10 @@ impl Keyrings {
         id: TenantId,
         expected: Revision,
         update: TenantUpdate,
+        caller: &Caller,
     ) -> Result<Tenant, Error> {
-        let tenant = id.clone();
-        self.in_turn(&tenant, |this| async move { this.update_to_the_end(&id, expected, update).await }).await
+        let (tenant, caller) = (id.clone(), caller.clone());
+        self.in_turn(&tenant, |this| async move { this.update_to_the_end(&id, expected, update, &caller).await }).await
     }
 
     async fn update_to_the_end(
@@ -51,6 +52,7 @@ impl Keyrings {
         id: &TenantId,
         expected: Revision,
         update: TenantUpdate,
+        caller: &Caller,
     ) -> Result<Tenant, Error> {
         let mut record = self.load(id).await?;
         if record.tenant.revision != expected {
@@ -60,8 +62,8 @@ impl Keyrings {
         let now = self.clock.now();
         let tenant = updated(&record, update, now)?;
         let keyrings = self.rekeyed(&record, &tenant, now);
-        let mut events = vec![tenant_event("update_tenant", &tenant, now)];
-        events.extend(algorithm_events(&record.tenant, &tenant, now));
+        let mut events = vec![tenant_event(&tenant, Event::new(now, "update_tenant", caller))];
+        events.extend(algorithm_events(&record.tenant, &tenant, now, caller));
         let change = Change { tenant: Some(tenant.clone()), keyrings: keyrings.clone(), events, ..Change::default() };
         self.commit(&change).await?;
         record.tenant = tenant;
@@ -73,7 +75,7 @@ impl Keyrings {
         record.keyrings.sort_by_key(|keyring| keyring.algorithm);
         self.publish(&record)?;
         for algorithm in record.tenant.algorithms.clone() {
-            if let Err(error) = self.drive(&mut record, algorithm).await {
+            if let Err(error) = self.drive(&mut record, algorithm, caller).await {
                 tracing::warn!(tenant = %id, %algorithm, error = error.for_log(), "changed; its keys are left to the timer");
             }
         }
@@ -155,10 +157,10 @@ fn has_current(record: &TenantRecord, tenant: &Tenant, now: Timestamp) -> Result
     })
 }
 
-fn algorithm_events(before: &Tenant, after: &Tenant, time: Timestamp) -> Vec<Event> {
-    let of = |action: &str, algorithm: &Algorithm| Event {
+fn algorithm_events(before: &Tenant, after: &Tenant, time: Timestamp, caller: &Caller) -> Vec<Event> {
+    let of = |action: &'static str, algorithm: &Algorithm| Event {
         algorithm: Some(*algorithm),
-        ..tenant_event(action, after, time)
+        ..tenant_event(after, Event::new(time, action, caller))
     };
     let only_in = |one: &Tenant, other: &Tenant| -> Vec<Algorithm> {
         one.algorithms.iter().copied().filter(|algorithm| !other.algorithms.contains(algorithm)).collect()

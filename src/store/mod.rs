@@ -7,11 +7,9 @@
 mod record;
 mod sqlite;
 
-use async_trait::async_trait;
-use serde::Serialize;
-
 pub use self::sqlite::SqliteStore;
-use crate::domain::{Algorithm, Keyring, Kid, Revision, Tenant, TenantId, Timestamp};
+use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant, TenantId};
+use async_trait::async_trait;
 
 /// Where tenants and keyrings are kept.
 #[async_trait]
@@ -80,23 +78,6 @@ pub struct TokenBinding {
     pub serial: String,
     /// CK_TOKEN_INFO.label.
     pub label: String,
-}
-
-/// One administrative event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Event {
-    /// When.
-    pub time: Timestamp,
-    /// What was done: a fixed word such as `rotate` or `revoke`.
-    pub action: String,
-    /// Whose keys.
-    pub tenant: TenantId,
-    /// Which keyring, if one.
-    pub algorithm: Option<Algorithm>,
-    /// Which key, if one.
-    pub kid: Option<Kid>,
-    /// What a reader should know besides, such as `forced`. Never a payload or a secret.
-    pub detail: String,
 }
 
 /// Why the store did not do it. The texts are for the log and the operator.

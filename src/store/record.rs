@@ -9,8 +9,8 @@ use std::str::FromStr;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Event, StoreError, TenantRevisions};
-use crate::domain::{Algorithm, Keyring, Revision, Tenant};
+use super::{StoreError, TenantRevisions};
+use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant};
 
 /// A row of `tenant`.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,17 +29,6 @@ pub(super) struct KeyringRow {
     pub(super) algorithm: String,
     pub(super) revision: i64,
     pub(super) document: String,
-}
-
-/// A row of `audit_event`, without its sequence number.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct EventRow {
-    pub(super) time: String,
-    pub(super) action: String,
-    pub(super) tenant: String,
-    pub(super) algorithm: Option<String>,
-    pub(super) kid: Option<String>,
-    pub(super) detail: String,
 }
 
 impl TenantRow {
@@ -79,29 +68,14 @@ impl KeyringRow {
     }
 }
 
-impl EventRow {
-    pub(super) fn encode(event: &Event) -> Self {
-        Self {
-            time: event.time.to_string(),
-            action: event.action.clone(),
-            tenant: event.tenant.to_string(),
-            algorithm: event.algorithm.map(|algorithm| algorithm.to_string()),
-            kid: event.kid.as_ref().map(ToString::to_string),
-            detail: event.detail.clone(),
-        }
-    }
+/// The document of an event.
+pub(super) fn encode_event(event: &Event) -> Result<String, StoreError> {
+    document(event)
+}
 
-    pub(super) fn decode(self, sequence: i64) -> Result<Event, StoreError> {
-        let row = format!("audit_event {sequence}");
-        Ok(Event {
-            time: parse(&self.time, &row, "time")?,
-            action: self.action,
-            tenant: parse(&self.tenant, &row, "tenant")?,
-            algorithm: self.algorithm.map(|text| parse(&text, &row, "algorithm")).transpose()?,
-            kid: self.kid.map(|text| parse(&text, &row, "kid")).transpose()?,
-            detail: self.detail,
-        })
-    }
+/// The event of a document.
+pub(super) fn decode_event(sequence: i64, document: &str) -> Result<Event, StoreError> {
+    value(document, &format!("audit_event {sequence}"))
 }
 
 /// The revisions in the columns of a tenant's row and its keyrings' rows. The documents are not read: whoever finds another

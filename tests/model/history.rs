@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::domain::{Algorithm, KeyState, Kid, RotationPolicy, TenantId, Trigger, after};
+use keyward::domain::{Algorithm, Caller, KeyState, Kid, RotationPolicy, TenantId, Trigger, after};
 use keyward::keyring::snapshot::TenantView;
 use keyward::keyring::{Clock, Error, Keyrings, RotateKeys, Settings, TenantSpec, TenantUpdate};
 use proptest::prelude::*;
@@ -244,7 +244,9 @@ impl History {
                     policy: policy(0),
                 };
                 if !gone {
-                    self.start(replica, |keyrings| async move { keyrings.create_tenant(spec).await.map(drop) });
+                    self.start(replica, |keyrings| async move {
+                        keyrings.create_tenant(spec, &Caller::timer()).await.map(drop)
+                    });
                 }
             }
             Op::Tend(replica) => self.tend(replica),
@@ -253,7 +255,10 @@ impl History {
                 let algorithm = if request % 3 == 0 { Algorithm::HS256 } else { Algorithm::EdDSA };
                 let trigger = self.trigger(algorithm, request, force, revoke_replaced, expected);
                 let request = RotateKeys { tenant, algorithm: Some(algorithm), trigger };
-                self.start(replica, |keyrings| async move { keyrings.rotate(request).await.map(drop) });
+                self.start(
+                    replica,
+                    |keyrings| async move { keyrings.rotate(request, &Caller::timer()).await.map(drop) },
+                );
             }
             Op::Revoke { replica, key } => {
                 let kids: Vec<Kid> = lock(&self.world)
@@ -263,7 +268,9 @@ impl History {
                     .collect();
                 if !kids.is_empty() {
                     let kid = kids[usize::from(key) % kids.len()].clone();
-                    self.start(replica, |keyrings| async move { keyrings.revoke(tenant, kid).await.map(drop) });
+                    self.start(replica, |keyrings| async move {
+                        keyrings.revoke(tenant, kid, &Caller::timer()).await.map(drop)
+                    });
                 }
             }
             Op::Policy { replica, policy: number } => {
@@ -271,7 +278,7 @@ impl History {
                 if let Some(revision) = revision {
                     let update = TenantUpdate { policy: Some(policy(number)), ..TenantUpdate::default() };
                     self.start(replica, |keyrings| async move {
-                        keyrings.update_tenant(tenant, revision, update).await.map(drop)
+                        keyrings.update_tenant(tenant, revision, update, &Caller::timer()).await.map(drop)
                     });
                 }
             }
@@ -282,11 +289,13 @@ impl History {
                     algorithms.extend(hs256.then_some(Algorithm::HS256));
                     let update = TenantUpdate { algorithms: Some(algorithms), ..TenantUpdate::default() };
                     self.start(replica, |keyrings| async move {
-                        keyrings.update_tenant(tenant, revision, update).await.map(drop)
+                        keyrings.update_tenant(tenant, revision, update, &Caller::timer()).await.map(drop)
                     });
                 }
             }
-            Op::Delete(replica) => self.start(replica, |keyrings| async move { keyrings.delete_tenant(tenant).await }),
+            Op::Delete(replica) => {
+                self.start(replica, |keyrings| async move { keyrings.delete_tenant(tenant, &Caller::timer()).await })
+            }
             Op::Step { call, outcome } => {
                 let waiting = lock(&self.world).parked.len();
                 if waiting > 0 {

@@ -7,10 +7,10 @@ use std::time::Instant;
 use async_trait::async_trait;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use keyward::domain::{
-    Algorithm, Ed25519, Keyring, ObjectId, Octets, Protection, PublicKey, RequestId, Revision, TenantId, Timestamp,
-    Trigger,
+    Algorithm, Ed25519, Event, Keyring, ObjectId, Octets, Protection, PublicKey, RequestId, Revision, TenantId,
+    Timestamp, Trigger,
 };
-use keyward::store::{Change, Event, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding};
+use keyward::store::{Change, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding};
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
 use tokio::sync::oneshot;
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use keyward::domain::{
-    Algorithm, Certificate, Curve, CustomKey, Generated, Keyring, Kid, ObjectId, Octets, Protection, PublicKey,
-    Revision, RotationPolicy, Tenant, TenantId, Timestamp,
+    Algorithm, Caller, Certificate, Curve, CustomKey, Event, Generated, Keyring, Kid, ObjectId, Octets, Protection,
+    PublicKey, Revision, RotationPolicy, Tenant, TenantId, Timestamp,
 };
-use keyward::store::{Change, Event, TokenBinding};
+use keyward::store::{Change, TokenBinding};
 
 /// The moment of everything here, to the nanosecond.
 pub(crate) fn now() -> Timestamp {
@@ -107,12 +107,12 @@ pub(crate) fn kid(number: u8) -> Kid {
 
 pub(crate) fn event(action: &str, tenant: &str) -> Event {
     Event {
-        time: now(),
-        action: action.into(),
-        tenant: id(tenant),
+        tenant: Some(id(tenant)),
         algorithm: Some(Algorithm::EdDSA),
         kid: Some(kid(7)),
         detail: "forced; 'quoted' \u{1f511}".into(),
+        action: action.to_owned().into(),
+        ..Event::new(now(), "", &Caller::anonymous("/keyward.v1.KeyService/RotateSigningKey"))
     }
 }
 

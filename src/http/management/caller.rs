@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 
 use super::{Face, Problem};
-use crate::domain::TenantId;
+use crate::domain::{self, TenantId};
 use crate::http::address::domain_of;
 
 /// Who calls, and for which tenant: the JWT was verified, and is for this tenant and no other.
@@ -23,6 +23,11 @@ struct Named {
 }
 
 impl Caller {
+    /// The caller as audit logs name it.
+    pub(super) fn by(&self, method: &'static str) -> domain::Caller {
+        domain::Caller::anonymous(method)
+    }
+
     /// Tells the log who changed what: events in the store know tenant and key, and not yet the caller.
     pub(super) fn changed(&self, what: &str) {
         // With `?`, so that what an issuer lets into `sub` stays on its line.

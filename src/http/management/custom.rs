@@ -38,7 +38,8 @@ pub(super) async fn set(
 ) -> Result<Response, Problem> {
     caller.needs(&[CREATE, UPDATE])?;
     let jwks = body.text().await?;
-    let published = face.keyrings.put_custom_keys(caller.tenant.clone(), &jwks).await.map_err(of_body)?;
+    let by = caller.by("PUT /api/v2/keys/custom-signing");
+    let published = face.keyrings.put_custom_keys(caller.tenant.clone(), &jwks, &by).await.map_err(of_body)?;
     caller.changed("custom keys set");
     Ok(json(published))
 }
@@ -46,7 +47,7 @@ pub(super) async fn set(
 /// DELETE keys/custom-signing: there are none afterwards, whatever there was.
 pub(super) async fn delete(State(face): State<Arc<Face>>, caller: Caller) -> Result<StatusCode, Problem> {
     caller.needs(&[DELETE])?;
-    face.keyrings.delete_custom_keys(caller.tenant.clone()).await?;
+    face.keyrings.delete_custom_keys(caller.tenant.clone(), &caller.by("DELETE /api/v2/keys/custom-signing")).await?;
     caller.changed("custom keys deleted");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -97,7 +97,8 @@ pub(super) async fn rotate(State(face): State<Arc<Face>>, caller: Caller, uri: U
         algorithm: algorithm_of(&uri)?,
         trigger: Trigger { manual: true, ..Trigger::default() },
     };
-    let rotated = face.keyrings.rotate(request).await.map_err(of_rotation)?;
+    let rotated =
+        face.keyrings.rotate(request, &caller.by("POST /api/v2/keys/signing/rotate")).await.map_err(of_rotation)?;
     caller.changed("keys rotated");
     let Some(next) = rotated.next.and_then(changed) else {
         // No 5xx: clients ask again after one by themselves, and the rotation took place.
@@ -115,7 +116,8 @@ pub(super) async fn revoke(
     path: RawPathParams,
 ) -> Result<Response, Problem> {
     caller.needs(&[UPDATE])?;
-    let listed = face.keyrings.revoke(caller.tenant.clone(), kid_of(&path)?).await.map_err(of_revocation)?;
+    let by = caller.by("PUT /api/v2/keys/signing/{kid}/revoke");
+    let listed = face.keyrings.revoke(caller.tenant.clone(), kid_of(&path)?, &by).await.map_err(of_revocation)?;
     caller.changed("key revoked");
     Ok(Json(changed(listed).ok_or_else(no_key)?).into_response())
 }

@@ -20,9 +20,9 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _, Sqli
 use self::error::{migrate_error, store_error};
 use self::place::{Anchor, Place};
 use self::write::Step;
-use super::record::{self, EventRow, KeyringRow, TenantRow};
-use super::{Change, Event, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding};
-use crate::domain::TenantId;
+use super::record::{self, KeyringRow, TenantRow};
+use super::{Change, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding};
+use crate::domain::{Event, TenantId};
 
 /// How long a statement waits for a lock of another process, which can only be an operator's shell or backup: they hold it
 /// for the length of a statement, and a caller with a deadline should rather hear that the store is busy.
@@ -181,10 +181,7 @@ impl Store for SqliteStore {
     }
 
     async fn events(&self, limit: u32) -> Result<Vec<Event>, StoreError> {
-        let rows = query(
-            "select sequence, time, action, tenant, algorithm, kid, detail \
-             from audit_event order by sequence desc limit ?1",
-        );
+        let rows = query("select sequence, record from audit_event order by sequence desc limit ?1");
         let rows = rows.bind(limit).fetch_all(&self.readers).await.map_err(store_error)?;
         rows.iter().map(event).collect()
     }
@@ -254,15 +251,8 @@ fn revisions(rows: &[SqliteRow]) -> Result<TenantRevisions, StoreError> {
 }
 
 fn event(row: &SqliteRow) -> Result<Event, StoreError> {
-    let event = EventRow {
-        time: column(row, "time")?,
-        action: column(row, "action")?,
-        tenant: column(row, "tenant")?,
-        algorithm: column(row, "algorithm")?,
-        kid: column(row, "kid")?,
-        detail: column(row, "detail")?,
-    };
-    event.decode(column(row, "sequence")?)
+    let document: String = column(row, "record")?;
+    record::decode_event(column(row, "sequence")?, &document)
 }
 
 fn tenant_of(row: &SqliteRow) -> Option<String> {

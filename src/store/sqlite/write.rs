@@ -8,7 +8,7 @@ use sqlx::{Connection as _, Sqlite, query};
 use super::error::store_error;
 use super::place::Anchor;
 use crate::domain::Revision;
-use crate::store::record::{self, EventRow, KeyringRow, TenantRow};
+use crate::store::record::{self, KeyringRow, TenantRow};
 use crate::store::{Change, StoreError};
 
 /// One statement of a transaction.
@@ -64,11 +64,7 @@ pub(super) fn change(change: &Change) -> Result<Vec<Step>, StoreError> {
         steps.push(Step { statement, missed: Some(StoreError::Conflict) });
     }
     for event in &change.events {
-        let EventRow { time, action, tenant, algorithm, kid, detail } = EventRow::encode(event);
-        let statement = query(
-            "insert into audit_event (time, action, tenant, algorithm, kid, detail) values (?1, ?2, ?3, ?4, ?5, ?6)",
-        );
-        let statement = statement.bind(time).bind(action).bind(tenant).bind(algorithm).bind(kid).bind(detail);
+        let statement = query("insert into audit_event (record) values (?1)").bind(record::encode_event(event)?);
         steps.push(Step { statement, missed: None });
     }
     Ok(steps)

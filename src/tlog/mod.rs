@@ -1,0 +1,16 @@
+//! Transparency logs: a list of records that can only grow, as an RFC 6962 Merkle tree. Pure.
+//!
+//! A record is one JSON object: its index, the hash of the record before, and an event. So an edit, a missing record or a
+//! swap is found at its index by whoever reads from the start, and the tree's root stands for all records in 32 octets that
+//! can be signed and kept elsewhere ([`Checkpoint`]).
+//!
+//! In reading order: [`Hash`], [`Frontier`] (the tree, as far as growing it needs it), [`Tip`] (where a log ends, and how it
+//! goes on) and [`Record`].
+
+mod frontier;
+mod hash;
+mod tip;
+
+pub use frontier::{Frontier, NotAFrontier};
+pub use hash::{Hash, NotAHash, leaf_hash, node_hash};
+pub use tip::{Broken, Record, Tip};
