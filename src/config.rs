@@ -1,6 +1,7 @@
 //! Configuration: raw TOML and environment in, a checked [`Config`] or all its problems at once out. The only reader of
 //! files and environment.
 
+mod files;
 mod grpc;
 mod management;
 mod watched;

@@ -7,6 +7,7 @@
 //! - [`tlog`]: records that can only grow in number, as a Merkle tree. Pure.
 //! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
 //! - [`keyring`]: the use cases; the only caller of token and store.
+//! - [`telemetry`]: what operators see besides the log.
 //! - [`auth`]: who calls. [`tls`]: who this service is. [`serving`]: connections, and how many, how long and how old.
 //! - [`grpc`] and [`http`]: the two faces.
 //! - [`config`], [`setup`], [`serve`], [`dev`]: how a process begins, runs and ends.
@@ -26,6 +27,7 @@ pub mod serve;
 pub mod serving;
 pub mod setup;
 pub mod store;
+pub mod telemetry;
 pub mod tlog;
 pub mod tls;
 pub mod token;

@@ -6,7 +6,9 @@
 mod certificate;
 mod spki;
 mod text;
+mod validity;
 
 pub use certificate::{CertifiedKey, Unreadable, Unsigned, public_key_of};
 pub use spki::{ecdsa_der, public_key_pem};
 pub use text::{base64, fingerprint, pem, pkcs7_pem, sha1, thumbprint};
+pub use validity::{RevocationList, not_after_secs};
