@@ -20,6 +20,9 @@ use crate::tls::Identity;
 use crate::token::Token;
 use crate::{grpc, http, serving};
 
+/// A certificate as it is at any time.
+type LatestIdentity = watch::Receiver<Arc<Identity>>;
+
 /// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -223,7 +226,7 @@ fn management(
     listener: &TcpListener,
     warnings: &Warnings,
     shutdown: &CancellationToken,
-) -> Result<(axum::Router, Option<watch::Receiver<Arc<Identity>>>), String> {
+) -> Result<(axum::Router, Option<LatestIdentity>), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
     let bearer = Bearer::new(settings.issuer.clone(), keep_up(&settings.jwks, warnings, shutdown));
