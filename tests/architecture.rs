@@ -13,7 +13,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
     ("saml", &["domain", "x509", "jose"]),
-    ("tlog", &["domain", "jose"]),
+    ("tlog", &["domain", "x509", "jose"]),
     ("token", &["domain"]),
     ("store", &["domain"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),

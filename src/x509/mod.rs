@@ -8,5 +8,5 @@ mod spki;
 mod text;
 
 pub use certificate::{CertifiedKey, Unreadable, Unsigned, public_key_of};
-pub use spki::{ecdsa_der, public_key_pem};
+pub use spki::{ecdsa_der, ecdsa_raw, public_key_der, public_key_pem};
 pub use text::{base64, fingerprint, pem, pkcs7_pem, sha1, thumbprint};
