@@ -21,6 +21,7 @@ async fn readyz(State(health): State<watch::Receiver<Health>>) -> Response {
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
         "checks": {"token": say(health.token), "store": say(health.store), "snapshot": say(health.snapshot)},
+        "quarantined": health.quarantined,
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
