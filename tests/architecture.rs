@@ -22,7 +22,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("audit", &["domain", "tlog"]),
     ("tls", &[]),
     ("http", &["domain", "x509", "jose", "keyring", "auth", "tls"]),
-    ("config", &["domain", "auth", "tls"]),
+    ("config", &["domain", "audit", "auth", "tls"]),
     ("setup", &["config", "domain", "jose", "keyring", "token", "store"]),
     ("serve", &["config", "auth", "keyring", "token", "store", "grpc", "http"]),
     ("dev", &["config", "domain", "keyring", "token"]),
