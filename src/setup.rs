@@ -188,14 +188,14 @@ fn pinned_key(config: &Config, token: Arc<dyn Token>) -> Result<Arc<ServiceKey>,
 ///
 /// # Errors
 /// It cannot be written, or is not what was written.
-pub fn open_call_log(config: &Config, service_key: &ServiceKey) -> Result<CallLog, String> {
+pub fn open_call_log(config: &Config, key: &ServiceKey) -> Result<CallLog, String> {
     let settings = Settings {
         directory: config.store_path.parent().unwrap_or(Path::new(".")).join("audit"),
         signing: Signing::Async,
         on_failure: OnFailure::Refuse,
     };
-    let key = jose::thumbprint(service_key.public());
-    CallLog::open(&settings, format!("keyward/{key}/calls"), None).map_err(|error| error.to_string())
+    let origin = format!("keyward/{}/calls", jose::thumbprint(key.public()));
+    CallLog::open(&settings, origin, None).map_err(|error| error.to_string())
 }
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {

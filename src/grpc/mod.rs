@@ -2,6 +2,8 @@
 
 mod admission;
 mod door;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 #[allow(missing_docs, reason = "generated from proto/, where every field is commented")]
 pub mod proto;
