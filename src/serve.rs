@@ -11,14 +11,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::CallLog;
-use crate::auth::{Bearer, Callers, IssuerKeys};
-use crate::config::{Config, ManagementSettings, Watched};
+use crate::auth::{Bearer, Callers, Fetched, IssuerKeys, Jwts};
+use crate::config::{CallerSettings, Config, JwtKeys, JwtSettings, ManagementSettings, Watched};
 use crate::domain::Algorithm;
 use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
 use crate::store::Store;
 use crate::telemetry::Warnings;
-use crate::tls::Identity;
+use crate::tls::{Identity, Roots};
 use crate::token::Token;
 use crate::{grpc, http, serving};
 
@@ -172,7 +172,13 @@ pub async fn run(
         faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), Arc::clone(&nobody)));
     }
     let limit = config.grpc.message_bytes_max;
-    let (grpc, greeter) = grpc::router(Arc::clone(&keyrings), Callers::anybody(), log.clone(), limit, health);
+    let (grpc, greeter) = grpc::router(
+        Arc::clone(&keyrings),
+        callers(&config.grpc.callers, &warnings, &shutdown)?,
+        log.clone(),
+        limit,
+        health,
+    );
     let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max);
     if let Some(listener) = listeners.grpc {
         let identity = config.grpc.identity.as_ref().map(|identity| keep_up(identity, &warnings, &shutdown));
@@ -241,6 +247,34 @@ fn management(
     );
     let identity = settings.identity.as_ref().map(|identity| keep_up(identity, warnings, shutdown));
     Ok((http::management_router(Arc::clone(keyrings), bearer, base_url), identity))
+}
+
+/// Who may call gRPC, as it is at any time until `shutdown`.
+fn callers(settings: &CallerSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Result<Callers, String> {
+    let CallerSettings::Known { grants, common_name, jwt } = settings else { return Ok(Callers::anybody()) };
+    let jwts = jwt.as_ref().map(|jwt| jwts(jwt, warnings, shutdown)).transpose()?;
+    Ok(Callers::known(grants.clone(), *common_name, jwts))
+}
+
+fn jwts(settings: &JwtSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Result<Jwts, String> {
+    let keys = match &settings.keys {
+        JwtKeys::File(file) => IssuerKeys::File(keep_up(file, warnings, shutdown)),
+        JwtKeys::Url { url, roots, times } => {
+            let roots = match roots {
+                Some(roots) => keep_up(roots, warnings, shutdown),
+                None => {
+                    let system = Roots::of_system().map_err(|problem| format!("grpc.jwt.jwks_ca_file {problem}"))?;
+                    // Who only receives keeps the last value.
+                    watch::channel(Arc::new(system)).1
+                }
+            };
+            let fetched = Arc::new(Fetched::new(url.clone(), roots, *times));
+            tokio::spawn(Arc::clone(&fetched).keep_up("grpc.jwt.jwks_url", warnings.clone(), shutdown.clone()));
+            IssuerKeys::Url(fetched)
+        }
+    };
+    let bearer = Bearer::new(settings.issuer.clone(), &settings.algorithms, keys);
+    Ok(Jwts::new(bearer, settings.audience.clone()))
 }
 
 /// What files say, at any time until `shutdown`.
