@@ -2,12 +2,14 @@
 //! files and environment.
 
 mod audit;
+mod callers;
 mod files;
 mod grpc;
 mod management;
 mod watched;
 
 pub use audit::{AuditSettings, Places};
+pub use callers::{CallerSettings, JwtKeys, JwtSettings};
 pub use grpc::GrpcSettings;
 pub use management::ManagementSettings;
 pub use watched::Watched;
@@ -167,7 +169,18 @@ impl Reader {
         for (section, value) in table {
             match value.kind {
                 ValueKind::Table(table) => {
-                    values.extend(table.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+                    for (key, value) in table {
+                        match value.kind {
+                            // A section of a section, such as [grpc.jwt].
+                            ValueKind::Table(inner) => {
+                                let inner = inner.into_iter();
+                                values.extend(inner.map(|(name, value)| (format!("{section}.{key}.{name}"), value)));
+                            }
+                            _ => {
+                                values.insert(format!("{section}.{key}"), value);
+                            }
+                        }
+                    }
                 }
                 _ => {
                     values.insert(section, value);

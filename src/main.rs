@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use keyward::config::Config;
+use keyward::config::{CallerSettings, Config};
 use keyward::dev::{self, StateDirectory};
 use keyward::domain::{Caller, Event, Principal, Timestamp};
 use keyward::serve::{self, Addresses, Listeners};
@@ -222,7 +222,11 @@ async fn run(
     if demo {
         dev::create_demo(&keyrings).await.map_err(|error| error.for_log())?;
     }
-    tracing::warn!("grpc.auth is \"none\": every process on this machine that reaches gRPC may sign and administer");
+    if matches!(config.grpc.callers, CallerSettings::Anybody) {
+        tracing::warn!(
+            "grpc.auth is \"none\": every process on this machine that reaches gRPC may sign and administer"
+        );
+    }
     if let Some(management) = addresses.management {
         tracing::info!(%management, "the Management API is served");
     }
@@ -231,8 +235,8 @@ async fn run(
     if !shutdown.is_cancelled() {
         ready(addresses);
     }
-    let log = setup::open_call_log(config, &service_key)?;
-    let served = serve::run(config, keyrings, service_key, log, listeners, shutdown).await;
+    let audit = setup::open_audit(config, &service_key)?;
+    let served = serve::run(config, keyrings, service_key, audit, listeners, shutdown).await;
     store.close().await;
     // C_Finalize blocks, and nothing else is left to do.
     tokio::task::block_in_place(|| token.close());

@@ -18,7 +18,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("store", &["domain", "tlog"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
     ("grpc", &["domain", "x509", "jose", "keyring", "auth", "audit", "serving"]),
-    ("auth", &["domain", "x509", "jose", "tls"]),
+    ("auth", &["domain", "x509", "jose", "telemetry", "tls"]),
     ("audit", &["domain", "tlog"]),
     ("telemetry", &[]),
     ("tls", &["x509"]),

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Reader, Watched};
+use super::{CallerSettings, Reader, Watched};
 use crate::tls::{Identity, Terms};
 
 /// The gRPC listeners.
@@ -15,6 +15,8 @@ pub struct GrpcSettings {
     pub unix_socket: Option<PathBuf>,
     /// Certificate and key of `listen`, the authorities of its clients and what these revoked; `None`: without TLS.
     pub identity: Option<Arc<Watched<Identity>>>,
+    /// Who may call.
+    pub callers: CallerSettings,
     /// Longest message taken.
     pub message_bytes_max: usize,
     /// Connections of each listener at one time.
@@ -34,17 +36,21 @@ impl Reader {
             protocols: &["h2"],
             tls_1_2: self.tls_1_2(),
             // Who has a JWT needs no certificate.
-            client_certificate_required: !self.values.contains_key("grpc.jwt"),
+            client_certificate_required: !self.has_jwt(),
         };
+        let client_ca = self.values.contains_key("grpc.client_ca_file");
+        // Named and not usable is told by itself.
+        let has_tls = self.values.contains_key("grpc.certificate_file");
         let identity = self.identity("grpc", terms, false);
         if identity.is_some() && listen.is_none() {
             self.problem("grpc.listen", "must be set where grpc.certificate_file is: there is no TLS on a Unix socket");
         }
-        self.grpc_auth(listen);
+        let callers = self.callers(listen, unix_socket.as_ref(), has_tls, client_ca);
         GrpcSettings {
             listen,
             unix_socket,
             identity,
+            callers,
             // 256 batch inputs of 4 KiB, or one claims set of the largest size many times over.
             message_bytes_max: self.number("grpc.message_bytes_max", 1 << 20, 64 << 10..=16 << 20),
             // A few connections of each of some hundred issuers; some 100 MiB where all are in use.
@@ -62,16 +68,6 @@ impl Reader {
                 self.problem("grpc.tls_min_version", "must be \"1.3\" or \"1.2\"");
                 false
             }
-        }
-    }
-
-    /// Who may call.
-    fn grpc_auth(&mut self, listen: Option<SocketAddr>) {
-        match self.text("grpc.auth").as_deref() {
-            Some("none") if listen.is_none_or(|address| address.ip().is_loopback()) => {}
-            Some("none") => self.problem("grpc.listen", "must be a loopback address while grpc.auth is \"none\""),
-            Some(_) => self.problem("grpc.auth", "must be \"none\", the one way there is so far"),
-            None => self.problem("grpc.auth", "must be set: \"none\" lets every local process call"),
         }
     }
 }
