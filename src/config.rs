@@ -37,6 +37,8 @@ pub struct Config {
     pub token: TokenSettings,
     /// The SQLite file.
     pub store_path: PathBuf,
+    /// The file in which this replica remembers what it has seen of the store.
+    pub store_witness_path: PathBuf,
     /// The file that pins the service key.
     pub service_key_path: PathBuf,
     /// Modulus length of new RSA keys.
@@ -122,6 +124,7 @@ impl Config {
                 queue_depth_max: reader.number("token.queue_depth_max", 256, 1..=65_536),
             },
             store_path: reader.required_path("store.path"),
+            store_witness_path: reader.path("store.witness_file", "store-witness.jsonl"),
             service_key_path: reader.path("service_key.file", "service-key.json"),
             rsa_bits: reader.number("signing.rsa_bits", 2048, 2048..=4096),
             verify_share: reader.share("signing.verify_share", 0.01),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use keyward::config::Config;
 use keyward::dev::{self, StateDirectory};
+use keyward::domain::{Caller, Event, Principal, Timestamp};
 use keyward::serve::{self, Addresses, Listeners};
 use keyward::setup;
 use keyward::token::Pkcs11Token;
@@ -38,6 +39,15 @@ enum Command {
         /// Prints the addresses as one line of JSON on standard output once the service is ready.
         #[arg(long)]
         announce: bool,
+    },
+    /// Shows in what the store differs from what this replica has seen of it, after a backup was put back; with --confirm, takes
+    /// it as it is. No service may run on it.
+    AcceptStore {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Takes the store as it is, seals it anew, and says so in the administration log.
+        #[arg(long)]
+        confirm: bool,
     },
     /// Tells all problems of a configuration at once, and what the token can do.
     Check {
@@ -100,6 +110,9 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Init { config } => load(&config.path).and_then(|config| init(&config)),
         Command::Serve { config, announce } => load(&config.path).and_then(|config| serve(&config, announce)),
+        Command::AcceptStore { config, confirm } => {
+            load(&config.path).and_then(|config| accept_store(&config, confirm))
+        }
         Command::Check { config } => load(&config.path).and_then(|config| check(&config)),
         Command::Dev(arguments) => develop(arguments),
     };
@@ -133,11 +146,31 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn init(config: &Config) -> Result<(), Failure> {
-    let token = setup::open_token(&config.token).map_err(|error| error.to_string())?;
+    let token = Arc::new(setup::open_token(&config.token).map_err(|error| error.to_string())?);
     let made = runtime()?.block_on(setup::init(config, &token));
     token.close();
     made.map_err(|error| error.to_string())?;
-    eprintln!("made {} and {}", config.store_path.display(), config.service_key_path.display());
+    let made = [&config.store_path, &config.store_witness_path, &config.service_key_path].map(|path| path.display());
+    let [store, witness, pin] = made;
+    eprintln!("made {store}, {witness} and {pin}");
+    Ok(())
+}
+
+fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
+    let token = Arc::new(setup::open_token(&config.token).map_err(|error| error.to_string())?);
+    let principal = Principal::Unix(rustix::process::getuid().as_raw());
+    let caller = Caller { principals: Arc::from([principal]), method: "keyward accept-store", request_id: None };
+    let event = confirm.then(|| Event::new(Timestamp::now(), "accept_store", &caller));
+    let restored = runtime()?.block_on(setup::restore(config, &token, event));
+    token.close();
+    let restored = restored.map_err(|error| error.to_string())?;
+    println!("{restored}");
+    for damage in &restored.damaged {
+        println!("stays in quarantine: {}", damage.problem);
+    }
+    if !confirm {
+        println!("nothing was changed; with --confirm the store holds as it is");
+    }
     Ok(())
 }
 
@@ -157,7 +190,7 @@ fn check(config: &Config) -> Result<(), Failure> {
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
     let shutdown = runtime.block_on(on_signal())?;
-    let token = setup::open_token(&config.token).map_err(|error| error.to_string())?;
+    let token = Arc::new(setup::open_token(&config.token).map_err(|error| error.to_string())?);
     runtime.block_on(run(
         config,
         token,
@@ -174,7 +207,7 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
 /// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign.
 async fn run(
     config: &Config,
-    token: Pkcs11Token,
+    token: Arc<Pkcs11Token>,
     shutdown: CancellationToken,
     ready: impl FnOnce(Addresses),
     demo: bool,
@@ -183,8 +216,7 @@ async fn run(
     serve::raise_open_files_limit(config);
     let listeners = Listeners::bind(config).await?;
     let addresses = listeners.addresses().map_err(|error| error.to_string())?;
-    let (store, canary) = setup::open(config, &token).await.map_err(text)?;
-    let (token, store) = (Arc::new(token), Arc::new(store));
+    let (store, service_key) = setup::open(config, &token).await.map_err(text)?;
     let keyrings = serve::keyrings(config, addresses, Arc::clone(&token) as _, Arc::clone(&store) as _);
     keyrings.refresh().await.map_err(|error| error.for_log())?;
     if demo {
@@ -199,7 +231,7 @@ async fn run(
     if !shutdown.is_cancelled() {
         ready(addresses);
     }
-    let served = serve::run(config, keyrings, canary, listeners, shutdown).await;
+    let served = serve::run(config, keyrings, service_key, listeners, shutdown).await;
     store.close().await;
     // C_Finalize blocks, and nothing else is left to do.
     tokio::task::block_in_place(|| token.close());
@@ -265,7 +297,7 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
         }
         opened => opened,
     };
-    let token = token.map_err(|error| error.to_string())?;
+    let token = Arc::new(token.map_err(|error| error.to_string())?);
     let state_dir = state.path().to_owned();
     runtime.block_on(async move {
         if !initialised {

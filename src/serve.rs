@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Bearer;
 use crate::config::{Config, ManagementSettings, Watched};
-use crate::keyring::{Canary, Clock, Health, Keyrings, Settings, tend};
+use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
 use crate::store::Store;
 use crate::telemetry::Warnings;
@@ -149,7 +149,7 @@ pub fn keyrings(config: &Config, addresses: Addresses, token: Arc<dyn Token>, st
 pub async fn run(
     config: &Config,
     keyrings: Arc<Keyrings>,
-    canary: Canary,
+    service_key: Arc<ServiceKey>,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
@@ -183,7 +183,7 @@ pub async fn run(
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();
-    let watching = tokio::spawn(async move { watched.watch_health(canary, tell, stop).await });
+    let watching = tokio::spawn(async move { watched.watch_health(service_key, tell, stop).await });
 
     let mut outcome = Ok(());
     // A face that fails takes the others down in order: half a service is noticed by nobody.

@@ -5,16 +5,15 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, TokenSettings};
-use crate::domain::{Algorithm, Digest, ObjectId, PublicKey};
-use crate::jose::{self, BadPublicKey, Verifier};
-use crate::keyring::{Canary, new_object};
-use crate::store::{SqliteStore, Store as _, StoreError, TokenBinding};
-use crate::token::{Found, KeyRef, KeySpec, Pkcs11Token, SignInput, Token as _, TokenConfig, TokenError, TokenKey};
+use crate::domain::{Event, ObjectId, PublicKey};
+use crate::jose::BadPublicKey;
+use crate::keyring::{ServiceKey, new_object};
+use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
+use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -40,12 +39,6 @@ pub enum SetupError {
     #[error("the service key: {0}")]
     ServiceKey(#[from] BadPublicKey),
 }
-
-/// The algorithm of the service key.
-const SERVICE_ALGORITHM: Algorithm = Algorithm::ES256;
-
-/// How long the service key may take for its test signature.
-const TEST_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The file that pins the service key. Whoever can change it can make the service believe another key (R15).
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,7 +69,7 @@ pub fn open_token(settings: &TokenSettings) -> Result<Pkcs11Token, TokenError> {
 ///
 /// # Errors
 /// Says what is in the way, or what failed; the same call again goes on from there.
-pub async fn init(config: &Config, token: &Pkcs11Token) -> Result<(), SetupError> {
+pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), SetupError> {
     let (store, pinned) = (&config.store_path, &config.service_key_path);
     let begun = pinned.with_extension("begun");
     let resuming = begun.exists();
@@ -96,8 +89,11 @@ pub async fn init(config: &Config, token: &Pkcs11Token) -> Result<(), SetupError
     // 3. The store, bound to the token. It appears whole or not at all.
     let identity = token.identity();
     let binding = TokenBinding { serial: identity.serial.clone(), label: identity.label.clone() };
-    let made =
-        if store.exists() { SqliteStore::open(store).await? } else { SqliteStore::create(store, &binding).await? };
+    if !store.exists() {
+        SqliteStore::create(store, &binding, &config.store_witness_path).await?;
+    }
+    let key = Arc::new(ServiceKey::new(Arc::clone(token) as _, object, public_key.clone())?);
+    let made = SqliteStore::open(store, guard(config, &key)).await?;
     let bound = made.binding().await?;
     made.close().await;
     if bound != binding {
@@ -119,12 +115,12 @@ fn new_intent(begun: &Path) -> Result<ObjectId, SetupError> {
     Ok(file.cka_id)
 }
 
-async fn service_key(token: &Pkcs11Token, object: ObjectId) -> Result<PublicKey, SetupError> {
-    let TokenKey { public, protection } = match token.find(object, SERVICE_ALGORITHM).await? {
+async fn service_key(token: &Arc<Pkcs11Token>, object: ObjectId) -> Result<PublicKey, SetupError> {
+    let TokenKey { public, protection } = match token.find(object, ServiceKey::ALGORITHM).await? {
         Found::Key(key) => key,
         Found::Absent | Found::Remains => {
             token.destroy(object).await?;
-            token.generate(object, KeySpec { algorithm: SERVICE_ALGORITHM, rsa_bits: 0 }).await?
+            token.generate(object, KeySpec { algorithm: ServiceKey::ALGORITHM, rsa_bits: 0 }).await?
         }
     };
     if !protection.holds() {
@@ -133,22 +129,26 @@ async fn service_key(token: &Pkcs11Token, object: ObjectId) -> Result<PublicKey,
         return Err(SetupError::Refused(text.to_owned()));
     }
     let public = public.ok_or_else(|| SetupError::Refused("the token made a key without a public half".to_owned()))?;
-    let canary = canary(object, public.clone())?;
-    let digest = jose::digest(Digest::Sha256, b"keyward: test of the service key");
-    let deadline = Instant::now() + TEST_WAIT_MAX;
-    let signatures = token.sign(&canary.key, vec![SignInput::Digest(digest.clone())], deadline).await?;
-    if !signatures.first().is_some_and(|signature| canary.verifier.verify_digest(&digest, signature)) {
-        return Err(SetupError::Refused("the token's signatures do not verify; use another token".to_owned()));
+    let key = ServiceKey::new(Arc::clone(token) as _, object, public.clone())?;
+    match key.sign(b"keyward: test of the service key").await {
+        Ok(_) => Ok(public),
+        Err(TokenError::Mismatch(_)) => {
+            Err(SetupError::Refused("the token's signatures do not verify; use another token".to_owned()))
+        }
+        Err(error) => Err(error.into()),
     }
-    Ok(public)
 }
 
 /// Opens the store, sees that it belongs to the token, and reads the pinned service key.
 ///
 /// # Errors
 /// Says what is missing, or what does not fit together.
-pub async fn open(config: &Config, token: &Pkcs11Token) -> Result<(SqliteStore, Canary), SetupError> {
-    let store = SqliteStore::open(&config.store_path).await?;
+pub async fn open(
+    config: &Config,
+    token: &Arc<Pkcs11Token>,
+) -> Result<(Arc<SqliteStore>, Arc<ServiceKey>), SetupError> {
+    let key = pinned_key(config, Arc::clone(token) as _)?;
+    let store = SqliteStore::open(&config.store_path, guard(config, &key)).await?;
     let binding = store.binding().await?;
     let serial = &token.identity().serial;
     if binding.serial != *serial {
@@ -158,16 +158,29 @@ pub async fn open(config: &Config, token: &Pkcs11Token) -> Result<(SqliteStore, 
             binding.label, binding.serial
         )));
     }
+    Ok((Arc::new(store), key))
+}
+
+/// Compares the store with what this replica has seen of it; with `accept`, makes it hold as it is.
+///
+/// # Errors
+/// As [`open`].
+pub async fn restore(config: &Config, token: &Arc<Pkcs11Token>, accept: Option<Event>) -> Result<Restored, SetupError> {
+    let key = pinned_key(config, Arc::clone(token) as _)?;
+    Ok(SqliteStore::restore(&config.store_path, guard(config, &key), accept).await?)
+}
+
+fn guard(config: &Config, key: &Arc<ServiceKey>) -> Guard {
+    Guard { seals: Arc::clone(key) as _, witness: config.store_witness_path.clone() }
+}
+
+/// The service key, as its file pins it.
+fn pinned_key(config: &Config, token: Arc<dyn Token>) -> Result<Arc<ServiceKey>, SetupError> {
     let pin = read_pin(&config.service_key_path)?;
     let public = pin.public_key.ok_or_else(|| {
         SetupError::Refused(format!("{} is incomplete; run keyward init again", config.service_key_path.display()))
     })?;
-    Ok((store, canary(pin.cka_id, public)?))
-}
-
-fn canary(object: ObjectId, public: PublicKey) -> Result<Canary, BadPublicKey> {
-    let verifier = Verifier::new(SERVICE_ALGORITHM, &public)?;
-    Ok(Canary { key: Arc::new(KeyRef { object, algorithm: SERVICE_ALGORITHM, public: Some(public) }), verifier })
+    Ok(Arc::new(ServiceKey::new(token, pin.cka_id, public)?))
 }
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {

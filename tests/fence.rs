@@ -2,6 +2,9 @@
 //!
 //! The keyrings and the store are real; the token is one in memory that holds signatures back until the test lets them go.
 
+#[path = "common/seals.rs"]
+mod seals;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -100,7 +103,9 @@ impl Token for HoldingToken {
 
 async fn keyrings(token: &Arc<HoldingToken>, folder: &std::path::Path, sign_wait_max: Duration) -> Arc<Keyrings> {
     let binding = TokenBinding { serial: "memory".to_owned(), label: "memory".to_owned() };
-    let store = SqliteStore::create(&folder.join("store.sqlite"), &binding).await.expect("a store");
+    let path = folder.join("store.sqlite");
+    SqliteStore::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
+    let store = SqliteStore::open(&path, seals::guard(&path)).await.expect("a store");
     let settings = Settings {
         base_url: "https://keys.example".to_owned(),
         rsa_bits: 2048,

@@ -48,6 +48,7 @@ impl From<Error> for Status {
             Error::NotFound(_)
             | Error::AlreadyExists(_)
             | Error::Aborted(_)
+            | Error::Quarantined { .. }
             | Error::DeadlineExceeded
             | Error::Internal(_) => error.to_string(),
         };
@@ -72,6 +73,7 @@ fn class(error: &Error) -> (Code, &'static str) {
         Error::Unavailable { part: Part::Token, .. } => (Code::Unavailable, "TOKEN_UNAVAILABLE"),
         Error::Unavailable { part: Part::Store, .. } => (Code::Unavailable, "STORE_UNAVAILABLE"),
         Error::Unavailable { part: Part::Snapshot, .. } => (Code::Unavailable, "SNAPSHOT_TOO_OLD"),
+        Error::Quarantined { .. } => (Code::FailedPrecondition, "TENANT_QUARANTINED"),
         Error::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Error::Internal(_) => (Code::Internal, "INTERNAL"),
     }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 
 use crate::domain::{CustomKey, Domain, TenantId};
@@ -39,7 +39,13 @@ impl FromRequestParts<Arc<Keyrings>> for Addressed {
         let in_path = params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant);
         let snapshot = keyrings.snapshot();
         let (view, by_domain) = match in_path {
-            Some(tenant) => (tenant.parse::<TenantId>().ok().and_then(|id| snapshot.tenant(&id).cloned()), false),
+            Some(tenant) => {
+                let id = tenant.parse::<TenantId>().ok();
+                if id.as_ref().is_some_and(|id| snapshot.is_quarantined(id)) {
+                    return Err(out_of_service());
+                }
+                (id.and_then(|id| snapshot.tenant(&id).cloned()), false)
+            }
             None => {
                 (domain_of(&parts.uri, &parts.headers).and_then(|name| snapshot.tenant_of_domain(&name).cloned()), true)
             }
@@ -63,7 +69,18 @@ fn no_tenant() -> Response {
 
 /// 404, with a word on what would be found.
 pub(super) fn not_found(problem: &str) -> Response {
+    refusal(StatusCode::NOT_FOUND, problem)
+}
+
+/// 503 and not 404: caches may go on serving what they have (RFC 5861 section 4).
+fn out_of_service() -> Response {
+    let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, "this tenant's keys are out of service for now");
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+    response
+}
+
+fn refusal(status: StatusCode, problem: &str) -> Response {
     let body = serde_json::json!({"error": problem}).to_string();
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    (StatusCode::NOT_FOUND, headers, body).into_response()
+    (status, headers, body).into_response()
 }

@@ -23,6 +23,7 @@ async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warni
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
         "checks": {"token": say(health.token), "store": say(health.store), "snapshot": say(health.snapshot)},
+        "quarantined": health.quarantined,
         "warnings": warnings.all(),
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

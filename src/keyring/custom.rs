@@ -30,7 +30,7 @@ impl Keyrings {
     /// [`Error::NotFound`] for the tenant.
     pub fn custom_keys(&self, tenant: &TenantId) -> Result<String, Error> {
         let snapshot = self.snapshot();
-        let view = snapshot.tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?;
+        let view = snapshot.tenant(tenant).ok_or_else(|| self.absent(tenant))?;
         Ok(jwks_json(&view.record.tenant.custom_keys))
     }
 

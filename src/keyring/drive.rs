@@ -98,7 +98,9 @@ impl Keyrings {
     }
 
     pub(super) fn publish(&self, record: &TenantRecord) -> Result<(), StoreError> {
-        self.published.publish(record).map_err(|bad| StoreError::Damaged(format!("tenant {}: {bad}", record.tenant.id)))
+        self.published
+            .publish(record)
+            .map_err(|bad| StoreError::Untrusted(format!("tenant {}: {bad}", record.tenant.id)))
     }
 
     /// What this process may do about the pending key.

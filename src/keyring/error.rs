@@ -49,6 +49,15 @@ pub enum Error {
         /// For the log.
         cause: String,
     },
+    /// The tenant's record in the store is not to be believed (R15): an operator must restore it.
+    #[error(
+        "the tenant is quarantined: its record in the store is not to be believed, and nothing is signed, published or \
+             changed for it until an operator has restored it; readiness and log say what is wrong"
+    )]
+    Quarantined {
+        /// For the log.
+        cause: String,
+    },
     /// The caller's deadline, or the service's own, passed before the work was begun.
     #[error("the deadline passed before the work could be done")]
     DeadlineExceeded,
@@ -97,7 +106,9 @@ impl Error {
     #[must_use]
     pub fn for_log(&self) -> String {
         match self {
-            Self::Unavailable { cause, .. } | Self::Internal(cause) => format!("{self}: {cause}"),
+            Self::Unavailable { cause, .. } | Self::Quarantined { cause } | Self::Internal(cause) => {
+                format!("{self}: {cause}")
+            }
             _ => self.to_string(),
         }
     }
@@ -106,6 +117,7 @@ impl Error {
     pub fn log_refusal(&self) {
         match self {
             Self::Unavailable { part, cause } => tracing::warn!(cause, "refused: {part} is not available"),
+            Self::Quarantined { cause } => tracing::warn!(cause, "refused: the tenant is quarantined"),
             Self::Internal(cause) => tracing::error!(cause, "internal error"),
             Self::Invalid(_)
             | Self::NotFound(_)
@@ -163,6 +175,8 @@ impl From<StoreError> for Error {
             StoreError::ReadOnly(_) | StoreError::Unavailable(_) | StoreError::Refused(_) => {
                 Self::Unavailable { part: Part::Store, cause: error.to_string() }
             }
+            StoreError::Unsealed(_) => Self::Unavailable { part: Part::Token, cause: error.to_string() },
+            StoreError::Untrusted(cause) => Self::Quarantined { cause },
             StoreError::Damaged(cause) => Self::Internal(cause),
         }
     }

@@ -1,16 +1,14 @@
 //! What the readiness page and the health service tell: each part by name.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Keyrings;
-use crate::domain::Digest;
-use crate::jose::{self, Verifier};
+use super::{Keyrings, ServiceKey};
 use crate::store::StoreError;
-use crate::token::{KeyRef, SignInput, TokenError};
 
 /// How often token and store are probed: an orchestrator asks about as often.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -27,6 +25,9 @@ pub struct Health {
     pub store: Result<(), String>,
     /// The snapshot is young enough to sign from (R10).
     pub snapshot: Result<(), String>,
+    /// Tenants for which nothing is signed or published, because their records are not to be believed, and why. The others'
+    /// service goes on, so this alone makes nobody unready.
+    pub quarantined: BTreeMap<String, String>,
 }
 
 impl Health {
@@ -34,7 +35,7 @@ impl Health {
     #[must_use]
     pub fn unknown() -> Self {
         let unknown = || Err("not probed yet".to_owned());
-        Self { token: unknown(), store: unknown(), snapshot: unknown() }
+        Self { token: unknown(), store: unknown(), snapshot: unknown(), quarantined: BTreeMap::new() }
     }
 
     /// Whether every part is well.
@@ -50,29 +51,25 @@ impl Health {
     }
 }
 
-/// A key that proves by a signature that the token is alive and the one it was: a live session proves neither.
-#[derive(Debug)]
-pub struct Canary {
-    /// The service key, an ES256 key of its own.
-    pub key: Arc<KeyRef>,
-    /// Made from the pinned public key.
-    pub verifier: Verifier,
-}
-
 impl Keyrings {
     /// Probes token, store and snapshot until `shutdown`, and tells when something changes.
-    pub async fn watch_health(&self, canary: Canary, tell: watch::Sender<Health>, shutdown: CancellationToken) {
+    pub async fn watch_health(
+        &self,
+        service_key: Arc<ServiceKey>,
+        tell: watch::Sender<Health>,
+        shutdown: CancellationToken,
+    ) {
         let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            let (token, store) = tokio::join!(self.probe_token(&canary), self.probe_store());
+            let (token, store) = tokio::join!(service_key.probe(PROBE_WAIT_MAX), self.probe_store());
             let age = self.published.age();
             let snapshot = if age <= self.settings.snapshot_max_age {
                 Ok(())
             } else {
                 Err("older than signing.snapshot_max_age; the store does not confirm it".to_owned())
             };
-            let health = Health { token, store, snapshot };
+            let health = Health { token, store, snapshot, quarantined: self.quarantine.list() };
             tell.send_if_modified(|told| {
                 let changed = *told != health;
                 if changed {
@@ -81,25 +78,6 @@ impl Keyrings {
                 }
                 changed
             });
-        }
-    }
-
-    async fn probe_token(&self, canary: &Canary) -> Result<(), String> {
-        let nonce = format!("keyward canary {:?}", Instant::now());
-        let digest = jose::digest(Digest::Sha256, nonce.as_bytes());
-        let deadline = Instant::now() + PROBE_WAIT_MAX;
-        let input = vec![SignInput::Digest(digest.clone())];
-        // Not `Token::probe`, which waits behind the generation of keys.
-        let signed = self.token.sign(&canary.key, input, deadline);
-        match tokio::time::timeout_at(deadline.into(), signed).await {
-            Ok(Ok(signatures)) => {
-                let right = signatures.first().is_some_and(|one| canary.verifier.verify_digest(&digest, one));
-                if right { Ok(()) } else { Err("its signature with the service key does not verify".to_owned()) }
-            }
-            // A full queue is a token at work.
-            Ok(Err(TokenError::QueueFull)) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", PROBE_WAIT_MAX.as_secs())),
         }
     }
 

@@ -74,7 +74,7 @@ impl Keyrings {
     /// # Errors
     /// [`Error::NotFound`] for tenant or key.
     pub fn key(&self, tenant: &TenantId, kid: &Kid) -> Result<Listed, Error> {
-        find(self.snapshot().tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?, kid)
+        find(self.snapshot().tenant(tenant).ok_or_else(|| self.absent(tenant))?, kid)
     }
 
     /// Some of a tenant's keys.
@@ -83,7 +83,7 @@ impl Keyrings {
     /// [`Error::NotFound`] for the tenant, [`Error::Invalid`] for a page token whose key is not there.
     pub fn list_keys(&self, list: &ListKeys) -> Result<KeyPage, Error> {
         let snapshot = self.snapshot();
-        let view = snapshot.tenant(&list.tenant).ok_or_else(|| Error::no_tenant(&list.tenant))?;
+        let view = snapshot.tenant(&list.tenant).ok_or_else(|| self.absent(&list.tenant))?;
         if let Some(algorithm) = list.algorithm {
             // A retired algorithm's keys are shown too.
             if view.record.keyrings.iter().all(|keyring| keyring.algorithm != algorithm) {

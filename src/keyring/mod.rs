@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
-//! operators ask for), `saml` (signed metadata), `tend` (the timer), `health`.
+//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine`, `service_key`, `health`.
 
 mod clock;
 mod custom;
@@ -13,8 +13,10 @@ mod health;
 mod keys;
 mod locks;
 mod published;
+mod quarantine;
 mod rotate;
 mod saml;
+mod service_key;
 mod sign;
 pub mod snapshot;
 mod tenants;
@@ -23,14 +25,16 @@ mod update;
 mod verify;
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use clock::Clock;
 pub use error::{Error, Part, Violation};
-pub use health::{Canary, Health};
+pub use health::Health;
 pub use keys::{KeyPage, ListKeys, Listed, ListedState};
 pub use rotate::{RotateKeys, Rotated};
+pub use service_key::ServiceKey;
 pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, ecdsa_curve};
 pub use tenants::{TenantPage, TenantSpec};
 pub use tend::tend;
@@ -50,6 +54,9 @@ pub struct Keyrings {
     clock: Clock,
     settings: Settings,
     published: Published,
+    quarantine: quarantine::Quarantine,
+    /// Whether every record was read once.
+    loaded: AtomicBool,
     sampling: sign::Sampling,
     locks: locks::Locks,
     metadata_turns: locks::Locks,
@@ -91,6 +98,8 @@ impl Keyrings {
     pub fn new(token: Arc<dyn Token>, store: Arc<dyn Store>, clock: Clock, settings: Settings) -> Self {
         Self {
             published: Published::new(settings.base_url.clone()),
+            quarantine: quarantine::Quarantine::default(),
+            loaded: AtomicBool::new(false),
             sampling: sign::Sampling::new(settings.verify_share),
             locks: locks::Locks::default(),
             metadata_turns: locks::Locks::default(),

@@ -79,11 +79,23 @@ impl Published {
         let_go
     }
 
+    /// Publishes no tenant of this id any more, and says so to whoever asks for it.
+    pub(super) fn quarantine(&self, tenant: &TenantId) {
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot();
+        if !snapshot.is_quarantined(tenant) {
+            if let Some(view) = snapshot.view(tenant) {
+                self.lock_let_go().extend(view.signers.iter().map(Arc::downgrade));
+            }
+            self.snapshot.store(Arc::new(snapshot.quarantining(tenant)));
+        }
+    }
+
     /// Publishes no tenant of this id any more.
     pub(super) fn withdraw(&self, tenant: &TenantId) {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot();
-        if snapshot.view(tenant).is_some() {
+        if snapshot.view(tenant).is_some() || snapshot.is_quarantined(tenant) {
             self.snapshot.store(Arc::new(snapshot.without(tenant)));
         }
     }

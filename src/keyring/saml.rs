@@ -50,7 +50,7 @@ impl Keyrings {
     }
 
     fn view_of(&self, tenant: &TenantId) -> Result<Arc<TenantView>, Error> {
-        self.snapshot().tenant(tenant).cloned().ok_or_else(|| Error::no_tenant(tenant))
+        self.snapshot().tenant(tenant).cloned().ok_or_else(|| self.absent(tenant))
     }
 
     async fn sign_metadata(&self, view: &TenantView, site: &Site, deadline: Instant) -> Result<Document, Error> {

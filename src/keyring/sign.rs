@@ -132,7 +132,7 @@ impl Keyrings {
     pub(super) fn choose(&self, choice: &Choice) -> Result<(Arc<TenantView>, Arc<Signer>), Error> {
         self.check_age()?;
         let snapshot = self.snapshot();
-        let view = snapshot.tenant(&choice.tenant).ok_or_else(|| Error::no_tenant(&choice.tenant))?;
+        let view = snapshot.tenant(&choice.tenant).ok_or_else(|| self.absent(&choice.tenant))?;
         let algorithm = algorithm_of(view, choice.algorithm)?;
         let signer = view.signer(algorithm).ok_or_else(|| self.no_signer(view, algorithm))?;
         if choice.kid.as_ref().is_some_and(|kid| *kid != signer.kid) {

@@ -1,6 +1,6 @@
 //! The immutable view of all keyrings that this replica signs and publishes from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use crate::token::KeyRef;
 pub struct Snapshot {
     tenants: HashMap<TenantId, Arc<TenantView>>,
     domains: HashMap<Domain, TenantId>,
+    /// Tenants whose records are not to be believed (R15).
+    quarantined: HashSet<TenantId>,
 }
 
 /// One tenant: its record, what signs, and the documents that verifiers fetch.
@@ -70,12 +72,6 @@ pub struct Document {
 }
 
 impl Snapshot {
-    /// Whether there is no tenant at all.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.tenants.is_empty()
-    }
-
     /// The tenant of this id; one that is being deleted is not here.
     #[must_use]
     pub fn tenant(&self, id: &TenantId) -> Option<&Arc<TenantView>> {
@@ -111,11 +107,26 @@ impl Snapshot {
         snapshot
     }
 
+    /// This snapshot with one tenant out of service.
+    #[must_use]
+    pub fn quarantining(&self, id: &TenantId) -> Self {
+        let mut snapshot = self.without(id);
+        snapshot.quarantined.insert(id.clone());
+        snapshot
+    }
+
+    /// Whether the tenant of this id is out of service, because its record is not to be believed.
+    #[must_use]
+    pub fn is_quarantined(&self, id: &TenantId) -> bool {
+        self.quarantined.contains(id)
+    }
+
     /// This snapshot without one tenant.
     #[must_use]
     pub fn without(&self, id: &TenantId) -> Self {
         let mut snapshot = self.clone();
         snapshot.tenants.remove(id);
+        snapshot.quarantined.remove(id);
         snapshot.domains.retain(|_, tenant| tenant != id);
         snapshot
     }

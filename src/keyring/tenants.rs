@@ -37,12 +37,20 @@ pub struct TenantPage {
 }
 
 impl Keyrings {
+    /// Why there is no tenant of this id to be seen.
+    pub(super) fn absent(&self, id: &TenantId) -> Error {
+        if self.snapshot().is_quarantined(id) {
+            return Error::Quarantined { cause: format!("tenant {id} is quarantined") };
+        }
+        Error::no_tenant(id)
+    }
+
     /// One tenant.
     ///
     /// # Errors
     /// [`Error::NotFound`].
     pub fn tenant(&self, id: &TenantId) -> Result<Tenant, Error> {
-        self.snapshot().tenant(id).map(|view| view.record.tenant.clone()).ok_or_else(|| Error::no_tenant(id))
+        self.snapshot().tenant(id).map(|view| view.record.tenant.clone()).ok_or_else(|| self.absent(id))
     }
 
     /// The tenants after `after`, at most `page_size`.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::task::{self, JoinSet};
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Keyrings};
 use crate::domain::rotation::{Plan, plan};
 use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
+use crate::store::{Damage, StoreError, TenantRecord};
 
 /// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
 const TICK: Duration = Duration::from_secs(1);
@@ -33,13 +35,15 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
     let mut pauses: HashMap<TenantId, Pause> = HashMap::new();
     let mut working: JoinSet<Result<(), Error>> = JoinSet::new();
     let mut busy: HashMap<task::Id, TenantId> = HashMap::new();
+    let mut looked_at = None;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             _ = ticks.tick() => {
-                if let Err(error) = keyrings.refresh().await {
+                let refreshed = keyrings.refresh().await;
+                if let Err(error) = refreshed.and(keyrings.look_again(&mut looked_at).await) {
                     tracing::warn!(error = error.for_log(), "the snapshot could not be refreshed");
                 }
             }
@@ -81,53 +85,88 @@ fn note(pauses: &mut HashMap<TenantId, Pause>, tenant: TenantId, result: Result<
 impl Keyrings {
     /// Brings the snapshot up to date with the store.
     ///
+    /// A record that is not to be believed takes its tenant out of the snapshot and into quarantine; the others are brought up to
+    /// date.
+    ///
     /// # Errors
-    /// Of the store, or for a record that cannot be read: its tenant keeps the old view, the others are brought up to date,
-    /// and the snapshot is not confirmed, so that signing ends with `snapshot_max_age` (R10).
+    /// Of the store. The snapshot is then not confirmed, so that signing ends with `snapshot_max_age` (R10).
     pub async fn refresh(&self) -> Result<(), Error> {
         let asked = Instant::now();
-        let stored = self.store.revisions().await?;
-        if self.snapshot().is_empty()
-            && let Ok(records) = self.store.load_all().await
-        {
-            // The first load, in one go. What cannot be read is found and named below.
-            for record in &records {
-                if let Err(error) = self.publish(record) {
-                    tracing::error!(%error, "a record could not be published");
-                }
+        if !self.loaded.load(Ordering::Acquire) {
+            // The first load, in one go.
+            let loaded = self.store.load_all().await?;
+            for record in &loaded.records {
+                self.publish_or_quarantine(record)?;
             }
+            loaded.damaged.iter().for_each(|damage| self.keep_out(damage));
+            self.loaded.store(true, Ordering::Release);
         }
+        let stored = self.store.revisions().await?;
+        stored.damaged.iter().for_each(|damage| self.keep_out(damage));
         let snapshot = self.snapshot();
-        let mut problem = None;
-        for revisions in &stored {
+        for revisions in &stored.tenants {
             let same = snapshot.view(&revisions.tenant).is_some_and(|view| {
                 let keyrings = view.record.keyrings.iter().map(|keyring| (keyring.algorithm, keyring.revision));
                 view.record.tenant.revision == revisions.revision && keyrings.eq(revisions.keyrings.iter().copied())
             });
-            if !same && let Err(error) = self.reload(&revisions.tenant).await {
-                tracing::error!(tenant = %revisions.tenant, error = error.for_log(), "the record could not be loaded");
-                problem = Some(error);
+            if !same && !self.quarantine.rests(revisions.tenant.as_str()) {
+                self.reload(&revisions.tenant).await?;
             }
         }
         for view in snapshot.all() {
             let id = &view.record.tenant.id;
-            if stored.binary_search_by(|revisions| revisions.tenant.cmp(id)).is_err() {
+            if stored.tenants.binary_search_by(|revisions| revisions.tenant.cmp(id)).is_err() {
                 self.reload(id).await?;
             }
-        }
-        if let Some(problem) = problem {
-            return Err(problem);
         }
         self.published.confirm(asked);
         Ok(())
     }
 
-    async fn reload(&self, tenant: &TenantId) -> Result<(), Error> {
-        match self.store.load(tenant).await? {
-            Some(record) => self.publish(&record)?,
-            None => self.published.withdraw(tenant),
+    /// Reads one tenant's record again, each time that of another one: an edit that leaves the revision as it is shows by that
+    /// alone.
+    pub(super) async fn look_again(&self, after: &mut Option<TenantId>) -> Result<(), Error> {
+        let snapshot = self.snapshot();
+        let ids = || snapshot.all().map(|view| &view.record.tenant.id);
+        let next = ids().filter(|id| after.as_ref().is_none_or(|after| *id > after)).min().or_else(|| ids().min());
+        *after = next.cloned();
+        let Some(tenant) = next else { return Ok(()) };
+        match self.store.load(tenant).await {
+            Err(StoreError::Untrusted(problem)) => self.keep_out(&Damage { tenant: tenant.to_string(), problem }),
+            other => drop(other?),
         }
         Ok(())
+    }
+
+    async fn reload(&self, tenant: &TenantId) -> Result<(), Error> {
+        match self.store.load(tenant).await {
+            Ok(Some(record)) => self.publish_or_quarantine(&record)?,
+            Ok(None) => {
+                self.published.withdraw(tenant);
+                self.quarantine.release(tenant.as_str());
+            }
+            Err(StoreError::Untrusted(problem)) => self.keep_out(&Damage { tenant: tenant.to_string(), problem }),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn publish_or_quarantine(&self, record: &TenantRecord) -> Result<(), StoreError> {
+        let tenant = &record.tenant.id;
+        match self.publish(record) {
+            Ok(()) => self.quarantine.release(tenant.as_str()),
+            Err(StoreError::Untrusted(problem)) => self.keep_out(&Damage { tenant: tenant.to_string(), problem }),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Signs and publishes nothing for a tenant any more.
+    fn keep_out(&self, Damage { tenant, problem }: &Damage) {
+        self.quarantine.put(tenant, problem);
+        if let Ok(id) = tenant.parse() {
+            self.published.quarantine(&id);
+        }
     }
 
     /// The tenants for which there is something to do now.

@@ -43,7 +43,7 @@ impl Keyrings {
     /// [`Error::NotFound`] for the tenant, and for HS256 those of the token. A JWT that is not valid is a [`Verdict`].
     pub async fn verify_jwt(&self, tenant: &TenantId, jwt: &str, deadline: Instant) -> Result<Verdict, Error> {
         let snapshot = self.snapshot();
-        let view = snapshot.tenant(tenant).ok_or_else(|| Error::no_tenant(tenant))?;
+        let view = snapshot.tenant(tenant).ok_or_else(|| self.absent(tenant))?;
         let mut verdict = Verdict::default();
         match self.verify_with(view, jwt, deadline, &mut verdict).await {
             Ok(()) => {}

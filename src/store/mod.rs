@@ -1,30 +1,38 @@
 //! The store: the only room that knows SQL.
 //!
-//! It keeps tenants, keyrings and the administrative audit log. A [`Store`] reads, and commits a [`Change`]: one verb for
+//! It keeps tenants, keyrings and the administration log. A [`Store`] reads, and commits a [`Change`]: one verb for
 //! every write, because whatever changes together (a tenant, its keyrings, the event that tells of it) commits together or
 //! not at all, each record by compare-and-swap on its revision (R7).
 
 mod record;
+mod seal;
 mod sqlite;
+mod witness;
 
-pub use self::sqlite::SqliteStore;
+pub use self::seal::Seals;
+pub use self::sqlite::{Guard, Restored, SqliteStore};
 use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant, TenantId};
+use crate::tlog::Tip;
 use async_trait::async_trait;
 
 /// Where tenants and keyrings are kept.
+///
+/// A record is believed if the service key sealed it and if it is not older than what this replica has seen (R15); any other is
+/// [`StoreError::Untrusted`], or a [`Damage`] where several are read, and takes nothing away from the others.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// One tenant with its keyrings, as of one moment.
     async fn load(&self, tenant: &TenantId) -> Result<Option<TenantRecord>, StoreError>;
 
-    /// Every tenant with its keyrings, ordered by id.
-    async fn load_all(&self) -> Result<Vec<TenantRecord>, StoreError>;
+    /// Every tenant with its keyrings.
+    async fn load_all(&self) -> Result<Loaded, StoreError>;
 
-    /// The revisions of all tenants, ordered by id: what a snapshot compares itself with.
-    async fn revisions(&self) -> Result<Vec<TenantRevisions>, StoreError>;
+    /// The revisions of all tenants: what a snapshot compares itself with. They are as the rows say them: whoever finds another
+    /// revision than his own loads the record, and so has it checked.
+    async fn revisions(&self) -> Result<Revisions, StoreError>;
 
-    /// Commits everything in `change`, or nothing. Once it answers Ok the change survives a crash; after
-    /// [`StoreError::Unavailable`] it may or may not have been made.
+    /// Seals the records in `change` and commits everything in it, or nothing. Once it answers Ok the change survives a crash;
+    /// after [`StoreError::Unavailable`] it may or may not have been made.
     async fn commit(&self, change: &Change) -> Result<(), StoreError>;
 
     /// Shows that the store can be read and written.
@@ -33,8 +41,59 @@ pub trait Store: Send + Sync + 'static {
     /// The token that the store was made with.
     async fn binding(&self) -> Result<TokenBinding, StoreError>;
 
-    /// The latest events of the administrative audit log, newest first, at most `limit`.
-    async fn events(&self, limit: u32) -> Result<Vec<Event>, StoreError>;
+    /// Records of the administration log, as their octets; [`crate::tlog::Record::parse`] reads them. They are not checked here:
+    /// [`crate::tlog::Tip::follow`] does, from the first one on.
+    async fn events(&self, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError>;
+
+    /// Where the administration log ends.
+    async fn log_tip(&self) -> Result<Tip, StoreError>;
+}
+
+/// Which records of the administration log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventPage {
+    /// Those that tell of this tenant alone.
+    pub tenant: Option<TenantId>,
+    /// From where, and in which direction.
+    pub start: Start,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// A place in a log, and a direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The newest first; with an index, those before that one.
+    Newest(Option<u64>),
+    /// The oldest first, from this index on.
+    Oldest(u64),
+}
+
+/// What was read of all tenants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Those that are believed, ordered by id.
+    pub records: Vec<TenantRecord>,
+    /// The others.
+    pub damaged: Vec<Damage>,
+}
+
+/// The revisions of all tenants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revisions {
+    /// Ordered by id.
+    pub tenants: Vec<TenantRevisions>,
+    /// Tenants whose rows say nothing that could be a revision, or that have none although they should.
+    pub damaged: Vec<Damage>,
+}
+
+/// A tenant whose record is not to be believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Its id, as the row says it.
+    pub tenant: String,
+    /// What is wrong, for the log and the operator.
+    pub problem: String,
 }
 
 /// A tenant and all its keyrings.
@@ -98,9 +157,15 @@ pub enum StoreError {
     /// The store does not answer, for the reason given: retry later.
     #[error("the store is not available: {0}")]
     Unavailable(String),
-    /// The store holds something that no version of Keyward wrote: an operator must act.
+    /// The store as a whole holds something that no version of Keyward wrote: an operator must act.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// One tenant's record is not to be believed, for the reason given (R15): an operator must act.
+    #[error("not to be believed: {0}")]
+    Untrusted(String),
+    /// The service key could not seal the change, for the reason given; nothing was changed: retry later.
+    #[error("the change could not be sealed: {0}")]
+    Unsealed(String),
     /// The store cannot be opened in this way: it is missing, exists already, or is in use. The text says what to do.
     #[error("{0}")]
     Refused(String),

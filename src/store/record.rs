@@ -1,34 +1,38 @@
 //! Records as every database keeps them: a document, and copies of some of its members in columns.
 //!
 //! The document is the domain value as JSON with its fields in the order of their declaration, so equal values have equal
-//! bytes. The columns beside it serve constraints and compare-and-swap; a row is only believed if they say what the document
-//! says. This is the one place where documents are written and read.
+//! bytes. It is what the service key seals. The columns beside it serve constraints and compare-and-swap; a row is only
+//! believed if its seal holds and they say what the document says. This is the one place where documents are written and read.
 
 use std::str::FromStr;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{StoreError, TenantRevisions};
-use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant};
+use super::{Seals, StoreError, TenantRevisions, seal};
+use crate::domain::{Algorithm, Keyring, Revision, Tenant, Timestamp};
 
 /// A row of `tenant`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TenantRow {
     pub(super) id: String,
     pub(super) revision: i64,
     pub(super) issuer: String,
     pub(super) custom_domain: Option<String>,
     pub(super) document: String,
+    /// Empty until it is sealed.
+    pub(super) seal: Vec<u8>,
 }
 
 /// A row of `keyring`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KeyringRow {
     pub(super) tenant: String,
     pub(super) algorithm: String,
     pub(super) revision: i64,
     pub(super) document: String,
+    /// Empty until it is sealed.
+    pub(super) seal: Vec<u8>,
 }
 
 impl TenantRow {
@@ -39,13 +43,21 @@ impl TenantRow {
             issuer: tenant.issuer.to_string(),
             custom_domain: tenant.custom_domain.as_ref().map(ToString::to_string),
             document: document(tenant)?,
+            seal: Vec::new(),
         })
     }
 
-    pub(super) fn decode(self) -> Result<Tenant, StoreError> {
+    /// What is sealed.
+    pub(super) fn message(&self) -> Vec<u8> {
+        seal::tenant_message(&self.document)
+    }
+
+    pub(super) fn decode(self, seals: &dyn Seals) -> Result<Tenant, StoreError> {
         let row = format!("tenant {}", self.id);
+        // Before anything in it is looked at: a parser is no place for what somebody else wrote.
+        seal::check(seals, &self.message(), &self.seal, &row)?;
         let tenant: Tenant = value(&self.document, &row)?;
-        let told = Self { document: self.document.clone(), ..Self::encode(&tenant)? };
+        let told = Self { document: self.document.clone(), seal: self.seal.clone(), ..Self::encode(&tenant)? };
         if told == self { Ok(tenant) } else { Err(differs(&row)) }
     }
 }
@@ -57,25 +69,22 @@ impl KeyringRow {
             algorithm: keyring.algorithm.to_string(),
             revision: number(keyring.revision)?,
             document: document(keyring)?,
+            seal: Vec::new(),
         })
     }
 
-    pub(super) fn decode(self) -> Result<Keyring, StoreError> {
+    /// What is sealed; `tenant_created` is when its tenant was made.
+    pub(super) fn message(&self, tenant_created: Timestamp) -> Vec<u8> {
+        seal::keyring_message(tenant_created, &self.document)
+    }
+
+    pub(super) fn decode(self, tenant_created: Timestamp, seals: &dyn Seals) -> Result<Keyring, StoreError> {
         let row = format!("keyring {} {}", self.tenant, self.algorithm);
+        seal::check(seals, &self.message(tenant_created), &self.seal, &row)?;
         let keyring: Keyring = value(&self.document, &row)?;
-        let told = Self { document: self.document.clone(), ..Self::encode(&keyring)? };
+        let told = Self { document: self.document.clone(), seal: self.seal.clone(), ..Self::encode(&keyring)? };
         if told == self { Ok(keyring) } else { Err(differs(&row)) }
     }
-}
-
-/// The document of an event.
-pub(super) fn encode_event(event: &Event) -> Result<String, StoreError> {
-    document(event)
-}
-
-/// The event of a document.
-pub(super) fn decode_event(sequence: i64, document: &str) -> Result<Event, StoreError> {
-    value(document, &format!("audit_event {sequence}"))
 }
 
 /// The revisions in the columns of a tenant's row and its keyrings' rows. The documents are not read: whoever finds another
@@ -103,7 +112,7 @@ pub(super) fn number(revision: Revision) -> Result<i64, StoreError> {
 }
 
 fn revision(number: i64, row: &str) -> Result<Revision, StoreError> {
-    u64::try_from(number).map(Revision::new).map_err(|_| StoreError::Damaged(format!("{row}: revision {number}")))
+    u64::try_from(number).map(Revision::new).map_err(|_| StoreError::Untrusted(format!("{row}: revision {number}")))
 }
 
 fn document(value: &impl Serialize) -> Result<String, StoreError> {
@@ -112,13 +121,13 @@ fn document(value: &impl Serialize) -> Result<String, StoreError> {
 }
 
 fn value<T: DeserializeOwned>(document: &str, row: &str) -> Result<T, StoreError> {
-    serde_json::from_str(document).map_err(|error| StoreError::Damaged(format!("{row}: document: {error}")))
+    serde_json::from_str(document).map_err(|error| StoreError::Untrusted(format!("{row}: document: {error}")))
 }
 
 fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str, row: &str, column: &str) -> Result<T, StoreError> {
-    text.parse().map_err(|error| StoreError::Damaged(format!("{row}: {column}: {error}")))
+    text.parse().map_err(|error| StoreError::Untrusted(format!("{row}: {column}: {error}")))
 }
 
 fn differs(row: &str) -> StoreError {
-    StoreError::Damaged(format!("{row}: its columns do not say what its document says"))
+    StoreError::Untrusted(format!("{row}: its columns do not say what its document says"))
 }

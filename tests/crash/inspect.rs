@@ -41,11 +41,13 @@ pub(crate) fn in_a_child(installation: &Installation) {
 pub(crate) async fn inspect(directory: &Path) {
     let config = Config::load(&directory.join("keyward.toml")).expect("the installation's configuration");
     let mut objects = objects(&config);
-    let token = setup::open_token(&config.token).expect("the token opens");
-    let (store, canary) = setup::open(&config, &token).await.expect("the store opens");
+    let token = Arc::new(setup::open_token(&config.token).expect("the token opens"));
+    let (store, service_key) = setup::open(&config, &token).await.expect("the store opens");
     let pair = (1, 1);
-    assert_eq!(objects.remove(&canary.key.object), Some(pair), "the service key is a pair");
-    for record in store.load_all().await.expect("every record can be read") {
+    assert_eq!(objects.remove(&service_key.object()), Some(pair), "the service key is a pair");
+    let loaded = store.load_all().await.expect("the records can be read");
+    assert_eq!(loaded.damaged, [], "every record is believed");
+    for record in loaded.records {
         for keyring in record.keyrings {
             let name = format!("{} {}", keyring.tenant, keyring.algorithm);
             assert_eq!(keyring.pending, None, "{name} is at rest");

@@ -7,10 +7,13 @@ use std::time::Instant;
 use async_trait::async_trait;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use keyward::domain::{
-    Algorithm, Ed25519, Event, Keyring, ObjectId, Octets, Protection, PublicKey, RequestId, Revision, TenantId,
-    Timestamp, Trigger,
+    Algorithm, Ed25519, Keyring, ObjectId, Octets, Protection, PublicKey, RequestId, Revision, TenantId, Timestamp,
+    Trigger,
 };
-use keyward::store::{Change, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding};
+use keyward::store::{
+    Change, EventPage, Loaded, Revisions, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding,
+};
+use keyward::tlog::Tip;
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
 use tokio::sync::oneshot;
 
@@ -360,17 +363,18 @@ impl Store for Outside {
         self.record(Call::Load).await
     }
 
-    async fn load_all(&self) -> Result<Vec<TenantRecord>, StoreError> {
-        Ok(self.record(Call::Load).await?.into_iter().collect())
+    async fn load_all(&self) -> Result<Loaded, StoreError> {
+        Ok(Loaded { records: self.record(Call::Load).await?.into_iter().collect(), damaged: Vec::new() })
     }
 
-    async fn revisions(&self) -> Result<Vec<TenantRevisions>, StoreError> {
+    async fn revisions(&self) -> Result<Revisions, StoreError> {
         let revisions = |record: TenantRecord| TenantRevisions {
             keyrings: record.keyrings.iter().map(|keyring| (keyring.algorithm, keyring.revision)).collect(),
             tenant: record.tenant.id,
             revision: record.tenant.revision,
         };
-        Ok(self.record(Call::Revisions).await?.into_iter().map(revisions).collect())
+        let tenants = self.record(Call::Revisions).await?.into_iter().map(revisions).collect();
+        Ok(Revisions { tenants, damaged: Vec::new() })
     }
 
     async fn commit(&self, change: &Change) -> Result<(), StoreError> {
@@ -388,7 +392,11 @@ impl Store for Outside {
         Ok(TokenBinding { serial: "1".to_owned(), label: "model".to_owned() })
     }
 
-    async fn events(&self, _: u32) -> Result<Vec<Event>, StoreError> {
+    async fn events(&self, _: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn log_tip(&self) -> Result<Tip, StoreError> {
+        Ok(Tip::default())
     }
 }

@@ -10,7 +10,8 @@ use keyward::store::{Change, Store, StoreError, TenantRecord, TenantRevisions};
 use tokio::task::JoinSet;
 
 use crate::samples::{
-    binding, changed, event, full_tenant, generated, id, keyring, now, of_keyring, of_tenant, tenant,
+    all, binding, changed, event, full_tenant, generated, id, keyring, now, of_keyring, of_tenant, revisions, tenant,
+    told,
 };
 
 /// A database to hold the contract against.
@@ -31,9 +32,9 @@ const CROWD: u8 = 50;
 pub(crate) async fn a_new_store_is_empty_and_knows_its_token<H: Harness>() {
     let harness = H::fresh().await;
     let store = harness.store();
-    assert_eq!(store.load_all().await.unwrap(), []);
-    assert_eq!(store.revisions().await.unwrap(), []);
-    assert_eq!(store.events(10).await.unwrap(), []);
+    assert_eq!(all(&*store).await, []);
+    assert_eq!(revisions(&*store).await, []);
+    assert_eq!(told(&*store, 10).await, []);
     assert_eq!(store.load(&id("acme")).await.unwrap(), None);
     assert_eq!(store.binding().await.unwrap(), binding());
 }
@@ -52,7 +53,7 @@ pub(crate) async fn what_is_committed_is_loaded<H: Harness>() {
     assert_eq!(store.load(&id("plain")).await.unwrap(), Some(plain.clone()));
     assert_eq!(store.load(&id("full")).await.unwrap(), Some(full.clone()));
     assert_eq!(store.load(&id("other")).await.unwrap(), None);
-    assert_eq!(store.load_all().await.unwrap(), [full, plain]);
+    assert_eq!(all(&*store).await, [full, plain]);
 }
 
 pub(crate) async fn tenants_come_in_order_of_id_and_keyrings_of_algorithm<H: Harness>() {
@@ -67,7 +68,7 @@ pub(crate) async fn tenants_come_in_order_of_id_and_keyrings_of_algorithm<H: Har
     }
     let mut expected = names;
     expected.sort_unstable();
-    let records = store.load_all().await.unwrap();
+    let records = all(&*store).await;
     assert!(records.iter().map(|record| record.tenant.id.as_str()).eq(expected));
     for record in &records {
         assert!(record.keyrings.iter().map(|keyring| keyring.algorithm).eq(Algorithm::ALL));
@@ -93,7 +94,7 @@ pub(crate) async fn revisions_are_those_of_the_records<H: Harness>() {
         TenantRevisions { tenant: id("acme"), revision: Revision::new(2), keyrings: acme },
         TenantRevisions { tenant: id("bare"), revision: Revision::new(1), keyrings: vec![] },
     ];
-    assert_eq!(store.revisions().await.unwrap(), expected);
+    assert_eq!(revisions(&*store).await, expected);
 }
 
 pub(crate) async fn a_record_replaces_its_predecessor_only<H: Harness>() {
@@ -152,7 +153,7 @@ pub(crate) async fn of_many_commits_of_one_revision_exactly_one_wins<H: Harness>
     }
     assert_eq!(winners.len(), 1);
     assert_eq!(store.load(&id("acme")).await.unwrap().unwrap().keyrings, winners);
-    assert_eq!(store.events(10).await.unwrap().len(), 1);
+    assert_eq!(told(&*store, 10).await.len(), 1);
 }
 
 pub(crate) async fn a_change_is_made_as_a_whole_or_not_at_all<H: Harness>() {
@@ -188,13 +189,13 @@ pub(crate) async fn a_change_is_made_as_a_whole_or_not_at_all<H: Harness>() {
         assert_conflict(store.commit(&broken).await);
         assert_eq!(store.load(&id("acme")).await.unwrap().as_ref(), Some(&before));
         assert!(store.load(&id("other")).await.unwrap().is_some());
-        assert_eq!(store.events(10).await.unwrap(), [event("create", "acme")]);
+        assert_eq!(told(&*store, 10).await, [event("create", "acme")]);
     }
 
     store.commit(&whole).await.unwrap();
     let after = TenantRecord { tenant: whole.tenant.unwrap(), keyrings: whole.keyrings };
-    assert_eq!(store.load_all().await.unwrap(), [after]);
-    assert_eq!(store.events(2).await.unwrap(), [event("two", "acme"), event("one", "acme")]);
+    assert_eq!(all(&*store).await, [after]);
+    assert_eq!(told(&*store, 2).await, [event("two", "acme"), event("one", "acme")]);
 }
 
 pub(crate) async fn id_issuer_and_custom_domain_are_of_one_tenant_alone<H: Harness>() {
@@ -248,10 +249,10 @@ pub(crate) async fn id_issuer_and_custom_domain_are_of_one_tenant_alone<H: Harne
     moved.custom_domain = holder.custom_domain.clone();
     assert_taken(store.commit(&of_tenant(moved)).await, "custom_domain");
 
-    let names: Vec<_> = store.revisions().await.unwrap();
+    let names: Vec<_> = revisions(&*store).await;
     assert_eq!(names.len(), 7);
     assert!(names.iter().all(|tenant| tenant.revision == Revision::FIRST));
-    assert_eq!(store.events(10).await.unwrap(), []);
+    assert_eq!(told(&*store, 10).await, []);
 }
 
 pub(crate) async fn a_keyring_exists_once_and_only_with_its_tenant<H: Harness>() {
@@ -273,15 +274,15 @@ pub(crate) async fn removal_takes_a_tenant_of_the_expected_revision_with_its_key
         store.commit(&change).await.unwrap();
     }
     store.commit(&of_tenant(changed(tenant("acme")))).await.unwrap();
-    let before = store.load_all().await.unwrap();
+    let before = all(&*store).await;
     for (name, revision) in [("acme", 1), ("acme", 3), ("nobody", 1)] {
         assert_conflict(store.commit(&removal(name, revision)).await);
-        assert_eq!(store.load_all().await.unwrap(), before);
-        assert_eq!(store.events(10).await.unwrap(), []);
+        assert_eq!(all(&*store).await, before);
+        assert_eq!(told(&*store, 10).await, []);
     }
     store.commit(&removal("acme", 2)).await.unwrap();
-    assert_eq!(store.load_all().await.unwrap(), before[1..]);
-    assert_eq!(store.events(10).await.unwrap(), [event("delete", "acme")]);
+    assert_eq!(all(&*store).await, before[1..]);
+    assert_eq!(told(&*store, 10).await, [event("delete", "acme")]);
     assert_conflict(store.commit(&removal("acme", 2)).await);
 }
 
@@ -308,10 +309,10 @@ pub(crate) async fn events_are_told_newest_first<H: Harness>() {
     store.commit(&Change { events, ..Change::default() }).await.unwrap();
     store.commit(&Change { events: vec![event("third", "other")], ..Change::default() }).await.unwrap();
     let newest_first = [event("third", "other"), bare, first];
-    assert_eq!(store.events(u32::MAX).await.unwrap(), newest_first);
-    assert_eq!(store.events(3).await.unwrap(), newest_first);
-    assert_eq!(store.events(2).await.unwrap(), newest_first[..2]);
-    assert_eq!(store.events(0).await.unwrap(), []);
+    assert_eq!(told(&*store, u32::MAX).await, newest_first);
+    assert_eq!(told(&*store, 3).await, newest_first);
+    assert_eq!(told(&*store, 2).await, newest_first[..2]);
+    assert_eq!(told(&*store, 0).await, []);
 }
 
 pub(crate) async fn events_stay_when_their_tenant_is_gone<H: Harness>() {
@@ -320,7 +321,7 @@ pub(crate) async fn events_stay_when_their_tenant_is_gone<H: Harness>() {
     let create = Change { tenant: Some(tenant("acme")), events: vec![event("create", "acme")], ..Change::default() };
     store.commit(&create).await.unwrap();
     store.commit(&removal("acme", 1)).await.unwrap();
-    assert_eq!(store.events(10).await.unwrap(), [event("delete", "acme"), event("create", "acme")]);
+    assert_eq!(told(&*store, 10).await, [event("delete", "acme"), event("create", "acme")]);
 }
 
 pub(crate) async fn an_empty_change_is_made<H: Harness>() {
@@ -334,13 +335,13 @@ pub(crate) async fn what_was_committed_is_there_after_reopening<H: Harness>() {
     let events = vec![event("create", "acme")];
     let change = Change { tenant: Some(full_tenant("acme")), keyrings, events, remove: None };
     store.commit(&change).await.unwrap();
-    let (records, events) = (store.load_all().await.unwrap(), store.events(10).await.unwrap());
+    let (records, events) = (all(&*store).await, told(&*store, 10).await);
     drop(store);
 
     let harness = harness.reopened().await;
     let store = harness.store();
-    assert_eq!(store.load_all().await.unwrap(), records);
-    assert_eq!(store.events(10).await.unwrap(), events);
+    assert_eq!(all(&*store).await, records);
+    assert_eq!(told(&*store, 10).await, events);
     assert_eq!(store.binding().await.unwrap(), binding());
     store.commit(&of_tenant(changed(full_tenant("acme")))).await.unwrap();
 }
@@ -352,7 +353,7 @@ pub(crate) async fn a_commit_whose_caller_left_is_whole_and_in_nobodys_way<H: Ha
     store.commit(&Change { tenant: Some(tenant("acme")), keyrings, ..Change::default() }).await.unwrap();
     for polls in 0..CROWD {
         let mut record = store.load(&id("acme")).await.unwrap().unwrap();
-        let before = (record.clone(), store.events(u32::MAX).await.unwrap().len());
+        let before = (record.clone(), told(&*store, u32::MAX).await.len());
         record.tenant = changed(record.tenant);
         record.keyrings[0] = record.keyrings[0].abandon(None, now());
         let events = vec![event("abandon", "acme")];
@@ -366,7 +367,7 @@ pub(crate) async fn a_commit_whose_caller_left_is_whole_and_in_nobodys_way<H: Ha
         // Writes are made one after the other, so this one comes after whatever the lost one did.
         store.probe().await.unwrap();
         let found = store.load(&id("acme")).await.unwrap().unwrap();
-        let found = (found, store.events(u32::MAX).await.unwrap().len());
+        let found = (found, told(&*store, u32::MAX).await.len());
         let made = (record, before.1 + 1);
         match outcome {
             Some(outcome) => {
@@ -387,12 +388,12 @@ pub(crate) async fn a_probe_succeeds_and_changes_nothing<H: Harness>() {
     let harness = H::fresh().await;
     let store = harness.store();
     store.commit(&of_tenant(tenant("acme"))).await.unwrap();
-    let before = store.load_all().await.unwrap();
+    let before = all(&*store).await;
     for _ in 0..3 {
         store.probe().await.unwrap();
     }
-    assert_eq!(store.load_all().await.unwrap(), before);
-    assert_eq!(store.events(10).await.unwrap(), []);
+    assert_eq!(all(&*store).await, before);
+    assert_eq!(told(&*store, 10).await, []);
     assert_eq!(store.binding().await.unwrap(), binding());
 }
 

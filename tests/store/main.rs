@@ -5,6 +5,9 @@
 
 mod contract;
 mod samples;
+mod sealed;
+#[path = "../common/seals.rs"]
+mod seals;
 mod sqlite;
 mod values;
 

@@ -6,7 +6,8 @@ use keyward::domain::{
     Algorithm, Caller, Certificate, Curve, CustomKey, Event, Generated, Keyring, Kid, ObjectId, Octets, Protection,
     PublicKey, Revision, RotationPolicy, Tenant, TenantId, Timestamp,
 };
-use keyward::store::{Change, TokenBinding};
+use keyward::store::{Change, EventPage, Start, Store, TenantRecord, TenantRevisions, TokenBinding};
+use keyward::tlog::{Record, Tip};
 
 /// The moment of everything here, to the nanosecond.
 pub(crate) fn now() -> Timestamp {
@@ -124,4 +125,30 @@ pub(crate) fn of_tenant(tenant: Tenant) -> Change {
 /// The change that creates or replaces `keyring` alone.
 pub(crate) fn of_keyring(keyring: Keyring) -> Change {
     Change { keyrings: vec![keyring], ..Change::default() }
+}
+
+/// Every record; each is believed.
+pub(crate) async fn all(store: &dyn Store) -> Vec<TenantRecord> {
+    let loaded = store.load_all().await.unwrap();
+    assert_eq!(loaded.damaged, []);
+    loaded.records
+}
+
+/// The revisions of every record.
+pub(crate) async fn revisions(store: &dyn Store) -> Vec<TenantRevisions> {
+    let revisions = store.revisions().await.unwrap();
+    assert_eq!(revisions.damaged, []);
+    revisions.tenants
+}
+
+/// The latest events, newest first, out of a log that holds from its first record to its end.
+pub(crate) async fn told(store: &dyn Store, limit: u32) -> Vec<Event> {
+    let page = |start, limit| EventPage { tenant: None, start, limit };
+    let mut tip = Tip::default();
+    for record in store.events(&page(Start::Oldest(0), u32::MAX)).await.unwrap() {
+        tip.follow(&record).unwrap();
+    }
+    assert_eq!(tip, store.log_tip().await.unwrap());
+    let latest = store.events(&page(Start::Newest(None), limit)).await.unwrap();
+    latest.iter().map(|record| Record::parse(record).unwrap().event).collect()
 }

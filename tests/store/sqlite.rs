@@ -5,14 +5,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keyward::domain::{Algorithm, Generated, Keyring, Revision};
-use keyward::store::{Change, SqliteStore, Store, StoreError, TenantRecord};
+use keyward::domain::Algorithm;
+use keyward::store::{Change, SqliteStore, Store, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, query};
 use tempfile::TempDir;
 
 use crate::contract::{Harness, left_after};
-use crate::samples::{binding, changed, event, full_tenant, generated, id, keyring, now, of_tenant, tenant};
+use crate::samples::{all, binding, changed, event, full_tenant, id, keyring, of_tenant, revisions, tenant, told};
+use crate::seals::{guard, witness_of};
 
 pub(crate) struct Sqlite {
     store: Arc<SqliteStore>,
@@ -22,8 +23,9 @@ pub(crate) struct Sqlite {
 impl Harness for Sqlite {
     async fn fresh() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = SqliteStore::create(&directory.path().join("store.db"), &binding()).await.unwrap();
-        Self { store: Arc::new(store), directory }
+        let path = directory.path().join("store.db");
+        create(&path).await.unwrap();
+        Self { store: Arc::new(open(&path).await.unwrap()), directory }
     }
 
     fn store(&self) -> Arc<dyn Store> {
@@ -32,7 +34,7 @@ impl Harness for Sqlite {
 
     async fn reopened(self) -> Self {
         self.store.close().await;
-        let store = SqliteStore::open(&self.path()).await.unwrap();
+        let store = open(&self.path()).await.unwrap();
         Self { store: Arc::new(store), directory: self.directory }
     }
 }
@@ -48,7 +50,16 @@ impl Sqlite {
     }
 }
 
-async fn shell(path: &Path) -> SqliteConnection {
+/// A store with its witness beside it.
+pub(crate) async fn create(path: &Path) -> Result<(), StoreError> {
+    SqliteStore::create(path, &binding(), &witness_of(path)).await
+}
+
+pub(crate) async fn open(path: &Path) -> Result<SqliteStore, StoreError> {
+    SqliteStore::open(path, guard(path)).await
+}
+
+pub(crate) async fn shell(path: &Path) -> SqliteConnection {
     SqliteConnectOptions::new().filename(path).foreign_keys(false).connect().await.unwrap()
 }
 
@@ -102,7 +113,7 @@ async fn a_closed_store_is_one_file_and_its_lock() {
 async fn a_missing_store_is_refused_and_not_made() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.db");
-    let text = refusal(SqliteStore::open(&path).await);
+    let text = refusal(open(&path).await);
     assert!(text.contains("keyward init") && text.contains(path.to_str().unwrap()), "{text}");
     assert!(names(directory.path()).is_empty());
 }
@@ -114,12 +125,12 @@ async fn a_second_opener_is_refused_until_the_first_has_closed() {
     std::os::unix::fs::symlink(harness.path(), &link).unwrap();
     // The lock is on the open file, so this process is to itself what another one would be.
     for path in [harness.path(), link] {
-        let text = refusal(SqliteStore::open(&path).await);
+        let text = refusal(open(&path).await);
         assert!(text.contains("in use") && text.contains("store.db"), "{text}");
     }
     harness.store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     harness.store.close().await;
-    SqliteStore::open(&harness.path()).await.unwrap();
+    open(&harness.path()).await.unwrap();
 }
 
 #[tokio::test]
@@ -140,7 +151,7 @@ async fn an_operator_who_holds_the_lock_makes_the_store_unavailable_for_as_long(
     let writing = shell.begin_with("BEGIN IMMEDIATE").await.unwrap();
     let outcome = harness.store.commit(&of_tenant(tenant("acme"))).await;
     assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
-    assert_eq!(harness.store.load_all().await.unwrap(), []);
+    assert_eq!(all(&*harness.store).await, []);
     writing.rollback().await.unwrap();
     harness.store.commit(&of_tenant(tenant("acme"))).await.unwrap();
 }
@@ -165,14 +176,8 @@ async fn a_caller_who_leaves_in_the_middle_of_the_transaction_leaves_it_whole() 
         writing.rollback().await.unwrap();
         harness.store.probe().await.unwrap();
         let record = harness.store.load(&id(&name)).await.unwrap();
-        let told = harness
-            .store
-            .events(u32::MAX)
-            .await
-            .unwrap()
-            .iter()
-            .filter(|event| event.tenant == Some(id(&name)))
-            .count();
+        let told = told(&*harness.store, u32::MAX).await;
+        let told = told.iter().filter(|event| event.tenant == Some(id(&name))).count();
         match record {
             None => assert_eq!(told, 0),
             Some(record) => assert_eq!((record.keyrings.len(), told), (1, 1)),
@@ -187,29 +192,30 @@ async fn init_replaces_nothing() {
     for obstacle in ["store.db", "store.db-wal", "store.db-shm", "store.db-journal"] {
         let obstacle = directory.path().join(obstacle);
         fs::write(&obstacle, "mine").unwrap();
-        let text = refusal(SqliteStore::create(&path, &binding()).await);
+        let text = refusal(create(&path).await);
         assert!(text.contains(obstacle.to_str().unwrap()), "{text}");
         assert_eq!(fs::read(&obstacle).unwrap(), b"mine");
         fs::remove_file(&obstacle).unwrap();
     }
     std::os::unix::fs::symlink("nowhere", &path).unwrap();
-    refusal(SqliteStore::create(&path, &binding()).await);
+    refusal(create(&path).await);
     fs::remove_file(&path).unwrap();
 
-    let store = SqliteStore::create(&path, &binding()).await.unwrap();
-    refusal(SqliteStore::create(&path, &binding()).await);
+    create(&path).await.unwrap();
+    let store = open(&path).await.unwrap();
+    refusal(create(&path).await);
     store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     store.close().await;
-    refusal(SqliteStore::create(&path, &binding()).await);
-    let store = SqliteStore::open(&path).await.unwrap();
-    assert_eq!(store.load_all().await.unwrap().len(), 1);
+    refusal(create(&path).await);
+    let store = open(&path).await.unwrap();
+    assert_eq!(all(&store).await.len(), 1);
 }
 
 #[tokio::test]
 async fn init_needs_its_directory() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("absent").join("store.db");
-    let text = refusal(SqliteStore::create(&path, &binding()).await);
+    let text = refusal(create(&path).await);
     assert!(text.contains("absent"), "{text}");
 }
 
@@ -219,14 +225,14 @@ async fn an_interrupted_init_leaves_no_store_or_a_whole_one() {
     let mut finished = false;
     for polls in 0.. {
         let path = directory.path().join(format!("store-{polls}.db"));
-        finished = left_after(polls, SqliteStore::create(&path, &binding())).await.is_some();
+        finished = left_after(polls, create(&path)).await.is_some();
         if path.exists() {
             // Closing its connections takes the interrupted store a moment, which is no obstacle.
-            let store = SqliteStore::open(&path).await.unwrap();
+            let store = open(&path).await.unwrap();
             assert_eq!(store.binding().await.unwrap(), binding());
         } else {
-            refusal(SqliteStore::open(&path).await);
-            SqliteStore::create(&path, &binding()).await.unwrap();
+            refusal(open(&path).await);
+            create(&path).await.unwrap();
         }
         if finished {
             break;
@@ -244,7 +250,7 @@ async fn a_file_that_init_did_not_make_is_refused_untouched() {
         [&b""[..], b"SQLite format 3\0", b"not a database, and rather longer than any header would be........"]
     {
         fs::write(&path, content).unwrap();
-        let text = damage(SqliteStore::open(&path).await);
+        let text = damage(open(&path).await);
         assert!(text.contains("store.db"), "{text}");
         assert_eq!(fs::read(&path).unwrap(), content);
     }
@@ -252,10 +258,10 @@ async fn a_file_that_init_did_not_make_is_refused_untouched() {
     fs::write(&path, "").unwrap();
     let mut other = shell(&path).await;
     query("create table other (x)").execute(&mut other).await.unwrap();
-    damage(SqliteStore::open(&path).await);
+    damage(open(&path).await);
     query("pragma application_id = 1264941431").execute(&mut other).await.unwrap();
     other.close().await.unwrap();
-    damage(SqliteStore::open(&path).await);
+    damage(open(&path).await);
 }
 
 #[tokio::test]
@@ -265,7 +271,7 @@ async fn a_store_of_a_newer_version_is_refused() {
                  values (9999, 'later', true, x'00', 0)";
     query(newer).execute(&mut harness.shell().await).await.unwrap();
     harness.store.close().await;
-    let text = refusal(SqliteStore::open(&harness.path()).await);
+    let text = refusal(open(&harness.path()).await);
     assert!(text.contains("newer version") && text.contains("9999"), "{text}");
 }
 
@@ -276,7 +282,7 @@ async fn a_store_without_its_binding_is_damaged() {
     damage(harness.store.binding().await);
     damage(harness.store.probe().await);
     harness.store.close().await;
-    damage(SqliteStore::open(&harness.path()).await);
+    damage(open(&harness.path()).await);
 }
 
 #[tokio::test]
@@ -300,16 +306,16 @@ async fn a_moved_file_is_read_only_until_it_is_put_back() {
                 let outcome = store.probe().await;
                 assert!(matches!(outcome, Err(StoreError::ReadOnly(_))), "{outcome:?}");
                 assert_eq!(store.load(&id("acme")).await.unwrap().unwrap().tenant, revision);
-                assert_eq!(store.revisions().await.unwrap().len(), 1);
+                assert_eq!(revisions(&**store).await.len(), 1);
             }
             fs::rename(&away, &file).unwrap();
         }
         store.probe().await.unwrap();
         store.commit(&of_tenant(changed(revision))).await.unwrap();
     }
-    let records = store.load_all().await.unwrap();
+    let records = all(&**store).await;
     let harness = harness.reopened().await;
-    assert_eq!(harness.store.load_all().await.unwrap(), records);
+    assert_eq!(all(&*harness.store).await, records);
 }
 
 #[tokio::test]
@@ -337,44 +343,22 @@ async fn rows_that_do_not_say_what_their_document_says_are_damaged() {
         let change = Change { tenant: Some(full_tenant("acme")), keyrings, ..Change::default() };
         harness.store.commit(&change).await.unwrap();
         sqlx::raw_sql(sql).execute(&mut harness.shell().await).await.unwrap();
-        let text = damage(harness.store.load_all().await);
-        assert!(text.contains(row), "{sql}: {text}");
+        let loaded = harness.store.load_all().await.unwrap();
+        assert_eq!(loaded.records, [], "{sql}");
+        assert!(loaded.damaged[0].problem.contains(row), "{sql}: {loaded:?}");
     }
 }
 
-/// Documents written before keys had certificates, tenants custom keys, and algorithms came and went.
 #[tokio::test]
-async fn documents_of_an_earlier_version_are_read() {
+async fn a_revision_that_is_none_is_told_with_its_tenant() {
     let harness = Sqlite::fresh().await;
-    let mut tenant = full_tenant("acme");
-    tenant.custom_keys.clear();
-    let mut keyring = keyring("acme", Algorithm::ES256);
-    let key = Generated { certificate: None, ..generated(1) };
-    keyring = Keyring { revision: Revision::FIRST, ..keyring.publish(key, now()) };
-    let written = TenantRecord { tenant, keyrings: vec![keyring] };
-    let change =
-        Change { tenant: Some(written.tenant.clone()), keyrings: written.keyrings.clone(), ..Change::default() };
-    harness.store.commit(&change).await.unwrap();
-    let earlier = "update tenant set document = json_remove(document, '$.custom_keys'); \
-                   update keyring set document = json_remove(document, '$.join_time', '$.keys[0].certificate')";
-    sqlx::raw_sql(earlier).execute(&mut harness.shell().await).await.unwrap();
-    assert_eq!(harness.store.load_all().await.unwrap(), [written]);
-}
-
-#[tokio::test]
-async fn damaged_events_and_revisions_are_named() {
-    let harness = Sqlite::fresh().await;
-    let events = vec![event("one", "acme"), event("two", "acme")];
     let keyrings = vec![keyring("acme", Algorithm::ES256)];
-    harness.store.commit(&Change { tenant: Some(tenant("acme")), keyrings, events, remove: None }).await.unwrap();
-    let mut shell = harness.shell().await;
-    query("update audit_event set record = '{}' where sequence = 1").execute(&mut shell).await.unwrap();
-    assert_eq!(harness.store.events(1).await.unwrap(), [event("two", "acme")]);
-    let text = damage(harness.store.events(2).await);
-    assert!(text.contains("audit_event 1"), "{text}");
-    query("update keyring set algorithm = 'none'").execute(&mut shell).await.unwrap();
-    let text = damage(harness.store.revisions().await);
-    assert!(text.contains("keyring acme none"), "{text}");
+    harness.store.commit(&Change { tenant: Some(tenant("acme")), keyrings, ..Change::default() }).await.unwrap();
+    harness.store.commit(&of_tenant(tenant("other"))).await.unwrap();
+    query("update keyring set algorithm = 'none'").execute(&mut harness.shell().await).await.unwrap();
+    let read = harness.store.revisions().await.unwrap();
+    assert_eq!(read.tenants.len(), 1);
+    assert!(read.damaged[0].problem.contains("keyring acme none"), "{read:?}");
 }
 
 #[tokio::test]
@@ -383,11 +367,11 @@ async fn what_was_acknowledged_is_on_disk_without_closing() {
     harness.store.commit(&of_tenant(full_tenant("acme"))).await.unwrap();
     // The files as a kill leaves them.
     let crashed = tempfile::tempdir().unwrap();
-    for name in ["store.db", "store.db-wal"] {
+    for name in ["store.db", "store.db-wal", "store.witness"] {
         fs::copy(harness.directory.path().join(name), crashed.path().join(name)).unwrap();
     }
-    let store = SqliteStore::open(&crashed.path().join("store.db")).await.unwrap();
-    assert_eq!(store.load_all().await.unwrap(), harness.store.load_all().await.unwrap());
+    let store = open(&crashed.path().join("store.db")).await.unwrap();
+    assert_eq!(all(&store).await, all(&*harness.store).await);
 }
 
 #[tokio::test]
@@ -400,7 +384,7 @@ async fn overwritten_pages_are_damage_and_never_a_panic() {
     // Everything but the header page.
     content[4096..].fill(0xa5);
     fs::write(harness.path(), content).unwrap();
-    damage(match SqliteStore::open(&harness.path()).await {
+    damage(match open(&harness.path()).await {
         Ok(store) => store.load_all().await,
         Err(error) => Err(error),
     });

@@ -99,6 +99,7 @@ impl From<Error> for Problem {
             Error::Unavailable { .. } | Error::DeadlineExceeded => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(RETRY_PAUSE)
             }
+            Error::Quarantined { .. } => Self::new(StatusCode::CONFLICT, text),
             Error::Internal(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, text),
         }
     }

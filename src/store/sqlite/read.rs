@@ -1,0 +1,198 @@
+//! How records are read: as rows, then as what their seals and the witness let stand.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqlitePool, query};
+
+use super::error::store_error;
+use crate::domain::{Algorithm, TenantId};
+use crate::store::record::{self, KeyringRow, TenantRow};
+use crate::store::witness::{self, Shown, Sight, Witness};
+use crate::store::{Damage, EventPage, Loaded, Revisions, Seals, Start, StoreError, TenantRecord};
+use crate::tlog::{Hash, leaf_hash};
+
+/// A tenant's rows, as they stand there.
+pub(super) struct Rows {
+    pub(super) tenant: TenantRow,
+    pub(super) keyrings: Vec<KeyringRow>,
+}
+
+/// One tenant, and what is new of it; `None` if there is none and need not be.
+pub(super) async fn tenant(
+    pool: &SqlitePool,
+    tenant: &TenantId,
+    seals: &dyn Seals,
+    witness: &Witness,
+) -> Result<Option<(TenantRecord, Vec<Sight>)>, StoreError> {
+    // One statement, and so one moment.
+    let rows = query(
+        "select t.id, t.revision, t.issuer, t.custom_domain, t.document, t.seal, \
+         k.algorithm, k.revision as keyring_revision, k.document as keyring_document, k.seal as keyring_seal \
+         from tenant t left join keyring k on k.tenant = t.id where t.id = ?1",
+    );
+    let rows = rows.bind(tenant.as_str()).fetch_all(pool).await.map_err(store_error)?;
+    if rows.is_empty() {
+        let gone = || StoreError::Untrusted(witness::gone(tenant));
+        return if witness.expects(tenant) { Err(gone()) } else { Ok(None) };
+    }
+    believe(Rows::read(&rows)?, seals, witness).map(Some)
+}
+
+/// Every tenant, and what is new of them.
+pub(super) async fn all(
+    pool: &SqlitePool,
+    seals: &dyn Seals,
+    witness: &Witness,
+) -> Result<(Loaded, Vec<Sight>), StoreError> {
+    let (mut loaded, mut news) = (Loaded::default(), Vec::new());
+    let mut present = Vec::new();
+    for (id, rows) in every(pool).await? {
+        match rows.and_then(|rows| believe(rows, seals, witness)) {
+            Ok((record, new)) => {
+                loaded.records.push(record);
+                news.extend(new);
+            }
+            Err(StoreError::Untrusted(problem)) => loaded.damaged.push(Damage { tenant: id.clone(), problem }),
+            Err(other) => return Err(other),
+        }
+        present.push(id);
+    }
+    present.sort_unstable();
+    let present: Vec<&str> = present.iter().map(String::as_str).collect();
+    loaded.damaged.extend(witness.missing(&present));
+    Ok((loaded, news))
+}
+
+/// Every tenant's rows, by id, or why they cannot be read as rows.
+pub(super) async fn every(pool: &SqlitePool) -> Result<Vec<(String, Result<Rows, StoreError>)>, StoreError> {
+    let rows = query(
+        "select t.id, t.revision, t.issuer, t.custom_domain, t.document, t.seal, \
+         k.algorithm, k.revision as keyring_revision, k.document as keyring_document, k.seal as keyring_seal \
+         from tenant t left join keyring k on k.tenant = t.id order by t.id",
+    );
+    let rows = rows.fetch_all(pool).await.map_err(store_error)?;
+    Ok(of_tenants(&rows).map(|(id, rows)| (id, Rows::read(rows))).collect())
+}
+
+pub(super) async fn revisions(pool: &SqlitePool, witness: &Witness) -> Result<Revisions, StoreError> {
+    let rows = query(
+        "select t.id, t.revision, k.algorithm, k.revision as keyring_revision \
+         from tenant t left join keyring k on k.tenant = t.id order by t.id",
+    );
+    let rows = rows.fetch_all(pool).await.map_err(store_error)?;
+    let mut read = Revisions::default();
+    let mut present = Vec::new();
+    for (id, rows) in of_tenants(&rows) {
+        let mut keyrings = Vec::new();
+        for row in rows {
+            if let Some(algorithm) = column(row, "algorithm")? {
+                keyrings.push((algorithm, column(row, "keyring_revision")?));
+            }
+        }
+        match record::revisions(&id, column(&rows[0], "revision")?, keyrings) {
+            Ok(revisions) => read.tenants.push(revisions),
+            Err(StoreError::Untrusted(problem)) => read.damaged.push(Damage { tenant: id.clone(), problem }),
+            Err(other) => return Err(other),
+        }
+        present.push(id);
+    }
+    present.sort_unstable();
+    let present: Vec<&str> = present.iter().map(String::as_str).collect();
+    read.damaged.extend(witness.missing(&present));
+    read.tenants.sort_unstable_by(|one, other| one.tenant.cmp(&other.tenant));
+    Ok(read)
+}
+
+pub(super) async fn events(pool: &SqlitePool, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
+    let (statement, place) = match page.start {
+        Start::Newest(before) => (
+            "select record from audit_event where position < ?1 and (?2 is null or tenant = ?2) \
+             order by position desc limit ?3",
+            before.unwrap_or(u64::MAX),
+        ),
+        Start::Oldest(from) => (
+            "select record from audit_event where position >= ?1 and (?2 is null or tenant = ?2) \
+             order by position limit ?3",
+            from,
+        ),
+    };
+    let rows = query(statement)
+        .bind(i64::try_from(place).unwrap_or(i64::MAX))
+        .bind(page.tenant.as_ref().map(TenantId::as_str))
+        .bind(page.limit)
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)?;
+    rows.iter().map(|row| column::<String>(row, "record").map(String::into_bytes)).collect()
+}
+
+impl Rows {
+    /// The rows of one tenant: one for each keyring, and at least one.
+    fn read(rows: &[SqliteRow]) -> Result<Self, StoreError> {
+        let row = &rows[0];
+        let id: String = column(row, "id")?;
+        let tenant = TenantRow {
+            id: id.clone(),
+            revision: column(row, "revision")?,
+            issuer: column(row, "issuer")?,
+            custom_domain: column(row, "custom_domain")?,
+            document: column(row, "document")?,
+            seal: column(row, "seal")?,
+        };
+        let mut keyrings = Vec::new();
+        for row in rows {
+            // A tenant without keyrings has one row, without an algorithm.
+            if let Some(algorithm) = column(row, "algorithm")? {
+                keyrings.push(KeyringRow {
+                    tenant: id.clone(),
+                    algorithm,
+                    revision: column(row, "keyring_revision")?,
+                    document: column(row, "keyring_document")?,
+                    seal: column(row, "keyring_seal")?,
+                });
+            }
+        }
+        Ok(Self { tenant, keyrings })
+    }
+
+    /// What the rows say, if their seals hold, and the hash of each document.
+    pub(super) fn decode(self, seals: &dyn Seals) -> Result<(TenantRecord, Hash, Vec<Hash>), StoreError> {
+        let hash = leaf_hash(self.tenant.document.as_bytes());
+        let tenant = self.tenant.decode(seals)?;
+        let mut keyrings = Vec::new();
+        for row in self.keyrings {
+            let hash = leaf_hash(row.document.as_bytes());
+            keyrings.push((row.decode(tenant.create_time, seals)?, hash));
+        }
+        keyrings.sort_unstable_by_key(|(keyring, _)| keyring.algorithm);
+        let (keyrings, hashes) = keyrings.into_iter().unzip();
+        Ok((TenantRecord { tenant, keyrings }, hash, hashes))
+    }
+}
+
+/// What the rows say, if their seals hold and nothing older was put back; and what of it is new.
+fn believe(rows: Rows, seals: &dyn Seals, witness: &Witness) -> Result<(TenantRecord, Vec<Sight>), StoreError> {
+    let (record, hash, hashes) = rows.decode(seals)?;
+    let news = witness.compare(&shown(&record, hash, &hashes)).map_err(StoreError::Untrusted)?;
+    Ok((record, news))
+}
+
+/// A record, as the witness compares it.
+pub(super) fn shown<'a>(record: &'a TenantRecord, hash: Hash, hashes: &[Hash]) -> Shown<'a> {
+    let of_keyring = |(keyring, hash): (&crate::domain::Keyring, &Hash)| (keyring.algorithm, keyring.revision, *hash);
+    let keyrings: Vec<(Algorithm, _, _)> = record.keyrings.iter().zip(hashes).map(of_keyring).collect();
+    let tenant = &record.tenant;
+    Shown { tenant: &tenant.id, create_time: tenant.create_time, revision: tenant.revision, hash, keyrings }
+}
+
+/// Rows ordered by tenant, as one slice a tenant.
+fn of_tenants(rows: &[SqliteRow]) -> impl Iterator<Item = (String, &[SqliteRow])> {
+    let id = |row: &SqliteRow| row.try_get::<String, _>("id").unwrap_or_default();
+    rows.chunk_by(move |one, other| id(one) == id(other)).map(move |rows| (id(&rows[0]), rows))
+}
+
+pub(super) fn column<'r, T>(row: &'r SqliteRow, name: &str) -> Result<T, StoreError>
+where
+    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    row.try_get(name).map_err(store_error)
+}

@@ -1,0 +1,161 @@
+//! Accepting a store that is older than what this replica has seen: a backup that was put back on purpose.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sqlx::query;
+
+use super::error::store_error;
+use super::place::Place;
+use super::read::{self, shown};
+use super::{Guard, SqliteStore, write};
+use crate::domain::{Event, TenantId, Timestamp};
+use crate::store::record::{KeyringRow, TenantRow};
+use crate::store::witness::{Sight, Witness};
+use crate::store::{Damage, Seals, StoreError, TenantRecord};
+use crate::tlog::{Hash, leaf_hash};
+
+/// What a store that is put back differs in from what was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Tenants whose records are older than what was seen, and hold for now on.
+    pub older: Vec<TenantId>,
+    /// Tenants that were deleted since, and are removed again.
+    pub deleted: Vec<TenantId>,
+    /// Tenants that were seen and are not in the store.
+    pub missing: Vec<TenantId>,
+    /// Records that nobody can believe; they stay out.
+    pub damaged: Vec<Damage>,
+    /// Records in the administration log, and how many were seen.
+    pub log: (u64, u64),
+}
+
+/// A tenant's record that is to hold from now on.
+struct Renewed {
+    tenant: TenantRow,
+    keyrings: Vec<KeyringRow>,
+    sights: Vec<Sight>,
+}
+
+impl SqliteStore {
+    /// Compares the store at `path` with what was seen of it; with `accept`, also makes it hold as it is, and appends that
+    /// event.
+    ///
+    /// What becomes valid again gets a tenant's time of making that is new, which all of its seals are over: rows of the state
+    /// that was given up cannot be put back in their turn.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], and [`StoreError::Unsealed`]. A crash leaves the store as it was or as it is to be; the same
+    /// call again finishes the memory of it.
+    pub async fn restore(path: &Path, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
+        let place = Place::occupied(path)?;
+        let forgotten = !guard.witness.exists();
+        if forgotten && accept.is_none() {
+            return Err(StoreError::Refused(format!(
+                "there is no {}, so that nothing is known of what this store was like",
+                guard.witness.display()
+            )));
+        }
+        let witness = if forgotten { Witness::anew(&guard.witness)? } else { Witness::open(&guard.witness)? };
+        let store = Self::connect(place, Arc::clone(&guard.seals), witness).await?;
+        let outcome = store.accept(accept).await;
+        store.close().await;
+        outcome
+    }
+
+    async fn accept(&self, accept: Option<Event>) -> Result<Restored, StoreError> {
+        let mut witness = self.witness.write().await;
+        let tip = self.read_tip().await?;
+        let mut restored =
+            Restored { log: (tip.size(), witness.log_end().map_or(0, |(size, _)| size)), ..Restored::default() };
+        let (mut renewed, mut sights) = (Vec::new(), Vec::new());
+        let mut present = Vec::new();
+        for (id, rows) in read::every(&self.readers).await? {
+            match rows.and_then(|rows| rows.decode(&*self.seals)) {
+                Ok((record, hash, hashes)) => match witness.compare(&shown(&record, hash, &hashes)) {
+                    Ok(news) => sights.extend(news),
+                    Err(_) if witness.has_removed(&record.tenant.id) => restored.deleted.push(record.tenant.id),
+                    Err(_) => {
+                        restored.older.push(record.tenant.id.clone());
+                        let since = witness.create_time(&record.tenant.id);
+                        renewed.push(renew(record, since, &*self.seals).await?);
+                    }
+                },
+                Err(StoreError::Untrusted(problem)) => restored.damaged.push(Damage { tenant: id.clone(), problem }),
+                Err(other) => return Err(other),
+            }
+            present.push(id);
+        }
+        present.sort_unstable();
+        let names: Vec<&str> = present.iter().map(String::as_str).collect();
+        for tenant in witness.missing(&names).into_iter().filter_map(|missing| missing.tenant.parse().ok()) {
+            let create_time = witness.create_time(&tenant);
+            sights.extend(create_time.map(|create_time| Sight::Removed { tenant: tenant.clone(), create_time }));
+            restored.missing.push(tenant);
+        }
+        let Some(event) = accept else { return Ok(restored) };
+        let mut connection = self.writer.acquire().await.map_err(store_error)?;
+        let mut transaction = sqlx::Connection::begin(&mut *connection).await.map_err(store_error)?;
+        for tenant in &restored.deleted {
+            for statement in ["delete from keyring where tenant = ?1", "delete from tenant where id = ?1"] {
+                query(statement).bind(tenant.as_str()).execute(&mut *transaction).await.map_err(store_error)?;
+            }
+        }
+        for Renewed { tenant, keyrings, sights: new } in renewed {
+            let update = query("update tenant set document = ?2, seal = ?3 where id = ?1");
+            let update = update.bind(tenant.id).bind(tenant.document).bind(tenant.seal);
+            update.execute(&mut *transaction).await.map_err(store_error)?;
+            for keyring in keyrings {
+                let update = query("update keyring set seal = ?3 where tenant = ?1 and algorithm = ?2");
+                let update = update.bind(keyring.tenant).bind(keyring.algorithm).bind(keyring.seal);
+                update.execute(&mut *transaction).await.map_err(store_error)?;
+            }
+            sights.extend(new);
+        }
+        let event = Event { detail: restored.to_string(), ..event };
+        let (size, root) = write::append(&mut transaction, &[event], None).await?;
+        sights.push(Sight::Administration { size, root });
+        transaction.commit().await.map_err(store_error)?;
+        witness.replace_with(&sights)?;
+        Ok(restored)
+    }
+}
+
+impl std::fmt::Display for Restored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = |tenants: &[TenantId]| tenants.iter().map(TenantId::as_str).collect::<Vec<_>>().join(" ");
+        let (log, seen) = self.log;
+        let (older, deleted, missing) = (names(&self.older), names(&self.deleted), names(&self.missing));
+        write!(f, "older: [{older}]; deleted since: [{deleted}]; missing: [{missing}]; log: {log} of {seen} records")
+    }
+}
+
+/// The record under a time of making that is later than any seen, sealed anew.
+async fn renew(mut record: TenantRecord, since: Option<Timestamp>, seals: &dyn Seals) -> Result<Renewed, StoreError> {
+    let latest = since.map_or(record.tenant.create_time, |since| since.max(record.tenant.create_time));
+    record.tenant.create_time = crate::domain::after(latest, std::time::Duration::from_nanos(1));
+    let created = record.tenant.create_time;
+    let mut tenant = TenantRow::encode(&record.tenant)?;
+    let mut keyrings = record.keyrings.iter().map(KeyringRow::encode).collect::<Result<Vec<_>, _>>()?;
+    let mut messages = vec![tenant.message()];
+    messages.extend(keyrings.iter().map(|row| row.message(created)));
+    let made = seals.seal(messages).await.map_err(StoreError::Unsealed)?;
+    let places = std::iter::once(&mut tenant.seal).chain(keyrings.iter_mut().map(|row| &mut row.seal));
+    places.zip(made).for_each(|(place, seal)| *place = seal);
+    let hash = |document: &str| -> Hash { leaf_hash(document.as_bytes()) };
+    let id = || record.tenant.id.clone();
+    let mut sights = vec![Sight::Tenant {
+        tenant: id(),
+        create_time: created,
+        revision: record.tenant.revision,
+        hash: hash(&tenant.document),
+    }];
+    let of_keyrings = record.keyrings.iter().zip(&keyrings).map(|(keyring, row)| Sight::Keyring {
+        tenant: id(),
+        algorithm: keyring.algorithm,
+        revision: keyring.revision,
+        hash: hash(&row.document),
+    });
+    sights.extend(of_keyrings);
+    Ok(Renewed { tenant, keyrings, sights })
+}

@@ -1,0 +1,349 @@
+//! What this replica has seen of the store, kept in a file of its own: an older state that is put back, a single row or the
+//! whole file, has whole seals, and only somebody who remembers can tell (R15).
+//!
+//! The file is a journal of JSON lines. A crash leaves the last line torn at most, and that one is passed over: what it told
+//! was not acknowledged. Octets are set aside at its end before a change is made, so that a full disk refuses the change
+//! instead of losing the memory of it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Damage, StoreError};
+use crate::domain::{Algorithm, Revision, TenantId, Timestamp};
+use crate::tlog::Hash;
+
+/// Owner only, as the store.
+const FILE_MODE: u32 = 0o600;
+
+/// Octets set aside before a change: a tenant with a keyring for each algorithm takes a tenth.
+const RESERVE_BYTES: u64 = 64 * 1024;
+
+/// The journal is written anew when it is this many times as long as what it tells, and not a short one.
+const COMPACT_AT_TIMES: u64 = 4;
+const COMPACT_AT_BYTES: u64 = 4 << 20;
+
+/// One thing that was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "seen", rename_all = "snake_case")]
+pub(super) enum Sight {
+    /// A tenant's record.
+    Tenant { tenant: TenantId, create_time: Timestamp, revision: Revision, hash: Hash },
+    /// A keyring's record.
+    Keyring { tenant: TenantId, algorithm: Algorithm, revision: Revision, hash: Hash },
+    /// That the tenant made at this time was removed.
+    Removed { tenant: TenantId, create_time: Timestamp },
+    /// Where the administration log ended.
+    Administration { size: u64, root: Hash },
+}
+
+/// A record as it is, for comparison with what was seen.
+pub(super) struct Shown<'a> {
+    pub(super) tenant: &'a TenantId,
+    pub(super) create_time: Timestamp,
+    pub(super) revision: Revision,
+    pub(super) hash: Hash,
+    pub(super) keyrings: Vec<(Algorithm, Revision, Hash)>,
+}
+
+/// The end of the administration log: how many records there were, and their root.
+pub(super) type LogEnd = (u64, Hash);
+
+/// The memory, and its file.
+#[derive(Debug)]
+pub(super) struct Witness {
+    path: PathBuf,
+    file: File,
+    /// Octets of the file that are lines; what follows is set aside.
+    used: u64,
+    reserved: u64,
+    seen: Seen,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    tenants: BTreeMap<TenantId, Tenancy>,
+    log_end: Option<LogEnd>,
+}
+
+/// A tenant from its making to its removal.
+#[derive(Debug)]
+struct Tenancy {
+    create_time: Timestamp,
+    removed: bool,
+    record: Option<Mark>,
+    keyrings: BTreeMap<Algorithm, Mark>,
+}
+
+/// The latest revision seen of a record, and what it said.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    revision: Revision,
+    hash: Hash,
+}
+
+impl Witness {
+    /// Makes an empty memory. One that is there already must be empty, too.
+    pub(super) fn create(path: &Path) -> Result<(), StoreError> {
+        match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
+            Ok(file) => file.sync_all().map_err(|error| unusable(path, &error)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let empty = fs::metadata(path).map_err(|error| unusable(path, &error))?.len() == 0;
+                let text = format!("{} exists already and tells of another store; move it away", path.display());
+                if empty { Ok(()) } else { Err(StoreError::Refused(text)) }
+            }
+            Err(error) => Err(unusable(path, &error)),
+        }
+    }
+
+    /// Reads the memory of the store.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let octets = fs::read(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::Refused(format!(
+                "there is no {}, which remembers what this store was like; restore it, or, if the store is known to be \
+                 good, run `keyward accept-store`",
+                path.display()
+            )),
+            _ => unusable(path, &error),
+        })?;
+        let mut seen = Seen::default();
+        for line in octets.split_inclusive(|octet| *octet == b'\n') {
+            let Some(line) = line.strip_suffix(b"\n") else { break };
+            let sight = serde_json::from_slice(line).map_err(|error| {
+                StoreError::Refused(format!("{} has a line that is none of ours: {error}", path.display()))
+            })?;
+            seen.apply(&sight);
+        }
+        Self::write(path, seen)
+    }
+
+    /// A memory of nothing, in place of whatever stands at `path`.
+    pub(super) fn anew(path: &Path) -> Result<Self, StoreError> {
+        Self::write(path, Seen::default())
+    }
+
+    fn write(path: &Path, seen: Seen) -> Result<Self, StoreError> {
+        let write = || -> io::Result<(File, u64)> {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let mut draft = tempfile::Builder::new().prefix(".keyward-witness-").tempfile_in(directory)?;
+            let lines = seen.lines()?;
+            draft.write_all(&lines)?;
+            draft.as_file().sync_all()?;
+            let file = draft.persist(path)?;
+            File::open(directory)?.sync_all()?;
+            Ok((file, lines.len() as u64))
+        };
+        let (file, used) = write().map_err(|error| unusable(path, &error))?;
+        Ok(Self { path: path.to_owned(), file, used, reserved: used, seen })
+    }
+
+    /// What is new in a record, or why it is not to be believed.
+    pub(super) fn compare(&self, shown: &Shown<'_>) -> Result<Vec<Sight>, String> {
+        let row = format!("tenant {}", shown.tenant);
+        let mut news = Vec::new();
+        let tenancy = self.seen.tenants.get(shown.tenant);
+        if let Some(tenancy) = tenancy {
+            if shown.create_time < tenancy.create_time || (tenancy.removed && shown.create_time == tenancy.create_time)
+            {
+                return Err(format!("{row}: it was deleted, and an old record of it was put back"));
+            }
+        }
+        let tenancy = tenancy.filter(|tenancy| tenancy.create_time == shown.create_time);
+        if is_news(tenancy.and_then(|tenancy| tenancy.record), shown.revision, shown.hash, &row)? {
+            let (tenant, create_time) = (shown.tenant.clone(), shown.create_time);
+            news.push(Sight::Tenant { tenant, create_time, revision: shown.revision, hash: shown.hash });
+        }
+        for (algorithm, revision, hash) in &shown.keyrings {
+            let row = format!("keyring {} {algorithm}", shown.tenant);
+            let mark = tenancy.and_then(|tenancy| tenancy.keyrings.get(algorithm)).copied();
+            if is_news(mark, *revision, *hash, &row)? {
+                let (tenant, algorithm) = (shown.tenant.clone(), *algorithm);
+                news.push(Sight::Keyring { tenant, algorithm, revision: *revision, hash: *hash });
+            }
+        }
+        let there = |algorithm: &Algorithm| shown.keyrings.iter().any(|(other, _, _)| other == algorithm);
+        let gone = tenancy.and_then(|tenancy| tenancy.keyrings.keys().find(|algorithm| !there(algorithm)));
+        match gone {
+            Some(algorithm) => Err(format!("keyring {} {algorithm}: its record is gone", shown.tenant)),
+            None => Ok(news),
+        }
+    }
+
+    /// The tenants that must be in the store and are not among `present`, which is sorted.
+    pub(super) fn missing(&self, present: &[&str]) -> Vec<Damage> {
+        let there = |tenant: &&TenantId| present.binary_search(&tenant.as_str()).is_ok();
+        let known = self.seen.tenants.iter().filter(|(_, tenancy)| !tenancy.removed).map(|(tenant, _)| tenant);
+        let missing = known.filter(|tenant| !there(tenant));
+        missing.map(|tenant| Damage { tenant: tenant.to_string(), problem: gone(tenant) }).collect()
+    }
+
+    /// Whether this tenant must be in the store.
+    pub(super) fn expects(&self, tenant: &TenantId) -> bool {
+        self.seen.tenants.get(tenant).is_some_and(|tenancy| !tenancy.removed)
+    }
+
+    /// Whether the tenant of this id was removed, and none was made under it since.
+    pub(super) fn has_removed(&self, tenant: &TenantId) -> bool {
+        self.seen.tenants.get(tenant).is_some_and(|tenancy| tenancy.removed)
+    }
+
+    /// Whether a tenant of this id was removed that was not made before this time.
+    pub(super) fn outlives(&self, tenant: &TenantId, create_time: Timestamp) -> bool {
+        self.seen.tenants.get(tenant).is_some_and(|tenancy| tenancy.removed && tenancy.create_time >= create_time)
+    }
+
+    /// When the tenant of this id was made, as far as this replica knows.
+    pub(super) fn create_time(&self, tenant: &TenantId) -> Option<Timestamp> {
+        self.seen.tenants.get(tenant).filter(|tenancy| !tenancy.removed).map(|tenancy| tenancy.create_time)
+    }
+
+    /// Where the administration log ended when it was last looked at.
+    pub(super) fn log_end(&self) -> Option<LogEnd> {
+        self.seen.log_end
+    }
+
+    /// Sets octets aside for what a change will have to be remembered by.
+    pub(super) fn reserve(&mut self) -> io::Result<()> {
+        let wanted = self.used + RESERVE_BYTES / 2;
+        if self.reserved >= wanted {
+            return Ok(());
+        }
+        // Written, not only promised by a length: a file system gives blocks to what is written.
+        let zeros = vec![0; usize::try_from(self.used + RESERVE_BYTES - self.reserved).expect("some thousand")];
+        self.file.write_all_at(&zeros, self.reserved)?;
+        self.file.sync_data()?;
+        self.reserved += zeros.len() as u64;
+        Ok(())
+    }
+
+    /// Takes a store that was put back as it is: what it says is what was seen from now on.
+    pub(super) fn replace_with(&mut self, sights: &[Sight]) -> Result<(), StoreError> {
+        let mut seen = std::mem::take(&mut self.seen);
+        seen.log_end = None;
+        sights.iter().for_each(|sight| seen.apply(sight));
+        *self = Self::write(&self.path, seen)?;
+        Ok(())
+    }
+
+    /// Remembers, also after a crash.
+    pub(super) fn note(&mut self, sights: &[Sight]) -> io::Result<()> {
+        if sights.is_empty() {
+            return Ok(());
+        }
+        let mut lines = Vec::new();
+        for sight in sights {
+            // In memory in any case: a disk that is full must not make this process forget.
+            self.seen.apply(sight);
+            write_line(&mut lines, sight)?;
+        }
+        if let Err(error) = self.file.write_all_at(&lines, self.used).and_then(|()| self.file.sync_data()) {
+            // Nothing of it may stand behind what is written next.
+            self.file.set_len(self.used)?;
+            self.reserved = self.used;
+            return Err(error);
+        }
+        self.used += lines.len() as u64;
+        self.reserved = self.reserved.max(self.used);
+        if self.used > COMPACT_AT_BYTES && self.used > COMPACT_AT_TIMES * self.seen.lines()?.len() as u64 {
+            let seen = std::mem::take(&mut self.seen);
+            match Self::write(&self.path, seen) {
+                Ok(written) => *self = written,
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Seen {
+    fn apply(&mut self, sight: &Sight) {
+        match sight {
+            Sight::Tenant { tenant, create_time, revision, hash } => {
+                let new =
+                    || Tenancy { create_time: *create_time, removed: false, record: None, keyrings: BTreeMap::new() };
+                let tenancy = self.tenants.entry(tenant.clone()).or_insert_with(new);
+                if tenancy.create_time < *create_time {
+                    *tenancy = new();
+                }
+                raise(&mut tenancy.record, *revision, *hash);
+            }
+            Sight::Keyring { tenant, algorithm, revision, hash } => {
+                if let Some(tenancy) = self.tenants.get_mut(tenant) {
+                    let mut mark = tenancy.keyrings.get(algorithm).copied();
+                    raise(&mut mark, *revision, *hash);
+                    tenancy.keyrings.extend(mark.map(|mark| (*algorithm, mark)));
+                }
+            }
+            Sight::Removed { tenant, create_time } => {
+                let (create_time, keyrings) = (*create_time, BTreeMap::new());
+                self.tenants.insert(tenant.clone(), Tenancy { create_time, removed: true, record: None, keyrings });
+            }
+            Sight::Administration { size, root } => {
+                if self.log_end.is_none_or(|(seen, _)| seen < *size) {
+                    self.log_end = Some((*size, *root));
+                }
+            }
+        }
+    }
+
+    /// All of it as lines of the journal.
+    fn lines(&self) -> io::Result<Vec<u8>> {
+        let mut lines = Vec::new();
+        for (tenant, Tenancy { create_time, removed, record, keyrings }) in &self.tenants {
+            let (tenant, create_time) = (tenant.clone(), *create_time);
+            if *removed {
+                write_line(&mut lines, &Sight::Removed { tenant, create_time })?;
+                continue;
+            }
+            if let Some(Mark { revision, hash }) = *record {
+                write_line(&mut lines, &Sight::Tenant { tenant: tenant.clone(), create_time, revision, hash })?;
+            }
+            for (algorithm, Mark { revision, hash }) in keyrings {
+                let (algorithm, revision, hash) = (*algorithm, *revision, *hash);
+                write_line(&mut lines, &Sight::Keyring { tenant: tenant.clone(), algorithm, revision, hash })?;
+            }
+        }
+        if let Some((size, root)) = self.log_end {
+            write_line(&mut lines, &Sight::Administration { size, root })?;
+        }
+        Ok(lines)
+    }
+}
+
+fn write_line(lines: &mut Vec<u8>, sight: &Sight) -> io::Result<()> {
+    serde_json::to_writer(&mut *lines, sight)?;
+    lines.push(b'\n');
+    Ok(())
+}
+
+fn raise(mark: &mut Option<Mark>, revision: Revision, hash: Hash) {
+    if mark.is_none_or(|mark| mark.revision < revision) {
+        *mark = Some(Mark { revision, hash });
+    }
+}
+
+/// Whether a record is newer than what was seen of it; `Err` if it is older, or another of the same revision.
+fn is_news(mark: Option<Mark>, revision: Revision, hash: Hash, row: &str) -> Result<bool, String> {
+    let Some(mark) = mark else { return Ok(true) };
+    if revision < mark.revision {
+        let problem = format!("{row}: it was put back to revision {revision}; {} was seen already", mark.revision);
+        return Err(problem);
+    }
+    if revision == mark.revision && hash != mark.hash {
+        return Err(format!("{row}: it is another revision {revision} than the one that was seen"));
+    }
+    Ok(revision > mark.revision)
+}
+
+/// What is wrong where a tenant's record is not there.
+pub(super) fn gone(tenant: &TenantId) -> String {
+    format!("tenant {tenant}: its record is gone, and nobody deleted it through Keyward")
+}
+
+fn unusable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Refused(format!("{} cannot be used to remember the store by: {error}", path.display()))
+}
