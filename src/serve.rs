@@ -10,8 +10,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Bearer;
+use crate::audit::CallLog;
+use crate::auth::{Bearer, Callers, IssuerKeys};
 use crate::config::{Config, ManagementSettings, Watched};
+use crate::domain::Algorithm;
 use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
 use crate::store::Store;
@@ -150,6 +152,7 @@ pub async fn run(
     config: &Config,
     keyrings: Arc<Keyrings>,
     service_key: Arc<ServiceKey>,
+    log: CallLog,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
@@ -168,16 +171,17 @@ pub async fn run(
         let listener = Listener::tcp("management", listener);
         faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), Arc::clone(&nobody)));
     }
-    let grpc = grpc::router(Arc::clone(&keyrings), config.grpc.message_bytes_max, health);
+    let limit = config.grpc.message_bytes_max;
+    let (grpc, greeter) = grpc::router(Arc::clone(&keyrings), Callers::anybody(), log.clone(), limit, health);
     let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max);
     if let Some(listener) = listeners.grpc {
         let identity = config.grpc.identity.as_ref().map(|identity| keep_up(identity, &warnings, &shutdown));
         let listener = Listener::tcp("grpc", listener);
-        faces.spawn(serve(grpc.clone(), listener, identity, bounds, shutdown.clone(), Arc::clone(&nobody)));
+        faces.spawn(serve(grpc.clone(), listener, identity, bounds, shutdown.clone(), Arc::clone(&greeter)));
     }
     if let Some(listener) = listeners.grpc_unix {
         let listener = Listener::unix("grpc-unix", listener);
-        faces.spawn(serve(grpc, listener, None, bounds, shutdown.clone(), nobody));
+        faces.spawn(serve(grpc, listener, None, bounds, shutdown.clone(), greeter));
     }
 
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
@@ -216,6 +220,7 @@ pub async fn run(
             "a change did not come to its end; the next start takes it up"
         );
     }
+    log.close().await;
     outcome
 }
 
@@ -229,7 +234,11 @@ fn management(
 ) -> Result<(axum::Router, Option<LatestIdentity>), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
-    let bearer = Bearer::new(settings.issuer.clone(), keep_up(&settings.jwks, warnings, shutdown));
+    let bearer = Bearer::new(
+        settings.issuer.clone(),
+        &Algorithm::ALL,
+        IssuerKeys::File(keep_up(&settings.jwks, warnings, shutdown)),
+    );
     let identity = settings.identity.as_ref().map(|identity| keep_up(identity, warnings, shutdown));
     Ok((http::management_router(Arc::clone(keyrings), bearer, base_url), identity))
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 19] = [
+const ROOMS: [(&str, &[&str]); 20] = [
     ("domain", &[]),
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
@@ -17,17 +17,34 @@ const ROOMS: [(&str, &[&str]); 19] = [
     ("token", &["domain"]),
     ("store", &["domain", "tlog"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
-    ("grpc", &["domain", "x509", "jose", "keyring"]),
-    ("auth", &["domain", "jose"]),
+    ("grpc", &["domain", "x509", "jose", "keyring", "auth", "audit", "serving"]),
+    ("auth", &["domain", "x509", "jose", "tls"]),
+    ("audit", &["domain", "tlog"]),
     ("telemetry", &[]),
     ("tls", &["x509"]),
     ("serving", &["tls"]),
     ("http", &["domain", "x509", "jose", "keyring", "auth", "telemetry"]),
     ("config", &["domain", "auth", "telemetry", "tls"]),
-    ("setup", &["config", "domain", "jose", "keyring", "token", "store"]),
-    ("serve", &["config", "auth", "keyring", "token", "store", "serving", "telemetry", "tls", "grpc", "http"]),
+    ("setup", &["config", "domain", "jose", "keyring", "token", "store", "audit"]),
+    (
+        "serve",
+        &[
+            "config",
+            "domain",
+            "auth",
+            "audit",
+            "keyring",
+            "token",
+            "store",
+            "serving",
+            "telemetry",
+            "tls",
+            "grpc",
+            "http",
+        ],
+    ),
     ("dev", &["config", "domain", "keyring", "token"]),
-    ("main", &["config", "setup", "serve", "dev", "token"]),
+    ("main", &["config", "domain", "setup", "serve", "dev", "token"]),
 ];
 
 /// Crates that one room knows, and no other.
@@ -43,14 +60,14 @@ const HOMES: [(&str, &str); 29] = [
     ("cryptoki", "token"),
     ("curve25519_dalek", "jose"),
     ("http_body", "serving"),
-    ("hyper", "serving"),
-    ("hyper_util", "serving"),
+    ("http_body_util", "auth"),
     ("jiff", "domain"),
     ("metrics_exporter_prometheus", "telemetry"),
     ("pkcs1", "x509"),
     ("prost", "grpc"),
     ("prost_types", "grpc"),
     ("rsa", "jose"),
+    ("rustls_native_certs", "tls"),
     ("sha1", "x509"),
     ("sqlx", "store"),
     ("tokio_rustls", "tls"),
@@ -64,7 +81,7 @@ const HOMES: [(&str, &str); 29] = [
 ];
 
 /// Crates that are no room's subject: text, time, errors, secrets, tasks, logging, and the shape of a service.
-const SHARED: [&str; 18] = [
+const SHARED: [&str; 20] = [
     "async_trait",
     // Routers: http makes them, serving serves them.
     "axum",
@@ -72,6 +89,9 @@ const SHARED: [&str; 18] = [
     "bytes",
     "getrandom",
     "http",
+    // HTTP on connections: serving answers, auth asks.
+    "hyper",
+    "hyper_util",
     "metrics",
     "rustix",
     "secrecy",

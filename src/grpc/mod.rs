@@ -1,6 +1,9 @@
 //! The gRPC face: wire <-> domain at the door, and nothing else.
 
+mod admission;
 mod door;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 #[allow(missing_docs, reason = "generated from proto/, where every field is commented")]
 pub mod proto;
@@ -15,35 +18,41 @@ use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 use tonic_health::ServingStatus;
 
+use crate::audit::CallLog;
+use crate::auth::Callers;
 use crate::keyring::{Health, Keyrings};
+use crate::serving::Greeter;
+use admission::{Admission, GateLayer};
 use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
 use proto::tenant_service_server::{SERVICE_NAME as TENANT_SERVICE, TenantServiceServer};
 
-/// One of the services, over the shared keyrings.
-#[derive(Clone)]
-struct Face {
+/// All services over these keyrings, with their health as it is told; and who must greet each connection to them, because what
+/// it shows is what `callers` know who calls by. `log` has the record of the calls.
+pub fn router(
     keyrings: Arc<Keyrings>,
-}
-
-/// All services over these keyrings, with their health as it is told.
-pub fn router(keyrings: Arc<Keyrings>, message_bytes_max: usize, health: watch::Receiver<Health>) -> axum::Router {
-    let face = Face { keyrings };
+    callers: Callers,
+    log: CallLog,
+    message_bytes_max: usize,
+    health: watch::Receiver<Health>,
+) -> (axum::Router, Arc<dyn Greeter>) {
+    let admission = Admission::new(keyrings, callers, log);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     // Ends when nobody tells any more.
     tokio::spawn(tell_health(reporter, health));
     let mut routes = RoutesBuilder::default();
     routes
-        .add_service(SigningServiceServer::new(face.clone()).max_decoding_message_size(message_bytes_max))
-        .add_service(KeyServiceServer::new(face.clone()).max_decoding_message_size(message_bytes_max))
-        .add_service(TenantServiceServer::new(face).max_decoding_message_size(message_bytes_max))
+        .add_service(SigningServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
+        .add_service(KeyServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
+        .add_service(TenantServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(health_service)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with this binary"))
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with this binary"));
     let explain =
         tower::util::MapResponseLayer::new(move |response| door::explain_rejection(response, message_bytes_max));
     // with_state prepares the routes: without it each connection would do so.
-    routes.routes().into_axum_router().layer(explain).with_state(())
+    let router = routes.routes().into_axum_router().layer(GateLayer(admission.clone())).layer(explain).with_state(());
+    (router, Arc::new(admission))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

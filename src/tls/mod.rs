@@ -1,6 +1,9 @@
 //! TLS of the listeners that have it: who this service is, whom it believes to be its clients, and its side of a handshake.
 
 mod clients;
+mod roots;
+
+pub use roots::Roots;
 
 use std::fmt;
 use std::io;
