@@ -1,6 +1,6 @@
 # What people and CI run. `make` alone prints this list.
 
-.PHONY: help run test check bench
+.PHONY: help run test check fuzz bench
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -15,12 +15,18 @@ test: ## set up what is missing, the test tools included, and pass every test
 	@sh tests/setup
 	cargo test --locked
 
-check: ## all that CI checks: format, lints, docs, tests
+check: ## all that CI checks: format, lints, docs, tests, and a minute of fuzzing
 	@sh tests/setup build
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --package keyward-fuzz -- --cfg fuzzing -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	$(MAKE) test
+	fuzz/run smoke
+
+fuzz: ## each fuzz target for a minute; SECS=600 for longer, TARGETS="claims grants" for some of them
+	@sh tests/setup fuzz
+	fuzz/run time $(or $(SECS),60) $(TARGETS)
 
 bench: ## measure signing beside the token's own speed, in 3 minutes; FLAGS="--json FILE" keeps the figures
 	@sh tests/setup build

@@ -434,8 +434,9 @@ async fn tenants_that_cannot_be_are_refused() {
     let outcome = trial.create(Tenant { issuer, ..good() }).await;
     trial.refused(Code::AlreadyExists, "issuer", &["taken"], outcome);
 
-    let masks: [(&str, &[&str]); 7] = [
+    let masks: [(&str, &[&str]); 8] = [
         ("update_mask", &[]),
+        ("update_mask", &["custom_domain"; 33]),
         ("update_mask", &["nonsense"]),
         ("update_mask", &["custom_domain", "create_time"]),
         ("tenant.algorithms", &["algorithms"]),

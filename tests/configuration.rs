@@ -69,6 +69,25 @@ fn without_pin_file(installation: &Installation) -> String {
 }
 
 #[test]
+fn a_line_that_is_no_toml_is_named_and_not_shown() {
+    let installation = Installation::bare();
+    fs::write(installation.config_file(), "[token]\npin = \"hunter2\n").expect("the configuration is written");
+    let said = failure(installation.command("check"));
+    assert!(said.contains("line 2") && !said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn a_base_url_that_is_not_for_publication_is_refused() {
+    for url in
+        ["https://keyward:hunter2@keys.example.com", "https://keyward@keys.example.com", "https://keys.example.com/\\n"]
+    {
+        let installation = Installation::bare().set("public.base_url", &format!("\"{url}\""));
+        let said = failure(installation.command("check"));
+        assert!(said.contains("public.base_url must be") && !said.contains("hunter2"), "{url}: {said}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_at_once_each_with_its_key() {
     let installation = Installation::bare()
         .set("grpc.listen", "\"nowhere\"")

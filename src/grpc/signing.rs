@@ -2,128 +2,139 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::proto::signing_service_server::SigningService;
 use super::proto::{
-    BatchSignRequest, BatchSignResponse, GetCurrentKeyRequest, GetCurrentKeyResponse, SignJwtRequest, SignJwtResponse,
-    SignRequest, SignResponse, SignatureFormat, VerifyJwtRequest, VerifyJwtResponse, batch_sign_input, sign_request,
+    BatchSignInput, BatchSignRequest, BatchSignResponse, GetCurrentKeyRequest, GetCurrentKeyResponse, SignJwtRequest,
+    SignJwtResponse, SignRequest, SignResponse, SignatureFormat, VerifyJwtRequest, VerifyJwtResponse, batch_sign_input,
+    sign_request,
 };
-use super::{Face, door, wire};
+use super::{Admission, door, wire};
 use crate::domain::Algorithm;
 use crate::keyring::{BATCH_INPUTS_MAX, Error, Input, ListedState, ecdsa_curve};
 use crate::x509;
 
 #[async_trait]
-impl SigningService for Face {
+impl SigningService for Admission {
     async fn sign_jwt(&self, request: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let choice = door::choice(&request.tenant, &request.algorithm, "")?;
-        if request.claims_json.is_empty() {
-            return Err(Error::invalid("claims_json", "must be set: the octets of one JSON object").into());
-        }
-        let signed = self.keyrings.sign_jwt(&choice, &request.claims_json, &request.r#type, deadline).await?;
-        Ok(Response::new(SignJwtResponse {
-            jwt: signed.value,
-            kid: signed.kid.into(),
-            algorithm: signed.algorithm.to_string(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let choice = door::choice(&request.tenant, &request.algorithm, "")?;
+            if request.claims_json.is_empty() {
+                return Err(Error::invalid("claims_json", "must be set: the octets of one JSON object").into());
+            }
+            let signed =
+                admitted.keyrings().sign_jwt(&choice, &request.claims_json, &request.r#type, admitted.deadline).await?;
+            Ok(SignJwtResponse { jwt: signed.value, kid: signed.kid.into(), algorithm: signed.algorithm.to_string() })
+        })
+        .await
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
-        let format = Format::parse(request.signature_format)?;
-        let (field, input) = match request.input {
-            Some(sign_request::Input::Message(octets)) => ("message", Input::Message(octets)),
-            Some(sign_request::Input::Digest(octets)) => ("digest", Input::Digest(octets)),
-            None => return Err(Error::invalid("input", "must be set: either message or digest").into()),
-        };
-        if let Some(stated) = request.input_crc32c {
-            let (Input::Message(octets) | Input::Digest(octets)) = &input;
-            if crc32c::crc32c(octets) != stated {
-                let problem =
-                    format!("is not the CRC32C of {field} as it arrived; it was damaged on its way: send it again");
-                return Err(Error::invalid("input_crc32c", problem).into());
-            }
-        }
-        let signed = self.keyrings.sign(&choice, vec![(field.to_owned(), input)], deadline).await?;
-        let signature = format.write(signed.algorithm, signed.value)?.remove(0);
-        Ok(Response::new(SignResponse {
-            signature_crc32c: crc32c::crc32c(&signature),
-            signature,
-            kid: signed.kid.into(),
-            algorithm: signed.algorithm.to_string(),
-            verified_input_crc32c: request.input_crc32c.is_some(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
+            let format = Format::parse(request.signature_format)?;
+            let verified_input_crc32c = request.input_crc32c.is_some();
+            let signed = admitted.keyrings().sign(&choice, vec![input(request)?], admitted.deadline).await?;
+            let signature = format.write(signed.algorithm, signed.value)?.remove(0);
+            Ok(SignResponse {
+                signature_crc32c: crc32c::crc32c(&signature),
+                signature,
+                kid: signed.kid.into(),
+                algorithm: signed.algorithm.to_string(),
+                verified_input_crc32c,
+            })
+        })
+        .await
     }
 
     async fn batch_sign(&self, request: Request<BatchSignRequest>) -> Result<Response<BatchSignResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
-        let format = Format::parse(request.signature_format)?;
-        let count = request.inputs.len();
-        if !(1..=BATCH_INPUTS_MAX).contains(&count) {
-            return Err(Error::invalid("inputs", format!("must be 1 to {BATCH_INPUTS_MAX}, not {count}")).into());
-        }
-        let inputs = request.inputs.into_iter().enumerate().map(|(index, input)| match input.input {
-            Some(batch_sign_input::Input::Message(octets)) => {
-                Ok((format!("inputs[{index}].message"), Input::Message(octets)))
-            }
-            Some(batch_sign_input::Input::Digest(octets)) => {
-                Ok((format!("inputs[{index}].digest"), Input::Digest(octets)))
-            }
-            None => Err(Error::invalid(&format!("inputs[{index}].input"), "must be set: either message or digest")),
-        });
-        let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-        let signed = self.keyrings.sign(&choice, inputs, deadline).await?;
-        Ok(Response::new(BatchSignResponse {
-            signatures: format.write(signed.algorithm, signed.value)?,
-            kid: signed.kid.into(),
-            algorithm: signed.algorithm.to_string(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
+            let format = Format::parse(request.signature_format)?;
+            let signed = admitted.keyrings().sign(&choice, inputs(request.inputs)?, admitted.deadline).await?;
+            Ok(BatchSignResponse {
+                signatures: format.write(signed.algorithm, signed.value)?,
+                kid: signed.kid.into(),
+                algorithm: signed.algorithm.to_string(),
+            })
+        })
+        .await
     }
 
     async fn verify_jwt(&self, request: Request<VerifyJwtRequest>) -> Result<Response<VerifyJwtResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let tenant = door::required("tenant", &request.tenant)?;
-        if request.jwt.is_empty() {
-            return Err(Error::invalid("jwt", "must be set: a JWT in compact serialization").into());
-        }
-        let verdict = self.keyrings.verify_jwt(&tenant, &request.jwt, deadline).await?;
-        let mut response = VerifyJwtResponse {
-            valid: verdict.problem.is_none(),
-            reason: verdict.problem.unwrap_or_default(),
-            claims_json: verdict.claims,
-            ..VerifyJwtResponse::default()
-        };
-        if let Some((kid, algorithm, state)) = verdict.key {
-            response.kid = kid.into();
-            response.algorithm = algorithm.to_string();
-            response.key_state = wire::state(ListedState::Key(state)).into();
-        }
-        Ok(Response::new(response))
+        self.call(request, |admitted, request| async move {
+            let tenant = door::required("tenant", &request.tenant)?;
+            if request.jwt.is_empty() {
+                return Err(Error::invalid("jwt", "must be set: a JWT in compact serialization").into());
+            }
+            let verdict = admitted.keyrings().verify_jwt(&tenant, &request.jwt, admitted.deadline).await?;
+            let mut response = VerifyJwtResponse {
+                valid: verdict.problem.is_none(),
+                reason: verdict.problem.unwrap_or_default(),
+                claims_json: verdict.claims,
+                ..VerifyJwtResponse::default()
+            };
+            if let Some((kid, algorithm, state)) = verdict.key {
+                response.kid = kid.into();
+                response.algorithm = algorithm.to_string();
+                response.key_state = wire::state(ListedState::Key(state)).into();
+            }
+            Ok(response)
+        })
+        .await
     }
 
     async fn get_current_key(
         &self,
         request: Request<GetCurrentKeyRequest>,
     ) -> Result<Response<GetCurrentKeyResponse>, Status> {
-        let request = request.into_inner();
-        let key = self.keyrings.current_key(&door::choice(&request.tenant, &request.algorithm, "")?)?;
-        Ok(Response::new(GetCurrentKeyResponse { key: Some(wire::signing_key(key)) }))
+        self.call(request, |admitted, request| async move {
+            let key = admitted.keyrings().current_key(&door::choice(&request.tenant, &request.algorithm, "")?)?;
+            Ok(GetCurrentKeyResponse { key: Some(wire::signing_key(key)) })
+        })
+        .await
     }
+}
+
+/// What is to be signed, with the name of its field; it is as the caller sent it, where the caller says how to tell.
+pub(super) fn input(request: SignRequest) -> Result<(String, Input), Error> {
+    let (field, input) = match request.input {
+        Some(sign_request::Input::Message(octets)) => ("message", Input::Message(octets)),
+        Some(sign_request::Input::Digest(octets)) => ("digest", Input::Digest(octets)),
+        None => return Err(Error::invalid("input", "must be set: either message or digest")),
+    };
+    if let Some(stated) = request.input_crc32c {
+        let (Input::Message(octets) | Input::Digest(octets)) = &input;
+        if crc32c::crc32c(octets) != stated {
+            let problem =
+                format!("is not the CRC32C of {field} as it arrived; it was damaged on its way: send it again");
+            return Err(Error::invalid("input_crc32c", problem));
+        }
+    }
+    Ok((field.to_owned(), input))
+}
+
+pub(super) fn inputs(inputs: Vec<BatchSignInput>) -> Result<Vec<(String, Input)>, Error> {
+    let count = inputs.len();
+    if !(1..=BATCH_INPUTS_MAX).contains(&count) {
+        return Err(Error::invalid("inputs", format!("must be 1 to {BATCH_INPUTS_MAX}, not {count}")));
+    }
+    let parse = |(index, input): (usize, BatchSignInput)| match input.input {
+        Some(batch_sign_input::Input::Message(octets)) => {
+            Ok((format!("inputs[{index}].message"), Input::Message(octets)))
+        }
+        Some(batch_sign_input::Input::Digest(octets)) => Ok((format!("inputs[{index}].digest"), Input::Digest(octets))),
+        None => Err(Error::invalid(&format!("inputs[{index}].input"), "must be set: either message or digest")),
+    };
+    inputs.into_iter().enumerate().map(parse).collect()
 }
 
 /// How signatures are to be written.
 #[derive(Clone, Copy)]
-enum Format {
+pub(super) enum Format {
     Raw,
     Der,
 }
 
 impl Format {
-    fn parse(format: i32) -> Result<Self, Error> {
+    pub(super) fn parse(format: i32) -> Result<Self, Error> {
         match SignatureFormat::try_from(format) {
             Ok(SignatureFormat::Unspecified | SignatureFormat::Raw) => Ok(Self::Raw),
             Ok(SignatureFormat::Der) => Ok(Self::Der),

@@ -7,81 +7,106 @@ use super::proto::{
     self, CreateTenantRequest, DeleteTenantRequest, GetTenantRequest, ListTenantsRequest, ListTenantsResponse, Tenant,
     UpdateTenantRequest,
 };
-use super::{Face, door, wire};
-use crate::domain::{Algorithm, Caller, Domain, Issuer, Revision, RotationPolicy, TenantId};
+use super::{Admission, door, wire};
+use crate::domain::{Algorithm, Domain, Issuer, Revision, RotationPolicy, TenantId};
 use crate::keyring::{Error, TenantSpec, TenantUpdate};
 
 /// So much of an unknown path is told, in characters.
 const PATH_SHOWN_MAX: usize = 64;
 
+/// More than there are fields: a longer mask is a mistake, and is not looked at.
+const PATHS_MAX: usize = 32;
+
 /// More than there are algorithms: a longer list is a mistake, and is not looked at.
 const ALGORITHMS_MAX: usize = 16;
 
 #[async_trait]
-impl TenantService for Face {
+impl TenantService for Admission {
     async fn create_tenant(&self, request: Request<CreateTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let tenant = request.into_inner().tenant;
-        let tenant = tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
-        let policy = tenant.rotation_policy.unwrap_or_default();
-        let spec = TenantSpec {
-            id: door::required("tenant.id", &tenant.id)?,
-            issuer: issuer(&tenant.issuer)?,
-            custom_domain: custom_domain(&tenant.custom_domain)?,
-            saml_sso_url: door::optional("tenant.saml_sso_url", &tenant.saml_sso_url)?,
-            algorithms: algorithms(&tenant.algorithms)?,
-            default_algorithm: door::optional("tenant.default_algorithm", &tenant.default_algorithm)?,
-            policy: whole_policy(&policy)?,
-        };
-        Ok(Response::new(wire::tenant(
-            self.keyrings.create_tenant(spec, &Caller::anonymous("/keyward.v1.TenantService/CreateTenant")).await?,
-        )))
+        self.call(request, |admitted, request| async move {
+            let spec = spec(request)?;
+            Ok(wire::tenant(admitted.keyrings().create_tenant(spec, &admitted.caller).await?))
+        })
+        .await
     }
 
     async fn get_tenant(&self, request: Request<GetTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let id: TenantId = door::required("id", &request.into_inner().id)?;
-        Ok(Response::new(wire::tenant(self.keyrings.tenant(&id)?)))
+        self.call(request, |admitted, request| async move {
+            let id: TenantId = door::required("id", &request.id)?;
+            Ok(wire::tenant(admitted.keyrings().tenant(&id)?))
+        })
+        .await
     }
 
     async fn list_tenants(
         &self,
         request: Request<ListTenantsRequest>,
     ) -> Result<Response<ListTenantsResponse>, Status> {
-        const QUERY: &str = "tenants";
-        let request = request.into_inner();
-        let after = door::page_place(QUERY, &request.page_token)?;
-        let after = after.map(|id| door::required::<TenantId>("page_token", &id)).transpose()?;
-        let page = self.keyrings.list_tenants(door::page_size(request.page_size)?, after.as_ref());
-        Ok(Response::new(ListTenantsResponse {
-            tenants: page.tenants.into_iter().map(wire::tenant).collect(),
-            next_page_token: page.next.map(|id| door::page_token(QUERY, id.as_str())).unwrap_or_default(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let (size, after) = listing(&request)?;
+            let page = admitted.keyrings().list_tenants(size, after.as_ref());
+            Ok(ListTenantsResponse {
+                tenants: page.tenants.into_iter().map(wire::tenant).collect(),
+                next_page_token: page.next.map(|id| door::page_token(QUERY, id.as_str())).unwrap_or_default(),
+            })
+        })
+        .await
     }
 
     async fn update_tenant(&self, request: Request<UpdateTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let request = request.into_inner();
-        let wanted = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
-        let id: TenantId = door::required("tenant.id", &wanted.id)?;
-        let present = self.keyrings.tenant(&id)?;
-        let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
-        let mask = request.update_mask.unwrap_or_default().paths;
-        let update = update(&wanted, &mask, present.policy)?;
-        Ok(Response::new(wire::tenant(
-            self.keyrings
-                .update_tenant(id, expected, update, &Caller::anonymous("/keyward.v1.TenantService/UpdateTenant"))
-                .await?,
-        )))
+        self.call(request, |admitted, request| async move {
+            let wanted = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
+            let id: TenantId = door::required("tenant.id", &wanted.id)?;
+            let present = admitted.keyrings().tenant(&id)?;
+            let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
+            let mask = request.update_mask.unwrap_or_default().paths;
+            let update = update(&wanted, &mask, present.policy)?;
+            Ok(wire::tenant(admitted.keyrings().update_tenant(id, expected, update, &admitted.caller).await?))
+        })
+        .await
     }
 
     async fn delete_tenant(&self, request: Request<DeleteTenantRequest>) -> Result<Response<()>, Status> {
-        let request = request.into_inner();
-        let id: TenantId = door::required("id", &request.id)?;
-        if request.confirm_id != request.id {
-            let problem = "must be the same as id: every JWT of the tenant stops verifying, and there is no way back";
-            return Err(Error::invalid("confirm_id", problem).into());
-        }
-        self.keyrings.delete_tenant(id, &Caller::anonymous("/keyward.v1.TenantService/DeleteTenant")).await?;
-        Ok(Response::new(()))
+        self.call(request, |admitted, request| async move {
+            let id = deletion(&request)?;
+            admitted.keyrings().delete_tenant(id, &admitted.caller).await?;
+            Ok(())
+        })
+        .await
     }
+}
+
+/// The query that page tokens are for: all tenants.
+const QUERY: &str = "tenants";
+
+pub(super) fn spec(request: CreateTenantRequest) -> Result<TenantSpec, Error> {
+    let tenant = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
+    let policy = tenant.rotation_policy.unwrap_or_default();
+    Ok(TenantSpec {
+        id: door::required("tenant.id", &tenant.id)?,
+        issuer: issuer(&tenant.issuer)?,
+        custom_domain: custom_domain(&tenant.custom_domain)?,
+        saml_sso_url: door::optional("tenant.saml_sso_url", &tenant.saml_sso_url)?,
+        algorithms: algorithms(&tenant.algorithms)?,
+        default_algorithm: door::optional("tenant.default_algorithm", &tenant.default_algorithm)?,
+        policy: whole_policy(&policy)?,
+    })
+}
+
+/// How many tenants are asked for, and after which one.
+pub(super) fn listing(request: &ListTenantsRequest) -> Result<(usize, Option<TenantId>), Error> {
+    let after = door::page_place(QUERY, &request.page_token)?;
+    let after = after.map(|id| door::required::<TenantId>("page_token", &id)).transpose()?;
+    Ok((door::page_size(request.page_size)?, after))
+}
+
+pub(super) fn deletion(request: &DeleteTenantRequest) -> Result<TenantId, Error> {
+    let id: TenantId = door::required("id", &request.id)?;
+    if request.confirm_id != request.id {
+        let problem = "must be the same as id: every JWT of the tenant stops verifying, and there is no way back";
+        return Err(Error::invalid("confirm_id", problem));
+    }
+    Ok(id)
 }
 
 // What is new must be plainer than what older versions took, and what they took is read as it is.
@@ -108,10 +133,13 @@ fn algorithms(names: &[String]) -> Result<Vec<Algorithm>, Error> {
     names.iter().enumerate().map(parse).collect()
 }
 
-fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) -> Result<TenantUpdate, Error> {
+pub(super) fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) -> Result<TenantUpdate, Error> {
     let fields = "issuer, custom_domain, saml_sso_url, algorithms, default_algorithm, rotation_policy or a field of rotation_policy";
     if mask.is_empty() {
         return Err(Error::invalid("update_mask", format!("must name what to change: {fields}")));
+    }
+    if mask.len() > PATHS_MAX {
+        return Err(Error::invalid("update_mask", "must name each field once"));
     }
     let policy = wanted.rotation_policy.unwrap_or_default();
     let mut update = TenantUpdate::default();

@@ -18,22 +18,36 @@ struct Parts {
     peaks: Vec<Hash>,
 }
 
-/// Hashes that cannot be the subtrees of this many records.
+/// More records than any log has; a million a second fill it in 146,000 years. Below it, counting up never overflows.
+const SIZE_MAX: u64 = 1 << 62;
+
+/// What cannot be the tree of a log.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a tree of {size} records has {} subtrees, not {found}", size.count_ones())]
-pub struct NotAFrontier {
-    size: u64,
-    found: usize,
+pub enum NotAFrontier {
+    /// Hashes that cannot be the subtrees of this many records.
+    #[error("a tree of {size} records has {} subtrees, not {found}", size.count_ones())]
+    Subtrees {
+        /// How many records it is said to be of.
+        size: u64,
+        /// How many hashes there are.
+        found: usize,
+    },
+    /// So many records that no log has them.
+    #[error("no log has {0} records")]
+    Size(u64),
 }
 
 impl TryFrom<Parts> for Frontier {
     type Error = NotAFrontier;
 
     fn try_from(Parts { size, peaks }: Parts) -> Result<Self, NotAFrontier> {
+        if size > SIZE_MAX {
+            return Err(NotAFrontier::Size(size));
+        }
         if peaks.len() == size.count_ones() as usize {
             Ok(Self { size, peaks })
         } else {
-            Err(NotAFrontier { size, found: peaks.len() })
+            Err(NotAFrontier::Subtrees { size, found: peaks.len() })
         }
     }
 }
@@ -140,5 +154,11 @@ mod tests {
     fn a_frontier_with_a_hash_too_few_is_none() {
         let refused = serde_json::from_str::<Frontier>(r#"{"size":1,"peaks":[]}"#).unwrap_err();
         assert!(refused.to_string().starts_with("a tree of 1 records has 1 subtrees, not 0"), "{refused}");
+    }
+
+    #[test]
+    fn a_frontier_of_more_records_than_can_be_counted_is_none() {
+        let full = Parts { size: u64::MAX, peaks: vec![Hash::of_nothing(); 64] };
+        assert_eq!(Frontier::try_from(full), Err(NotAFrontier::Size(u64::MAX)));
     }
 }
