@@ -23,7 +23,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("telemetry", &[]),
     ("tls", &["x509"]),
     ("serving", &["tls"]),
-    ("http", &["domain", "x509", "jose", "keyring", "auth", "telemetry"]),
+    ("http", &["domain", "x509", "jose", "keyring", "auth", "audit", "telemetry"]),
     ("config", &["domain", "audit", "auth", "telemetry", "tls"]),
     ("setup", &["config", "domain", "jose", "keyring", "token", "store", "audit"]),
     (
@@ -44,7 +44,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
         ],
     ),
     ("dev", &["config", "domain", "keyring", "token"]),
-    ("main", &["config", "domain", "setup", "serve", "dev", "token"]),
+    ("main", &["audit", "config", "domain", "store", "tlog", "setup", "serve", "dev", "token"]),
 ];
 
 /// Crates that one room knows, and no other.
