@@ -1,12 +1,14 @@
 //! Configuration: raw TOML and environment in, a checked [`Config`] or all its problems at once out. The only reader of
 //! files and environment.
 
+mod audit;
 mod callers;
 mod files;
 mod grpc;
 mod management;
 mod watched;
 
+pub use audit::{AuditSettings, Places};
 pub use callers::{CallerSettings, JwtKeys, JwtSettings};
 pub use grpc::GrpcSettings;
 pub use management::ManagementSettings;
@@ -43,6 +45,8 @@ pub struct Config {
     pub store_witness_path: PathBuf,
     /// The file that pins the service key.
     pub service_key_path: PathBuf,
+    /// The audit logs.
+    pub audit: AuditSettings,
     /// Modulus length of new RSA keys.
     pub rsa_bits: u32,
     /// Share of signatures other than RSA that are verified before they are released.
@@ -99,16 +103,7 @@ impl Config {
     /// # Errors
     /// All problems, each with its key.
     pub fn load(path: &Path) -> Result<Self, Problems> {
-        let whole = |text: String| Problems(vec![Problem { key: path.display().to_string(), text }]);
-        let text = std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
-        let environment = Environment::with_prefix("KEYWARD").prefix_separator("__").separator("__");
-        let layers =
-            config::Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).add_source(environment);
-        let table = layers.build().and_then(config::Config::try_deserialize::<BTreeMap<String, Value>>);
-        let table =
-            table.map_err(|error| whole(format!("is not valid TOML: {}", without_source(&error.to_string()))))?;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Self::check(Reader::new(table, directory))
+        Self::check(Reader::open(path)?)
     }
 
     fn check(mut reader: Reader) -> Result<Self, Problems> {
@@ -128,7 +123,8 @@ impl Config {
             },
             store_path: reader.required_path("store.path"),
             store_witness_path: reader.path("store.witness_file", "store-witness.jsonl"),
-            service_key_path: reader.path("service_key.file", "service-key.json"),
+            service_key_path: reader.service_key_path(),
+            audit: reader.audit(),
             rsa_bits: reader.number("signing.rsa_bits", 2048, 2048..=4096),
             verify_share: reader.share("signing.verify_share", 0.01),
             sign_wait_max: Duration::from_millis(reader.number("signing.wait_max_ms", 5000, 10..=60_000)),
@@ -154,6 +150,20 @@ struct Reader {
 }
 
 impl Reader {
+    /// Reads the file, and overlays the environment.
+    fn open(path: &Path) -> Result<Self, Problems> {
+        let whole = |text: String| Problems(vec![Problem { key: path.display().to_string(), text }]);
+        let text = std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
+        let environment = Environment::with_prefix("KEYWARD").prefix_separator("__").separator("__");
+        let layers =
+            config::Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).add_source(environment);
+        let table = layers.build().and_then(config::Config::try_deserialize::<BTreeMap<String, Value>>);
+        let table =
+            table.map_err(|error| whole(format!("is not valid TOML: {}", without_source(&error.to_string()))))?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Self::new(table, directory))
+    }
+
     fn new(table: BTreeMap<String, Value>, directory: &Path) -> Self {
         let mut values = BTreeMap::new();
         for (section, value) in table {

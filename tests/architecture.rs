@@ -13,7 +13,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
     ("saml", &["domain", "x509", "jose"]),
-    ("tlog", &["domain", "jose"]),
+    ("tlog", &["domain", "x509", "jose"]),
     ("token", &["domain"]),
     ("store", &["domain", "tlog"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("tls", &["x509"]),
     ("serving", &["tls"]),
     ("http", &["domain", "x509", "jose", "keyring", "auth", "telemetry"]),
-    ("config", &["domain", "auth", "telemetry", "tls"]),
+    ("config", &["domain", "audit", "auth", "telemetry", "tls"]),
     ("setup", &["config", "domain", "jose", "keyring", "token", "store", "audit"]),
     (
         "serve",

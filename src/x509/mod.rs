@@ -10,7 +10,7 @@ mod text;
 mod validity;
 
 pub use certificate::{CertifiedKey, Unreadable, Unsigned, public_key_of};
-pub use spki::{ecdsa_der, public_key_pem};
+pub use spki::{ecdsa_der, ecdsa_raw, public_key_der, public_key_pem};
 pub use subject::SubjectNames;
 #[cfg(test)]
 pub(crate) use subject::test_certificate;
