@@ -51,6 +51,14 @@ impl Installation {
         self
     }
 
+    /// Takes `section.key` out of the configuration.
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        let (section, key) = key.split_once('.').expect("section.key");
+        self.settings.entry(section.into()).or_default().remove(key);
+        self.write();
+        self
+    }
+
     /// Grants these roles to a principal.
     pub(crate) fn grant(mut self, principal: &str, roles: &[&str]) -> Self {
         self.grants.push((principal.to_owned(), roles.iter().map(ToString::to_string).collect()));
