@@ -1,3 +1,5 @@
+#![allow(dead_code, reason = "tests/jwt_abuse.rs uses a part of it")]
+
 use std::fs;
 use std::time::{Duration, Instant};
 
