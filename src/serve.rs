@@ -4,19 +4,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::CallLog;
+use crate::audit::{Administration, Keeper, Sign};
 use crate::auth::{Bearer, Callers, Fetched, IssuerKeys, Jwts};
 use crate::config::{CallerSettings, Config, JwtKeys, JwtSettings, ManagementSettings, Watched};
 use crate::domain::Algorithm;
 use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
-use crate::store::Store;
+use crate::store::{EventPage, Start, Store};
 use crate::telemetry::Warnings;
 use crate::tls::{Identity, Roots};
 use crate::token::Token;
@@ -152,11 +153,12 @@ pub async fn run(
     config: &Config,
     keyrings: Arc<Keyrings>,
     service_key: Arc<ServiceKey>,
-    log: CallLog,
+    audit: Keeper,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
     let (tell, health) = watch::channel(Health::unknown());
+    let log = audit.calls();
     let warnings = Warnings::default();
     let mut faces = JoinSet::new();
     let public = http::public_router(Arc::clone(&keyrings));
@@ -172,13 +174,8 @@ pub async fn run(
         faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), Arc::clone(&nobody)));
     }
     let limit = config.grpc.message_bytes_max;
-    let (grpc, greeter) = grpc::router(
-        Arc::clone(&keyrings),
-        callers(&config.grpc.callers, &warnings, &shutdown)?,
-        log.clone(),
-        limit,
-        health,
-    );
+    let (grpc, greeter) =
+        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown)?, log, limit, health);
     let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max);
     if let Some(listener) = listeners.grpc {
         let identity = config.grpc.identity.as_ref().map(|identity| keep_up(identity, &warnings, &shutdown));
@@ -190,6 +187,9 @@ pub async fn run(
         faces.spawn(serve(grpc, listener, None, bounds, shutdown.clone(), greeter));
     }
 
+    let recorded = CancellationToken::new();
+    let (signing, records) = (Arc::new(Signing(Arc::clone(&service_key))), Arc::new(Records(Arc::clone(&keyrings))));
+    let auditing = tokio::spawn(audit.run(signing, records, recorded.clone()));
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();
@@ -226,8 +226,33 @@ pub async fn run(
             "a change did not come to its end; the next start takes it up"
         );
     }
-    log.close().await;
+    // Last, so that the last checkpoints are of everything.
+    recorded.cancel();
+    if auditing.await.is_err() {
+        tracing::error!("the audit logs were not closed in order");
+    }
     outcome
+}
+
+/// Signs checkpoints with the service key.
+struct Signing(Arc<ServiceKey>);
+
+#[async_trait]
+impl Sign for Signing {
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+        self.0.sign(message).await.map_err(|error| error.to_string())
+    }
+}
+
+/// The administration log, for its checkpoints.
+struct Records(Arc<Keyrings>);
+
+#[async_trait]
+impl Administration for Records {
+    async fn records(&self, from: u64, limit: u32) -> Result<Vec<Vec<u8>>, String> {
+        let page = EventPage { tenant: None, start: Start::Oldest(from), limit };
+        self.0.administration(&page).await.map_err(|error| error.for_log())
+    }
 }
 
 /// The Management API, and with which certificate it is served; keeps up with the files that it believes in.

@@ -48,7 +48,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 28] = [
+const HOMES: [(&str, &str); 29] = [
     ("arc_swap", "keyring"),
     ("askama", "http"),
     ("aws_lc_rs", "jose"),
@@ -62,6 +62,7 @@ const HOMES: [(&str, &str); 28] = [
     ("http_body", "serving"),
     ("http_body_util", "auth"),
     ("jiff", "domain"),
+    ("metrics_exporter_prometheus", "telemetry"),
     ("pkcs1", "x509"),
     ("prost", "grpc"),
     ("prost_types", "grpc"),
