@@ -7,12 +7,13 @@
 //! - [`tlog`]: records that can only grow in number, as a Merkle tree. Pure.
 //! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
 //! - [`keyring`]: the use cases; the only caller of token and store.
-//! - [`auth`]: who calls. [`tls`]: who this service is.
+//! - [`auth`]: who calls. [`audit`]: the record of what they did. [`tls`]: who this service is.
 //! - [`grpc`] and [`http`]: the two faces.
 //! - [`config`], [`setup`], [`serve`], [`dev`]: how a process begins, runs and ends.
 //!
 //! Calls go down (grpc, http -> keyring -> token, store -> domain), values come back; `tests/architecture.rs` holds that.
 
+pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod dev;

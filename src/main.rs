@@ -232,7 +232,8 @@ async fn run(
     if !shutdown.is_cancelled() {
         ready(addresses);
     }
-    let served = serve::run(config, keyrings, service_key, listeners, shutdown).await;
+    let log = setup::open_call_log(config, &service_key)?;
+    let served = serve::run(config, keyrings, service_key, log, listeners, shutdown).await;
     store.close().await;
     // C_Finalize blocks, and nothing else is left to do.
     tokio::task::block_in_place(|| token.close());

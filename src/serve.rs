@@ -9,8 +9,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Bearer;
+use crate::audit::CallLog;
+use crate::auth::{Bearer, Callers, IssuerKeys};
 use crate::config::{Config, ManagementSettings};
+use crate::domain::Algorithm;
 use crate::http::Bounds;
 use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
 use crate::store::Store;
@@ -112,6 +114,7 @@ pub async fn run(
     config: &Config,
     keyrings: Arc<Keyrings>,
     service_key: Arc<ServiceKey>,
+    log: CallLog,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
@@ -126,7 +129,15 @@ pub async fn run(
         faces.spawn(without_failure(serving));
     }
     let limit = config.grpc_message_bytes_max;
-    let serving = grpc::serve(Arc::clone(&keyrings), listeners.grpc, limit, health, shutdown.clone());
+    let serving = grpc::serve(
+        Arc::clone(&keyrings),
+        Callers::anybody(),
+        log.clone(),
+        listeners.grpc,
+        limit,
+        health,
+        shutdown.clone(),
+    );
     faces.spawn(async { serving.await.map_err(|error| format!("the grpc listener failed: {error}")) });
 
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
@@ -165,6 +176,7 @@ pub async fn run(
             "a change did not come to its end; the next start takes it up"
         );
     }
+    log.close().await;
     outcome
 }
 
@@ -177,7 +189,7 @@ fn management(
 ) -> Result<impl Future<Output = ()> + use<>, String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
-    let bearer = Bearer::new(settings.issuer.clone(), settings.jwks.latest());
+    let bearer = Bearer::new(settings.issuer.clone(), &Algorithm::ALL, IssuerKeys::File(settings.jwks.latest()));
     tokio::spawn(Arc::clone(&settings.jwks).keep_up(shutdown.clone()));
     let identity = settings.identity.as_ref().map(|identity| {
         tokio::spawn(Arc::clone(identity).keep_up(shutdown.clone()));

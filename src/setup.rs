@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::{CallLog, OnFailure, Settings, Signing};
 use crate::config::{Config, TokenSettings};
 use crate::domain::{Event, ObjectId, PublicKey};
-use crate::jose::BadPublicKey;
+use crate::jose::{self, BadPublicKey};
 use crate::keyring::{ServiceKey, new_object};
 use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
 use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
@@ -181,6 +182,20 @@ fn pinned_key(config: &Config, token: Arc<dyn Token>) -> Result<Arc<ServiceKey>,
         SetupError::Refused(format!("{} is incomplete; run keyward init again", config.service_key_path.display()))
     })?;
     Ok(Arc::new(ServiceKey::new(token, pin.cka_id, public)?))
+}
+
+/// Opens this replica's log of calls, whose origin names the service key.
+///
+/// # Errors
+/// It cannot be written, or is not what was written.
+pub fn open_call_log(config: &Config, key: &ServiceKey) -> Result<CallLog, String> {
+    let settings = Settings {
+        directory: config.store_path.parent().unwrap_or(Path::new(".")).join("audit"),
+        signing: Signing::Async,
+        on_failure: OnFailure::Refuse,
+    };
+    let origin = format!("keyward/{}/calls", jose::thumbprint(key.public()));
+    CallLog::open(&settings, origin, None).map_err(|error| error.to_string())
 }
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {

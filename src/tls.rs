@@ -1,5 +1,9 @@
 //! TLS of the listeners that have it: who this service is, and its side of a handshake.
 
+mod roots;
+
+pub use roots::Roots;
+
 use std::fmt;
 use std::sync::Arc;
 

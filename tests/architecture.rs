@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("domain", &[]),
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
@@ -17,19 +17,20 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("token", &["domain"]),
     ("store", &["domain", "tlog"]),
     ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
-    ("grpc", &["domain", "x509", "jose", "keyring"]),
-    ("auth", &["domain", "x509", "jose"]),
+    ("grpc", &["domain", "x509", "jose", "keyring", "auth", "audit"]),
+    ("auth", &["domain", "x509", "jose", "tls"]),
+    ("audit", &["domain", "tlog"]),
     ("tls", &[]),
-    ("http", &["domain", "x509", "jose", "keyring", "auth", "tls"]),
+    ("http", &["domain", "x509", "jose", "keyring", "auth", "audit", "tls"]),
     ("config", &["domain", "auth", "tls"]),
-    ("setup", &["config", "domain", "jose", "keyring", "token", "store"]),
-    ("serve", &["config", "auth", "keyring", "token", "store", "grpc", "http"]),
+    ("setup", &["config", "domain", "jose", "keyring", "token", "store", "audit"]),
+    ("serve", &["config", "domain", "auth", "audit", "keyring", "token", "store", "grpc", "http"]),
     ("dev", &["config", "domain", "keyring", "token"]),
-    ("main", &["config", "setup", "serve", "dev", "token"]),
+    ("main", &["config", "domain", "setup", "serve", "dev", "token"]),
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 28] = [
+const HOMES: [(&str, &str); 30] = [
     ("arc_swap", "keyring"),
     ("askama", "http"),
     ("aws_lc_rs", "jose"),
@@ -42,12 +43,14 @@ const HOMES: [(&str, &str); 28] = [
     ("cryptoki", "token"),
     ("http", "grpc"),
     ("curve25519_dalek", "jose"),
-    ("hyper_util", "http"),
+    ("http_body_util", "auth"),
+    ("hyper", "auth"),
     ("jiff", "domain"),
     ("pkcs1", "x509"),
     ("prost", "grpc"),
     ("prost_types", "grpc"),
     ("rsa", "jose"),
+    ("rustls_native_certs", "tls"),
     ("sha1", "x509"),
     ("sqlx", "store"),
     ("tokio_rustls", "tls"),
@@ -60,12 +63,13 @@ const HOMES: [(&str, &str); 28] = [
     ("x509_cert", "x509"),
 ];
 
-/// Crates that are no room's subject: text, time, errors, secrets, tasks, logging, and the shape of a service.
-const SHARED: [&str; 15] = [
+/// Crates that are no room's subject: text, time, errors, secrets, tasks, logging, the shape of a service, HTTP over tokio.
+const SHARED: [&str; 16] = [
     "async_trait",
     "base64",
     "bytes",
     "getrandom",
+    "hyper_util",
     "rustix",
     "secrecy",
     "serde",

@@ -3,9 +3,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::TrustedKeys;
-use crate::domain::{Kid, Timestamp};
-use crate::jose::{Claims, Jws};
+use super::{Fetched, TrustedKeys};
+use crate::domain::{Algorithm, Kid, Principal, Timestamp};
+use crate::jose::{Claims, Jws, NumericDate};
 
 /// Longest JWT taken, in octets: with a hundred scopes one is a third of it, and headers of 8 KiB pass every proxy.
 const JWT_BYTES_MAX: usize = 8192;
@@ -17,31 +17,73 @@ const CLOCK_SKEW_MAX_SECS: f64 = 30.0;
 /// what most issuers write. A logout token or a DPoP proof is neither.
 const TYPES: [&str; 2] = ["at+jwt", "jwt"];
 
+/// Longest `sub`, in octets (OpenID Connect Core 1.0 section 2): it stands in logs.
+const SUBJECT_BYTES_MAX: usize = 255;
+
 /// Verifies Bearer JWTs (RFC 6750, RFC 9068) of one issuer.
 #[derive(Clone, Debug)]
 pub struct Bearer {
     issuer: String,
-    keys: watch::Receiver<Arc<TrustedKeys>>,
+    algorithms: Arc<[Algorithm]>,
+    keys: IssuerKeys,
+}
+
+/// Where the keys of the issuer come from: always a place that the operator named, and never one that a JWT names.
+#[derive(Clone, Debug)]
+pub enum IssuerKeys {
+    /// From a file.
+    File(watch::Receiver<Arc<TrustedKeys>>),
+    /// From a URL.
+    Url(Arc<Fetched>),
 }
 
 /// What a verified JWT allows.
 #[derive(Debug)]
 pub struct Access {
-    /// `sub`: whom the issuer let in, for the log.
-    pub subject: Option<String>,
+    /// Whom the issuer let in: `iss` and `sub`.
+    pub principal: Principal,
+    /// Of the key that signed it, for as long as that is trusted.
+    pub(super) signer: Kid,
+    /// The keys that it was verified with.
+    pub(super) keys: Arc<TrustedKeys>,
+    nbf: Option<NumericDate>,
+    exp: NumericDate,
     scopes: Vec<String>,
 }
 
 /// Why a JWT is not believed, as a sentence for whoever sent it. It says nothing of keys and tenants.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(&'static str);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Nobody can tell yet: the issuer's keys are not to be had.
+    #[error("the keys of the issuer are not known at the moment; retry with a pause")]
+    KeysAway,
+    /// Its key is none that is known. A new key of the issuer's may be.
+    #[error("no key of the issuer has the kid and alg of the JWT")]
+    UnknownKey,
+    /// It is for somebody else.
+    #[error("aud does not name this service")]
+    Audience,
+    /// The rest.
+    #[error("{0}")]
+    Wrong(&'static str),
+}
+
+impl IssuerKeys {
+    pub(super) fn latest(&self) -> Option<Arc<TrustedKeys>> {
+        match self {
+            Self::File(keys) => Some(Arc::clone(&keys.borrow())),
+            Self::Url(fetched) => fetched.latest(),
+        }
+    }
+}
 
 impl Bearer {
-    /// Believes JWTs with exactly this `iss`, signed by one of the keys that `keys` holds at the time.
+    /// Believes JWTs with exactly this `iss`, signed in one of these algorithms by one of the keys that `keys` has at the time.
+    /// Algorithms without public keys are left out: whoever could verify could sign.
     #[must_use]
-    pub fn new(issuer: String, keys: watch::Receiver<Arc<TrustedKeys>>) -> Self {
-        Self { issuer, keys }
+    pub fn new(issuer: String, algorithms: &[Algorithm], keys: IssuerKeys) -> Self {
+        let algorithms = algorithms.iter().copied().filter(|algorithm| algorithm.has_public_keys()).collect();
+        Self { issuer, algorithms, keys }
     }
 
     /// What `jwt` allows at `now` to whoever asks for `audience`; `None` is an audience that no JWT can have.
@@ -60,46 +102,88 @@ impl Bearer {
         is_served: impl FnOnce(&Kid) -> bool,
     ) -> Result<Access, Refused> {
         if jwt.len() > JWT_BYTES_MAX {
-            return Err(Refused("the JWT is longer than 8192 octets"));
+            return Err(Refused::Wrong("the JWT is longer than 8192 octets"));
         }
-        let jws = Jws::parse(jwt).map_err(|_| Refused("this is not a JWT in the compact form, or it has crit"))?;
+        let jws =
+            Jws::parse(jwt).map_err(|_| Refused::Wrong("this is not a JWT in the compact form, or it has crit"))?;
         if jws.typ.as_deref().is_some_and(|typ| !is_known_type(typ)) {
-            return Err(Refused("the typ of the JWT is not at+jwt or JWT"));
+            return Err(Refused::Wrong("the typ of the JWT is not at+jwt or JWT"));
         }
-        let keys = Arc::clone(&self.keys.borrow());
+        if !self.algorithms.iter().any(|algorithm| algorithm.name() == jws.alg) {
+            return Err(Refused::Wrong("the alg of the JWT is none that this service takes"));
+        }
+        let keys = self.keys.latest().ok_or(Refused::KeysAway)?;
         if !keys.knows_key_of(&jws) {
-            return Err(Refused("no key of the issuer has the kid and alg of the JWT"));
+            return Err(Refused::UnknownKey);
         }
-        let key = keys.signer_of(&jws).ok_or(Refused("the signature is not one by the issuer"))?;
+        let key = keys.signer_of(&jws).ok_or(Refused::Wrong("the signature is not one by the issuer"))?;
         if is_served(&key.thumbprint) {
-            tracing::warn!(thumbprint = %key.thumbprint, "a JWT was refused whose key is a tenant's; take that key out of the JWKS file");
-            return Err(Refused("no key of the issuer has the kid and alg of the JWT"));
+            tracing::warn!(thumbprint = %key.thumbprint, "a JWT was refused whose key is a tenant's; take that key out of the issuer's JWKS");
+            return Err(Refused::Wrong("no key of the issuer has the kid and alg of the JWT"));
         }
-        self.check_claims(&jws.payload, audience, now)
+        let signer = key.thumbprint.clone();
+        self.check_claims(&jws.payload, audience, now, signer, keys)
     }
 
-    fn check_claims(&self, payload: &[u8], audience: Option<&str>, now: Timestamp) -> Result<Access, Refused> {
-        let claims = Claims::parse(payload)
-            .map_err(|_| Refused("the claims are not one JSON object with exp, nbf and iss of their types"))?;
-        let access: AccessClaims = serde_json::from_slice(payload)
-            .map_err(|_| Refused("aud must be a text or an array of texts, and scope and sub one text each"))?;
-        if claims.iss.as_ref() != Some(&self.issuer) {
-            return Err(Refused("iss is not the issuer that this service trusts"));
-        }
-        // Milliseconds since 1970 are whole numbers far below 2^53.
-        #[allow(clippy::cast_precision_loss)]
-        let now_secs = now.as_millisecond() as f64 / 1000.0;
-        if now_secs >= claims.exp.ok_or(Refused("exp is missing"))? + CLOCK_SKEW_MAX_SECS {
-            return Err(Refused("the JWT has expired"));
-        }
-        if claims.nbf.is_some_and(|nbf| now_secs < nbf - CLOCK_SKEW_MAX_SECS) {
-            return Err(Refused("the JWT is not valid yet"));
-        }
-        if !audience.is_some_and(|audience| access.aud.is(audience)) {
-            return Err(Refused("aud does not name this API of this tenant: its URL up to /api/v2/, slash included"));
-        }
-        Ok(Access { subject: access.sub, scopes: access.scope.split(' ').map(ToOwned::to_owned).collect() })
+    /// Whether an access that was given before is still to be had at `now`: its keys are the ones that are trusted, and its
+    /// time is not over.
+    pub(super) fn still_allows(&self, access: &Access, now: Timestamp) -> bool {
+        let same = self.keys.latest().is_some_and(|keys| Arc::ptr_eq(&keys, &access.keys));
+        same && check_time(access.nbf, access.exp, now).is_ok()
     }
+
+    /// Asks for the issuer's keys again because a JWT's is unknown. Whether it is worth a second look.
+    pub(super) async fn look_again(&self) -> bool {
+        match &self.keys {
+            IssuerKeys::File(_) => false,
+            IssuerKeys::Url(fetched) => fetched.look_again().await,
+        }
+    }
+
+    /// Whether [`Bearer::look_again`] can make a difference.
+    pub(super) fn can_look_again(&self) -> bool {
+        matches!(self.keys, IssuerKeys::Url(_))
+    }
+
+    fn check_claims(
+        &self,
+        payload: &[u8],
+        audience: Option<&str>,
+        now: Timestamp,
+        signer: Kid,
+        keys: Arc<TrustedKeys>,
+    ) -> Result<Access, Refused> {
+        let claims = Claims::parse(payload)
+            .map_err(|_| Refused::Wrong("the claims are not one JSON object with exp, nbf and iss of their types"))?;
+        let access: AccessClaims = serde_json::from_slice(payload)
+            .map_err(|_| Refused::Wrong("aud must be a text or an array of texts, and scope and sub one text each"))?;
+        if claims.iss.as_ref() != Some(&self.issuer) {
+            return Err(Refused::Wrong("iss is not the issuer that this service trusts"));
+        }
+        let exp = claims.exp.ok_or(Refused::Wrong("exp is missing"))?;
+        check_time(claims.nbf, exp, now)?;
+        if !audience.is_some_and(|audience| access.aud.is(audience)) {
+            return Err(Refused::Audience);
+        }
+        let subject = access.sub.filter(|sub| (1..=SUBJECT_BYTES_MAX).contains(&sub.len()));
+        let subject = subject.ok_or(Refused::Wrong("sub must be there, with 1 to 255 octets"))?;
+        let principal = Principal::Jwt { issuer: self.issuer.clone(), subject };
+        let scopes = access.scope.split(' ').map(ToOwned::to_owned).collect();
+        Ok(Access { principal, signer, keys, nbf: claims.nbf, exp, scopes })
+    }
+}
+
+fn check_time(nbf: Option<NumericDate>, exp: NumericDate, now: Timestamp) -> Result<(), Refused> {
+    // Milliseconds since 1970 are whole numbers far below 2^53.
+    #[allow(clippy::cast_precision_loss)]
+    let now_secs = now.as_millisecond() as f64 / 1000.0;
+    if now_secs >= exp + CLOCK_SKEW_MAX_SECS {
+        return Err(Refused::Wrong("the JWT has expired"));
+    }
+    if nbf.is_some_and(|nbf| now_secs < nbf - CLOCK_SKEW_MAX_SECS) {
+        return Err(Refused::Wrong("the JWT is not valid yet"));
+    }
+    Ok(())
 }
 
 impl Access {
@@ -107,6 +191,11 @@ impl Access {
     #[must_use]
     pub fn has(&self, scope: &str) -> bool {
         self.scopes.iter().any(|granted| granted == scope)
+    }
+
+    /// Every scope that it has.
+    pub fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.scopes.iter().map(String::as_str)
     }
 }
 

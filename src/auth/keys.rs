@@ -4,11 +4,18 @@ use serde_json::{Map, Value};
 use crate::domain::{Algorithm, Curve, Kid, Octets, PublicKey};
 use crate::jose::{Jws, PRIVATE_MEMBERS, Verifier, thumbprint};
 
-/// The keys of the issuer whose JWTs are believed: a JWKS (RFC 7517 section 5) that the operator gave.
+/// The keys of the issuer whose JWTs are believed: a JWKS (RFC 7517 section 5) from where the operator says.
 ///
 /// Every key has one algorithm and verifies nothing else (RFC 8725 section 3.1); all of them are asymmetric.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct TrustedKeys(Vec<TrustedKey>);
+
+/// Two are the same that verify the same.
+impl PartialEq for TrustedKey {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.kid, self.algorithm, &self.thumbprint) == (&other.kid, other.algorithm, &other.thumbprint)
+    }
+}
 
 /// One of them.
 #[derive(Debug)]

@@ -1,18 +1,26 @@
-//! Who calls: Bearer JWTs of an issuer that the operator trusts, checked for one audience. Pure, and without HTTP, so that
-//! every face can ask it.
+//! Who calls, and what they may do. It knows no HTTP but for one fetch, and no gRPC, so that every face can ask it.
+//!
+//! In reading order: [`methods`] (the one table of who may call what) and `roles`; `certificate` and `grants` (whom a
+//! connection proves, and their roles); `bearer` (JWTs) with the `keys` of their issuer, from a file or `fetched` from its
+//! URL; [`Callers`], which puts the proofs of one call together.
 //!
 //! The JWTs are verified by [`crate::jose`], as VerifyJwt does it: one reading of JWS in this service, keys that are parsed
 //! once, a verifier that knows one algorithm, and time as a parameter.
 
 mod bearer;
+mod callers;
 mod certificate;
+mod fetch;
+mod fetched;
 mod grants;
 mod keys;
 pub mod methods;
 mod roles;
 
-pub use bearer::{Access, Bearer, Refused};
+pub use bearer::{Access, Bearer, IssuerKeys, Refused};
+pub use callers::{Authenticated, Callers, Identity, Jwts, Presented, Refusal, Shown};
 pub use certificate::{NamesNobody, principal_of};
+pub use fetched::{FetchTimes, Fetched};
 pub use grants::{BadGrant, GRANTS_MAX, Grants, ROLES_MAX};
 pub use keys::TrustedKeys;
 pub use roles::{Roles, UnknownRole};

@@ -70,11 +70,11 @@ impl Roles {
         Ok(())
     }
 
-    /// Whether these roles allow what `needs` says, for this tenant: any text, as the caller wrote it. `None` is a call that
-    /// is about no one tenant.
+    /// Whether these roles allow what `needs` says, for this tenant: any text, as the caller wrote it, and
+    /// empty for a call that is about no one tenant.
     #[must_use]
-    pub fn allow(&self, needs: Needs, tenant: Option<&str>) -> bool {
-        let of_tenant = |kind, tenants: &Tenants| needs.has(kind) && tenant.is_some_and(|tenant| tenants.hold(tenant));
+    pub fn allow(&self, needs: Needs, tenant: &str) -> bool {
+        let of_tenant = |kind, tenants: &Tenants| needs.has(kind) && tenants.hold(tenant);
         self.admin
             || of_tenant(RoleKind::Issuer, &self.issuer)
             || of_tenant(RoleKind::Operator, &self.operator)
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::auth::methods::{Access, METHODS};
 
-    fn allowed(roles: &[&str], method: &str, tenant: Option<&str>) -> bool {
+    fn allowed(roles: &[&str], method: &str, tenant: &str) -> bool {
         let roles = Roles::named(roles.iter().copied()).expect("names of roles");
         let method = METHODS.iter().find(|row| row.name.ends_with(method)).expect("a method");
         let Access::Roles(needs) = method.access else { panic!("{method:?}") };
@@ -126,18 +126,18 @@ mod tests {
 
     #[test]
     fn a_role_is_of_its_tenant_alone() {
-        assert!(allowed(&["issuer:acme"], "/Sign", Some("acme")));
-        for tenant in [Some("acme2"), Some("acm"), Some("ACME"), Some("*"), Some(""), None] {
+        assert!(allowed(&["issuer:acme"], "/Sign", "acme"));
+        for tenant in ["acme2", "acm", "ACME", "*", ""] {
             assert!(!allowed(&["issuer:acme"], "/Sign", tenant), "{tenant:?}");
         }
-        assert!(allowed(&["issuer:a", "issuer:b"], "/Sign", Some("b")));
-        assert!(allowed(&["issuer:*"], "/Sign", Some("no tenant at all")));
-        assert!(!allowed(&["issuer:*"], "/ListTenants", None));
+        assert!(allowed(&["issuer:a", "issuer:b"], "/Sign", "b"));
+        assert!(allowed(&["issuer:*"], "/Sign", "no tenant at all"));
+        assert!(!allowed(&["issuer:*"], "/ListTenants", ""));
     }
 
     #[test]
     fn each_role_allows_what_it_is_for() {
-        let tenant = Some("acme");
+        let tenant = "acme";
         for (role, allows, refuses) in [
             (
                 "issuer:acme",

@@ -7,95 +7,102 @@ use super::proto::{
     PutCustomSigningKeysResponse, RevokeSigningKeyRequest, RotateSigningKeyRequest, RotateSigningKeyResponse,
     SigningKey,
 };
-use super::{Face, door, wire};
-use crate::domain::{Algorithm, Caller, KeyState, ObjectId, Trigger};
+use super::{Admission, door, wire};
+use crate::domain::{Algorithm, KeyState, ObjectId, Trigger};
 use crate::keyring::{Error, ListKeys, ListedState, RotateKeys};
 
 /// As many states as there are.
 const STATES_MAX: usize = 7;
 
 #[async_trait]
-impl KeyService for Face {
+impl KeyService for Admission {
     async fn list_signing_keys(
         &self,
         request: Request<ListSigningKeysRequest>,
     ) -> Result<Response<ListSigningKeysResponse>, Status> {
-        let request = request.into_inner();
-        let (query, list) = listing(&request)?;
-        let page = self.keyrings.list_keys(&list)?;
-        let next = page.next.map(|(algorithm, object)| door::page_token(&query, &format!("{algorithm} {object}")));
-        Ok(Response::new(ListSigningKeysResponse {
-            keys: page.keys.into_iter().map(wire::signing_key).collect(),
-            next_page_token: next.unwrap_or_default(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let (query, list) = listing(&request)?;
+            let page = admitted.keyrings().list_keys(&list)?;
+            let next = page.next.map(|(algorithm, object)| door::page_token(&query, &format!("{algorithm} {object}")));
+            Ok(ListSigningKeysResponse {
+                keys: page.keys.into_iter().map(wire::signing_key).collect(),
+                next_page_token: next.unwrap_or_default(),
+            })
+        })
+        .await
     }
 
     async fn get_signing_key(&self, request: Request<GetSigningKeyRequest>) -> Result<Response<SigningKey>, Status> {
-        let request = request.into_inner();
-        let tenant = door::required("tenant", &request.tenant)?;
-        let key = self.keyrings.key(&tenant, &door::required("kid", &request.kid)?)?;
-        Ok(Response::new(wire::signing_key(key)))
+        self.call(request, |admitted, request| async move {
+            let tenant = door::required("tenant", &request.tenant)?;
+            let key = admitted.keyrings().key(&tenant, &door::required("kid", &request.kid)?)?;
+            Ok(wire::signing_key(key))
+        })
+        .await
     }
 
     async fn rotate_signing_key(
         &self,
         request: Request<RotateSigningKeyRequest>,
     ) -> Result<Response<RotateSigningKeyResponse>, Status> {
-        let rotate = rotation(&request.into_inner())?;
-        let rotated =
-            self.keyrings.rotate(rotate, &Caller::anonymous("/keyward.v1.KeyService/RotateSigningKey")).await?;
-        Ok(Response::new(RotateSigningKeyResponse {
-            current: Some(wire::signing_key(rotated.current)),
-            next: rotated.next.map(wire::signing_key),
-            previous: rotated.previous.map(wire::signing_key),
-        }))
+        self.call(request, |admitted, request| async move {
+            let rotate = rotation(&request)?;
+            let rotated = admitted.keyrings().rotate(rotate, &admitted.caller).await?;
+            Ok(RotateSigningKeyResponse {
+                current: Some(wire::signing_key(rotated.current)),
+                next: rotated.next.map(wire::signing_key),
+                previous: rotated.previous.map(wire::signing_key),
+            })
+        })
+        .await
     }
 
     async fn revoke_signing_key(
         &self,
         request: Request<RevokeSigningKeyRequest>,
     ) -> Result<Response<SigningKey>, Status> {
-        let request = request.into_inner();
-        let tenant = door::required("tenant", &request.tenant)?;
-        let caller = Caller::anonymous("/keyward.v1.KeyService/RevokeSigningKey");
-        let key = self.keyrings.revoke(tenant, door::required("kid", &request.kid)?, &caller).await?;
-        Ok(Response::new(wire::signing_key(key)))
+        self.call(request, |admitted, request| async move {
+            let tenant = door::required("tenant", &request.tenant)?;
+            let key =
+                admitted.keyrings().revoke(tenant, door::required("kid", &request.kid)?, &admitted.caller).await?;
+            Ok(wire::signing_key(key))
+        })
+        .await
     }
 
     async fn get_custom_signing_keys(
         &self,
         request: Request<GetCustomSigningKeysRequest>,
     ) -> Result<Response<GetCustomSigningKeysResponse>, Status> {
-        let tenant = door::required("tenant", &request.into_inner().tenant)?;
-        Ok(Response::new(GetCustomSigningKeysResponse { jwks_json: self.keyrings.custom_keys(&tenant)? }))
+        self.call(request, |admitted, request| async move {
+            let tenant = door::required("tenant", &request.tenant)?;
+            Ok(GetCustomSigningKeysResponse { jwks_json: admitted.keyrings().custom_keys(&tenant)? })
+        })
+        .await
     }
 
     async fn put_custom_signing_keys(
         &self,
         request: Request<PutCustomSigningKeysRequest>,
     ) -> Result<Response<PutCustomSigningKeysResponse>, Status> {
-        let request = request.into_inner();
-        let tenant = door::required("tenant", &request.tenant)?;
-        let jwks_json = self
-            .keyrings
-            .put_custom_keys(
-                tenant,
-                &request.jwks_json,
-                &Caller::anonymous("/keyward.v1.KeyService/PutCustomSigningKeys"),
-            )
-            .await?;
-        Ok(Response::new(PutCustomSigningKeysResponse { jwks_json }))
+        self.call(request, |admitted, request| async move {
+            let tenant = door::required("tenant", &request.tenant)?;
+            let jwks_json = admitted.keyrings().put_custom_keys(tenant, &request.jwks_json, &admitted.caller).await?;
+            Ok(PutCustomSigningKeysResponse { jwks_json })
+        })
+        .await
     }
 
     async fn delete_custom_signing_keys(
         &self,
         request: Request<DeleteCustomSigningKeysRequest>,
     ) -> Result<Response<()>, Status> {
-        let tenant = door::required("tenant", &request.into_inner().tenant)?;
-        self.keyrings
-            .delete_custom_keys(tenant, &Caller::anonymous("/keyward.v1.KeyService/DeleteCustomSigningKeys"))
-            .await?;
-        Ok(Response::new(()))
+        self.call(request, |admitted, request| async move {
+            let tenant = door::required("tenant", &request.tenant)?;
+            admitted.keyrings().delete_custom_keys(tenant, &admitted.caller).await?;
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -1,5 +1,6 @@
 //! The gRPC face: wire <-> domain at the door, and nothing else.
 
+mod admission;
 mod door;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -21,7 +22,10 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
+use crate::audit::CallLog;
+use crate::auth::Callers;
 use crate::keyring::{Health, Keyrings};
+use admission::{Admission, GateLayer};
 use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
 use proto::tenant_service_server::{SERVICE_NAME as TENANT_SERVICE, TenantServiceServer};
@@ -36,31 +40,27 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Header octets of one call: names, deadline and credentials fit many times over.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 
-/// One of the services, over the shared keyrings.
-#[derive(Clone)]
-struct Face {
-    keyrings: Arc<Keyrings>,
-}
-
 /// Serves until `shutdown`, and then until the calls under way are answered.
 ///
 /// # Errors
 /// The transport could not be served.
 pub async fn serve(
     keyrings: Arc<Keyrings>,
+    callers: Callers,
+    log: CallLog,
     listener: TcpListener,
     message_bytes_max: usize,
     health: watch::Receiver<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let face = Face { keyrings };
+    let admission = Admission::new(keyrings, callers, log);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let telling = tokio::spawn(tell_health(reporter, health));
     let mut routes = RoutesBuilder::default();
     routes
-        .add_service(SigningServiceServer::new(face.clone()).max_decoding_message_size(message_bytes_max))
-        .add_service(KeyServiceServer::new(face.clone()).max_decoding_message_size(message_bytes_max))
-        .add_service(TenantServiceServer::new(face).max_decoding_message_size(message_bytes_max))
+        .add_service(SigningServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
+        .add_service(KeyServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
+        .add_service(TenantServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(health_service)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with this binary"))
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with this binary"));
@@ -73,6 +73,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .layer(tower::util::MapResponseLayer::new(move |response| door::explain_rejection(response, message_bytes_max)))
+        .layer(GateLayer(admission))
         .add_routes(routes.routes())
         .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
         .await;

@@ -6,87 +6,90 @@ use super::proto::{
     SignJwtResponse, SignRequest, SignResponse, SignatureFormat, VerifyJwtRequest, VerifyJwtResponse, batch_sign_input,
     sign_request,
 };
-use super::{Face, door, wire};
+use super::{Admission, door, wire};
 use crate::domain::Algorithm;
 use crate::keyring::{BATCH_INPUTS_MAX, Error, Input, ListedState, ecdsa_curve};
 use crate::x509;
 
 #[async_trait]
-impl SigningService for Face {
+impl SigningService for Admission {
     async fn sign_jwt(&self, request: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let choice = door::choice(&request.tenant, &request.algorithm, "")?;
-        if request.claims_json.is_empty() {
-            return Err(Error::invalid("claims_json", "must be set: the octets of one JSON object").into());
-        }
-        let signed = self.keyrings.sign_jwt(&choice, &request.claims_json, &request.r#type, deadline).await?;
-        Ok(Response::new(SignJwtResponse {
-            jwt: signed.value,
-            kid: signed.kid.into(),
-            algorithm: signed.algorithm.to_string(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let choice = door::choice(&request.tenant, &request.algorithm, "")?;
+            if request.claims_json.is_empty() {
+                return Err(Error::invalid("claims_json", "must be set: the octets of one JSON object").into());
+            }
+            let signed =
+                admitted.keyrings().sign_jwt(&choice, &request.claims_json, &request.r#type, admitted.deadline).await?;
+            Ok(SignJwtResponse { jwt: signed.value, kid: signed.kid.into(), algorithm: signed.algorithm.to_string() })
+        })
+        .await
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
-        let format = Format::parse(request.signature_format)?;
-        let verified_input_crc32c = request.input_crc32c.is_some();
-        let signed = self.keyrings.sign(&choice, vec![input(request)?], deadline).await?;
-        let signature = format.write(signed.algorithm, signed.value)?.remove(0);
-        Ok(Response::new(SignResponse {
-            signature_crc32c: crc32c::crc32c(&signature),
-            signature,
-            kid: signed.kid.into(),
-            algorithm: signed.algorithm.to_string(),
-            verified_input_crc32c,
-        }))
+        self.call(request, |admitted, request| async move {
+            let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
+            let format = Format::parse(request.signature_format)?;
+            let verified_input_crc32c = request.input_crc32c.is_some();
+            let signed = admitted.keyrings().sign(&choice, vec![input(request)?], admitted.deadline).await?;
+            let signature = format.write(signed.algorithm, signed.value)?.remove(0);
+            Ok(SignResponse {
+                signature_crc32c: crc32c::crc32c(&signature),
+                signature,
+                kid: signed.kid.into(),
+                algorithm: signed.algorithm.to_string(),
+                verified_input_crc32c,
+            })
+        })
+        .await
     }
 
     async fn batch_sign(&self, request: Request<BatchSignRequest>) -> Result<Response<BatchSignResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
-        let format = Format::parse(request.signature_format)?;
-        let signed = self.keyrings.sign(&choice, inputs(request.inputs)?, deadline).await?;
-        Ok(Response::new(BatchSignResponse {
-            signatures: format.write(signed.algorithm, signed.value)?,
-            kid: signed.kid.into(),
-            algorithm: signed.algorithm.to_string(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let choice = door::choice(&request.tenant, &request.algorithm, &request.kid)?;
+            let format = Format::parse(request.signature_format)?;
+            let signed = admitted.keyrings().sign(&choice, inputs(request.inputs)?, admitted.deadline).await?;
+            Ok(BatchSignResponse {
+                signatures: format.write(signed.algorithm, signed.value)?,
+                kid: signed.kid.into(),
+                algorithm: signed.algorithm.to_string(),
+            })
+        })
+        .await
     }
 
     async fn verify_jwt(&self, request: Request<VerifyJwtRequest>) -> Result<Response<VerifyJwtResponse>, Status> {
-        let deadline = door::deadline(request.metadata());
-        let request = request.into_inner();
-        let tenant = door::required("tenant", &request.tenant)?;
-        if request.jwt.is_empty() {
-            return Err(Error::invalid("jwt", "must be set: a JWT in compact serialization").into());
-        }
-        let verdict = self.keyrings.verify_jwt(&tenant, &request.jwt, deadline).await?;
-        let mut response = VerifyJwtResponse {
-            valid: verdict.problem.is_none(),
-            reason: verdict.problem.unwrap_or_default(),
-            claims_json: verdict.claims,
-            ..VerifyJwtResponse::default()
-        };
-        if let Some((kid, algorithm, state)) = verdict.key {
-            response.kid = kid.into();
-            response.algorithm = algorithm.to_string();
-            response.key_state = wire::state(ListedState::Key(state)).into();
-        }
-        Ok(Response::new(response))
+        self.call(request, |admitted, request| async move {
+            let tenant = door::required("tenant", &request.tenant)?;
+            if request.jwt.is_empty() {
+                return Err(Error::invalid("jwt", "must be set: a JWT in compact serialization").into());
+            }
+            let verdict = admitted.keyrings().verify_jwt(&tenant, &request.jwt, admitted.deadline).await?;
+            let mut response = VerifyJwtResponse {
+                valid: verdict.problem.is_none(),
+                reason: verdict.problem.unwrap_or_default(),
+                claims_json: verdict.claims,
+                ..VerifyJwtResponse::default()
+            };
+            if let Some((kid, algorithm, state)) = verdict.key {
+                response.kid = kid.into();
+                response.algorithm = algorithm.to_string();
+                response.key_state = wire::state(ListedState::Key(state)).into();
+            }
+            Ok(response)
+        })
+        .await
     }
 
     async fn get_current_key(
         &self,
         request: Request<GetCurrentKeyRequest>,
     ) -> Result<Response<GetCurrentKeyResponse>, Status> {
-        let request = request.into_inner();
-        let key = self.keyrings.current_key(&door::choice(&request.tenant, &request.algorithm, "")?)?;
-        Ok(Response::new(GetCurrentKeyResponse { key: Some(wire::signing_key(key)) }))
+        self.call(request, |admitted, request| async move {
+            let key = admitted.keyrings().current_key(&door::choice(&request.tenant, &request.algorithm, "")?)?;
+            Ok(GetCurrentKeyResponse { key: Some(wire::signing_key(key)) })
+        })
+        .await
     }
 }
 

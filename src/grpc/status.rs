@@ -1,11 +1,14 @@
 //! Errors on the wire: the one place that knows gRPC codes.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::audit::Unwritten;
+use crate::auth::{Refusal, Refused};
 use crate::domain::Timestamp;
 use crate::keyring::{Error, Part, Violation};
 
@@ -53,6 +56,67 @@ impl From<Error> for Status {
             | Error::Internal(_) => error.to_string(),
         };
         Self::with_error_details(code, message, details)
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let (code, reason) = match refusal {
+            Refusal::NoCredentials => (Code::Unauthenticated, "NO_CREDENTIALS"),
+            Refusal::Certificate(_) => (Code::Unauthenticated, "CERTIFICATE_NAMES_NOBODY"),
+            Refusal::Authorization => (Code::Unauthenticated, "AUTHORIZATION_MALFORMED"),
+            Refusal::Jwt(Refused::KeysAway) => return away("JWKS_UNAVAILABLE", &refusal),
+            Refusal::Jwt(Refused::UnknownKey | Refused::Audience | Refused::Wrong(_)) => {
+                (Code::Unauthenticated, "JWT_REFUSED")
+            }
+            Refusal::Role(_) => (Code::PermissionDenied, "ROLE_MISSING"),
+        };
+        Self::with_error_details(
+            code,
+            refusal.to_string(),
+            ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new()),
+        )
+    }
+}
+
+/// What cannot be recorded is not done.
+pub(super) fn unwritten(unwritten: &Unwritten) -> Status {
+    tracing::debug!(%unwritten, "refused");
+    away("AUDIT_UNAVAILABLE", &"the audit log is not available at the moment")
+}
+
+fn away(reason: &str, message: &dyn Display) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(RETRY_PAUSE));
+    Status::with_error_details(Code::Unavailable, message.to_string(), details)
+}
+
+/// A call of a method that is not served.
+pub(super) fn unknown_method() -> Status {
+    let details = ErrorDetails::with_error_info("METHOD_UNKNOWN", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Unimplemented, "this service has no such method", details)
+}
+
+/// The name of a code, as google.rpc.Code has it.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

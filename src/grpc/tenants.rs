@@ -7,8 +7,8 @@ use super::proto::{
     self, CreateTenantRequest, DeleteTenantRequest, GetTenantRequest, ListTenantsRequest, ListTenantsResponse, Tenant,
     UpdateTenantRequest,
 };
-use super::{Face, door, wire};
-use crate::domain::{Algorithm, Caller, Domain, Issuer, Revision, RotationPolicy, TenantId};
+use super::{Admission, door, wire};
+use crate::domain::{Algorithm, Domain, Issuer, Revision, RotationPolicy, TenantId};
 use crate::keyring::{Error, TenantSpec, TenantUpdate};
 
 /// So much of an unknown path is told, in characters.
@@ -21,50 +21,58 @@ const PATHS_MAX: usize = 32;
 const ALGORITHMS_MAX: usize = 16;
 
 #[async_trait]
-impl TenantService for Face {
+impl TenantService for Admission {
     async fn create_tenant(&self, request: Request<CreateTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let spec = spec(request.into_inner())?;
-        Ok(Response::new(wire::tenant(
-            self.keyrings.create_tenant(spec, &Caller::anonymous("/keyward.v1.TenantService/CreateTenant")).await?,
-        )))
+        self.call(request, |admitted, request| async move {
+            let spec = spec(request)?;
+            Ok(wire::tenant(admitted.keyrings().create_tenant(spec, &admitted.caller).await?))
+        })
+        .await
     }
 
     async fn get_tenant(&self, request: Request<GetTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let id: TenantId = door::required("id", &request.into_inner().id)?;
-        Ok(Response::new(wire::tenant(self.keyrings.tenant(&id)?)))
+        self.call(request, |admitted, request| async move {
+            let id: TenantId = door::required("id", &request.id)?;
+            Ok(wire::tenant(admitted.keyrings().tenant(&id)?))
+        })
+        .await
     }
 
     async fn list_tenants(
         &self,
         request: Request<ListTenantsRequest>,
     ) -> Result<Response<ListTenantsResponse>, Status> {
-        let (size, after) = listing(&request.into_inner())?;
-        let page = self.keyrings.list_tenants(size, after.as_ref());
-        Ok(Response::new(ListTenantsResponse {
-            tenants: page.tenants.into_iter().map(wire::tenant).collect(),
-            next_page_token: page.next.map(|id| door::page_token(QUERY, id.as_str())).unwrap_or_default(),
-        }))
+        self.call(request, |admitted, request| async move {
+            let (size, after) = listing(&request)?;
+            let page = admitted.keyrings().list_tenants(size, after.as_ref());
+            Ok(ListTenantsResponse {
+                tenants: page.tenants.into_iter().map(wire::tenant).collect(),
+                next_page_token: page.next.map(|id| door::page_token(QUERY, id.as_str())).unwrap_or_default(),
+            })
+        })
+        .await
     }
 
     async fn update_tenant(&self, request: Request<UpdateTenantRequest>) -> Result<Response<Tenant>, Status> {
-        let request = request.into_inner();
-        let wanted = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
-        let id: TenantId = door::required("tenant.id", &wanted.id)?;
-        let present = self.keyrings.tenant(&id)?;
-        let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
-        let mask = request.update_mask.unwrap_or_default().paths;
-        let update = update(&wanted, &mask, present.policy)?;
-        Ok(Response::new(wire::tenant(
-            self.keyrings
-                .update_tenant(id, expected, update, &Caller::anonymous("/keyward.v1.TenantService/UpdateTenant"))
-                .await?,
-        )))
+        self.call(request, |admitted, request| async move {
+            let wanted = request.tenant.ok_or_else(|| Error::invalid("tenant", "must be set"))?;
+            let id: TenantId = door::required("tenant.id", &wanted.id)?;
+            let present = admitted.keyrings().tenant(&id)?;
+            let expected = if wanted.revision == 0 { present.revision } else { Revision::new(wanted.revision) };
+            let mask = request.update_mask.unwrap_or_default().paths;
+            let update = update(&wanted, &mask, present.policy)?;
+            Ok(wire::tenant(admitted.keyrings().update_tenant(id, expected, update, &admitted.caller).await?))
+        })
+        .await
     }
 
     async fn delete_tenant(&self, request: Request<DeleteTenantRequest>) -> Result<Response<()>, Status> {
-        let id = deletion(&request.into_inner())?;
-        self.keyrings.delete_tenant(id, &Caller::anonymous("/keyward.v1.TenantService/DeleteTenant")).await?;
-        Ok(Response::new(()))
+        self.call(request, |admitted, request| async move {
+            let id = deletion(&request)?;
+            admitted.keyrings().delete_tenant(id, &admitted.caller).await?;
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use crate::common::Issuer;
 use crate::common::http::{get, send};
-use crate::house::{DOMAIN, House};
+use crate::house::{DOMAIN, House, ISSUER};
 
 const PATH: &str = "/keys/custom-signing";
 
@@ -40,9 +40,9 @@ async fn a_set_is_put_whole_read_back_and_deleted() {
         assert_eq!((answer.status.as_u16(), answer.body.len()), (204, 0));
     }
     assert_eq!(house.call_as_admin("GET", "acme", PATH).status, 404);
-    for change in ["custom keys set", "custom keys deleted"] {
-        let told =
-            |line: &String| line.contains(change) && line.contains("tenant=acme") && line.contains(r#"subject="ops""#);
+    for change in ["put_custom_keys", "delete_custom_keys"] {
+        let by = format!(r#"by="jwt:{ISSUER}#ops""#);
+        let told = |line: &String| line.contains(change) && line.contains(r#"tenant="acme""#) && line.contains(&by);
         assert!(house.server.log().iter().any(told), "the log does not say who: {change}");
     }
 }

@@ -175,7 +175,8 @@ async fn a_proxy_s_url_is_what_jwts_are_for() {
     Clients::connect(&server).await.create_tenant("acme", &["ES256"], short_policy()).await;
     let status = |base_url: &str| {
         let audience = format!("{base_url}/acme/api/v2/");
-        let claims = json!({"iss": ISSUER, "aud": audience, "scope": "read:signing_keys", "exp": now() + 60});
+        let claims =
+            json!({"iss": ISSUER, "sub": "ops", "aud": audience, "scope": "read:signing_keys", "exp": now() + 60});
         let headers = [("authorization", format!("Bearer {}", issuer.jwt(&claims)))];
         let url = format!("{}/acme/api/v2/keys/signing", server.management());
         send("GET", &url, &headers.each_ref().map(|(name, value)| (*name, value.as_str()))).status

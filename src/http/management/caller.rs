@@ -5,8 +5,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 
 use super::{Face, Problem};
+use crate::auth::Refused;
 use crate::domain::{self, TenantId};
 use crate::http::address::domain_of;
+
+/// What the audience of a JWT must be, for whoever sent another.
+const OTHER_AUDIENCE: &str = "aud does not name this API of this tenant: its URL up to /api/v2/, slash included";
 
 /// Who calls, and for which tenant: the JWT was verified, and is for this tenant and no other.
 pub(super) struct Caller {
@@ -25,14 +29,7 @@ struct Named {
 impl Caller {
     /// The caller as audit logs name it.
     pub(super) fn by(&self, method: &'static str) -> domain::Caller {
-        domain::Caller::anonymous(method)
-    }
-
-    /// Tells the log who changed what: events in the store know tenant and key, and not yet the caller.
-    pub(super) fn changed(&self, what: &str) {
-        // With `?`, so that what an issuer lets into `sub` stays on its line.
-        let subject = self.access.subject.as_deref().unwrap_or_default();
-        tracing::info!(tenant = %self.tenant, ?subject, "through the Management API: {what}");
+        domain::Caller { principals: Arc::from([self.access.principal.clone()]), method, request_id: None }
     }
 
     /// Goes on if the JWT has all of these scopes.
@@ -55,7 +52,10 @@ impl FromRequestParts<Arc<Face>> for Caller {
         let access = face.bearer.verify(jwt, named.audience.as_deref(), face.keyrings.now(), is_served);
         let access = access.map_err(|refused| {
             tracing::debug!(%refused, "a JWT was not believed");
-            Problem::invalid_token(&refused.to_string())
+            match refused {
+                Refused::Audience => Problem::invalid_token(OTHER_AUDIENCE),
+                refused => Problem::invalid_token(&refused.to_string()),
+            }
         })?;
         // Only to a caller whose JWT names this tenant: to all others it is the same whether there is one (R12).
         let tenant = named.tenant.ok_or_else(|| {

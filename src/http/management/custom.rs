@@ -40,7 +40,6 @@ pub(super) async fn set(
     let jwks = body.text().await?;
     let by = caller.by("PUT /api/v2/keys/custom-signing");
     let published = face.keyrings.put_custom_keys(caller.tenant.clone(), &jwks, &by).await.map_err(of_body)?;
-    caller.changed("custom keys set");
     Ok(json(published))
 }
 
@@ -48,7 +47,6 @@ pub(super) async fn set(
 pub(super) async fn delete(State(face): State<Arc<Face>>, caller: Caller) -> Result<StatusCode, Problem> {
     caller.needs(&[DELETE])?;
     face.keyrings.delete_custom_keys(caller.tenant.clone(), &caller.by("DELETE /api/v2/keys/custom-signing")).await?;
-    caller.changed("custom keys deleted");
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -99,7 +99,6 @@ pub(super) async fn rotate(State(face): State<Arc<Face>>, caller: Caller, uri: U
     };
     let rotated =
         face.keyrings.rotate(request, &caller.by("POST /api/v2/keys/signing/rotate")).await.map_err(of_rotation)?;
-    caller.changed("keys rotated");
     let Some(next) = rotated.next.and_then(changed) else {
         // No 5xx: clients ask again after one by themselves, and the rotation took place.
         let message =
@@ -118,7 +117,6 @@ pub(super) async fn revoke(
     caller.needs(&[UPDATE])?;
     let by = caller.by("PUT /api/v2/keys/signing/{kid}/revoke");
     let listed = face.keyrings.revoke(caller.tenant.clone(), kid_of(&path)?, &by).await.map_err(of_revocation)?;
-    caller.changed("key revoked");
     Ok(Json(changed(listed).ok_or_else(no_key)?).into_response())
 }
 

@@ -1,0 +1,132 @@
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::{HeaderMap, header};
+use tonic::Status;
+use tower::{Layer, Service};
+
+use super::super::status;
+use super::Admission;
+use crate::auth::methods::{self, Access, Method};
+use crate::auth::{Authenticated, Presented, Refusal, Shown};
+use crate::domain::{Caller, Event};
+
+/// Puts a [`Gate`] before a service.
+#[derive(Clone)]
+pub(in crate::grpc) struct GateLayer(pub(in crate::grpc) Admission);
+
+/// Lets through calls of methods that have a row, from callers who show who they are: what they send is not read before.
+#[derive(Clone)]
+pub(in crate::grpc) struct Gate<S> {
+    admission: Admission,
+    inner: S,
+}
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gate<S>;
+
+    fn layer(&self, inner: S) -> Gate<S> {
+        Gate { admission: self.0.clone(), inner }
+    }
+}
+
+impl<S, B, R> Service<http::Request<B>> for Gate<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<R>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static,
+    B: Send + 'static,
+    R: Default + 'static,
+{
+    type Response = http::Response<R>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<R>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        let Some(method) = methods::find(request.uri().path()) else {
+            return Box::pin(async { Ok(status::unknown_method().into_http()) });
+        };
+        if method.access == Access::Open {
+            return Box::pin(self.inner.call(request));
+        }
+        let shown = request.extensions_mut().remove::<Shown>();
+        let shown = shown.unwrap_or_else(|| self.admission.0.callers.nobody(None));
+        match self.admission.authenticate(&shown, request.headers()) {
+            Ok(authenticated) => {
+                request.extensions_mut().insert(authenticated);
+                Box::pin(self.inner.call(request))
+            }
+            Err(refusal) => {
+                // The inner service that is ready goes with the call, as tower wants it.
+                let next = self.inner.clone();
+                let mut inner = std::mem::replace(&mut self.inner, next);
+                let admission = self.admission.clone();
+                let headers = request.headers().clone();
+                Box::pin(async move {
+                    match admission.second_look(&shown, &headers, refusal, method).await {
+                        Ok(authenticated) => {
+                            request.extensions_mut().insert(authenticated);
+                            inner.call(request).await
+                        }
+                        Err(status) => Ok(status.into_http()),
+                    }
+                })
+            }
+        }
+    }
+}
+
+impl Admission {
+    fn authenticate(&self, shown: &Shown, headers: &HeaderMap) -> Result<Authenticated, Refusal> {
+        let keyrings = &self.0.keyrings;
+        let is_served = |thumbprint: &_| self.0.served.has(thumbprint, &keyrings.snapshot());
+        self.0.callers.authenticate(shown, presented(headers), keyrings.now(), is_served)
+    }
+
+    /// A key that is unknown may be a new one. What is refused for good is recorded.
+    async fn second_look(
+        &self,
+        shown: &Shown,
+        headers: &HeaderMap,
+        mut refusal: Refusal,
+        method: &'static Method,
+    ) -> Result<Authenticated, Status> {
+        if self.0.callers.can_look_again(refusal) && self.0.callers.look_again().await {
+            match self.authenticate(shown, headers) {
+                Ok(authenticated) => return Ok(authenticated),
+                Err(again) => refusal = again,
+            }
+        }
+        let status = Status::from(refusal);
+        let caller = Caller { principals: shown.principals(), method: method.name, request_id: None };
+        let detail = shown.address.map_or_else(String::new, |address: SocketAddr| format!("from {address}"));
+        let event = Event { detail, ..Event::new(self.0.keyrings.now(), method.action, &caller) };
+        self.record_failure(event, &status).await;
+        Err(status)
+    }
+}
+
+/// The JWT in the header (RFC 6750 section 2.1).
+fn presented(headers: &HeaderMap) -> Presented<'_> {
+    let mut values = headers.get_all(header::AUTHORIZATION).into_iter();
+    let (value, more) = (values.next(), values.next());
+    let Some(value) = value else { return Presented::Nothing };
+    let credentials = value.to_str().ok().filter(|_| more.is_none()).and_then(|value| value.split_once(' '));
+    match credentials {
+        Some((scheme, jwt)) if scheme.eq_ignore_ascii_case("bearer") && is_token68(jwt) => Presented::Jwt(jwt),
+        _ => Presented::Malformed,
+    }
+}
+
+/// RFC 9110 section 11.2, without the padding that no JWT has.
+fn is_token68(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
+    !text.is_empty() && text.bytes().all(plain)
+}

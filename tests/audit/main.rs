@@ -1,0 +1,5 @@
+//! The audit logs: what stands in them, that it is there when it must be, and that nobody changes it unseen.
+
+mod call_log;
+#[path = "../common/mod.rs"]
+mod common;
