@@ -1,9 +1,14 @@
 //! Configuration: raw TOML and environment in, a checked [`Config`] or all its problems at once out. The only reader of
 //! files and environment.
 
+mod audit;
+mod files;
+mod grpc;
 mod management;
 mod watched;
 
+pub use audit::{AuditSettings, Places};
+pub use grpc::GrpcSettings;
 pub use management::ManagementSettings;
 pub use watched::Watched;
 
@@ -20,10 +25,8 @@ use secrecy::SecretString;
 /// A configuration in which every value and every relation was checked.
 #[derive(Debug)]
 pub struct Config {
-    /// Where gRPC is served. On loopback: callers are not authenticated yet.
-    pub grpc_listen: SocketAddr,
-    /// Longest gRPC message taken.
-    pub grpc_message_bytes_max: usize,
+    /// gRPC.
+    pub grpc: GrpcSettings,
     /// Where the JWKS and discovery are served.
     pub public_listen: SocketAddr,
     /// Under which URL verifiers reach `public_listen`; `None`: `http://` and its address.
@@ -40,6 +43,8 @@ pub struct Config {
     pub store_witness_path: PathBuf,
     /// The file that pins the service key.
     pub service_key_path: PathBuf,
+    /// The audit logs.
+    pub audit: AuditSettings,
     /// Modulus length of new RSA keys.
     pub rsa_bits: u32,
     /// Share of signatures other than RSA that are verified before they are released.
@@ -96,30 +101,12 @@ impl Config {
     /// # Errors
     /// All problems, each with its key.
     pub fn load(path: &Path) -> Result<Self, Problems> {
-        let whole = |text: String| Problems(vec![Problem { key: path.display().to_string(), text }]);
-        let text = std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
-        let environment = Environment::with_prefix("KEYWARD").prefix_separator("__").separator("__");
-        let layers =
-            config::Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).add_source(environment);
-        let table = layers.build().and_then(config::Config::try_deserialize::<BTreeMap<String, Value>>);
-        let table =
-            table.map_err(|error| whole(format!("is not valid TOML: {}", without_source(&error.to_string()))))?;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Self::check(Reader::new(table, directory))
+        Self::check(Reader::open(path)?)
     }
 
     fn check(mut reader: Reader) -> Result<Self, Problems> {
-        let grpc_listen = reader.address("grpc.listen", "127.0.0.1:50051");
-        match reader.text("grpc.auth").as_deref() {
-            Some("none") if grpc_listen.ip().is_loopback() => {}
-            Some("none") => reader.problem("grpc.listen", "must be a loopback address while grpc.auth is \"none\""),
-            Some(_) => reader.problem("grpc.auth", "must be \"none\", the one way there is so far"),
-            None => reader.problem("grpc.auth", "must be set: \"none\" lets every local process call"),
-        }
         let config = Self {
-            grpc_listen,
-            // 256 batch inputs of 4 KiB, or one claims set of the largest size many times over.
-            grpc_message_bytes_max: reader.number("grpc.message_bytes_max", 1 << 20, 64 << 10..=16 << 20),
+            grpc: reader.grpc(),
             public_listen: reader.address("public.listen", "127.0.0.1:8080"),
             public_base_url: reader.base_url("public.base_url"),
             ops_listen: reader.address("ops.listen", "127.0.0.1:9090"),
@@ -134,7 +121,8 @@ impl Config {
             },
             store_path: reader.required_path("store.path"),
             store_witness_path: reader.path("store.witness_file", "store-witness.jsonl"),
-            service_key_path: reader.path("service_key.file", "service-key.json"),
+            service_key_path: reader.service_key_path(),
+            audit: reader.audit(),
             rsa_bits: reader.number("signing.rsa_bits", 2048, 2048..=4096),
             verify_share: reader.share("signing.verify_share", 0.01),
             sign_wait_max: Duration::from_millis(reader.number("signing.wait_max_ms", 5000, 10..=60_000)),
@@ -160,6 +148,20 @@ struct Reader {
 }
 
 impl Reader {
+    /// Reads the file, and overlays the environment.
+    fn open(path: &Path) -> Result<Self, Problems> {
+        let whole = |text: String| Problems(vec![Problem { key: path.display().to_string(), text }]);
+        let text = std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
+        let environment = Environment::with_prefix("KEYWARD").prefix_separator("__").separator("__");
+        let layers =
+            config::Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).add_source(environment);
+        let table = layers.build().and_then(config::Config::try_deserialize::<BTreeMap<String, Value>>);
+        let table =
+            table.map_err(|error| whole(format!("is not valid TOML: {}", without_source(&error.to_string()))))?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Self::new(table, directory))
+    }
+
     fn new(table: BTreeMap<String, Value>, directory: &Path) -> Self {
         let mut values = BTreeMap::new();
         for (section, value) in table {

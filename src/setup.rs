@@ -177,25 +177,36 @@ fn guard(config: &Config, key: &Arc<ServiceKey>) -> Guard {
 
 /// The service key, as its file pins it.
 fn pinned_key(config: &Config, token: Arc<dyn Token>) -> Result<Arc<ServiceKey>, SetupError> {
-    let pin = read_pin(&config.service_key_path)?;
-    let public = pin.public_key.ok_or_else(|| {
-        SetupError::Refused(format!("{} is incomplete; run keyward init again", config.service_key_path.display()))
-    })?;
-    Ok(Arc::new(ServiceKey::new(token, pin.cka_id, public)?))
+    let (object, public) = pinned(&config.service_key_path)?;
+    Ok(Arc::new(ServiceKey::new(token, object, public)?))
+}
+
+/// The public half of the service key, from the file that pins it. Asks no token.
+///
+/// # Errors
+/// The file is missing or incomplete.
+pub fn service_public_key(path: &Path) -> Result<PublicKey, SetupError> {
+    pinned(path).map(|(_, public)| public)
+}
+
+fn pinned(path: &Path) -> Result<(ObjectId, PublicKey), SetupError> {
+    let pin = read_pin(path)?;
+    let incomplete = || SetupError::Refused(format!("{} is incomplete; run keyward init again", path.display()));
+    Ok((pin.cka_id, pin.public_key.ok_or_else(incomplete)?))
 }
 
 /// Opens this replica's log of calls, whose origin names the service key.
 ///
 /// # Errors
 /// It cannot be written, or is not what was written.
-pub fn open_call_log(config: &Config, key: &ServiceKey) -> Result<CallLog, String> {
+pub fn open_call_log(config: &Config, service_key: &ServiceKey) -> Result<CallLog, String> {
     let settings = Settings {
         directory: config.store_path.parent().unwrap_or(Path::new(".")).join("audit"),
         signing: Signing::Async,
         on_failure: OnFailure::Refuse,
     };
-    let origin = format!("keyward/{}/calls", jose::thumbprint(key.public()));
-    CallLog::open(&settings, origin, None).map_err(|error| error.to_string())
+    let key = jose::thumbprint(service_key.public());
+    CallLog::open(&settings, format!("keyward/{key}/calls"), None).map_err(|error| error.to_string())
 }
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {

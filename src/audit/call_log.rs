@@ -51,6 +51,8 @@ pub(super) struct Shared {
     /// Refusals and failures that came too fast, and what found no room: a later record tells how many.
     pub(super) suppressed: AtomicU64,
     pub(super) lost: AtomicU64,
+    /// Records that there are, on the disk or on their way.
+    pub(super) size: AtomicU64,
     ended: tokio::sync::watch::Sender<bool>,
 }
 
@@ -60,7 +62,16 @@ impl CallLog {
     /// # Errors
     /// Another process writes it, what is there is not what was written, or the directory cannot be used.
     pub fn open(settings: &Settings, origin: String, known: Option<&Tip>) -> Result<Self, OpenError> {
-        let directory = Directory::open(&settings.directory)?;
+        Self::begin(Directory::open(&settings.directory)?, settings, origin, known)
+    }
+
+    /// The same in a directory that was opened.
+    pub(super) fn begin(
+        directory: Directory,
+        settings: &Settings,
+        origin: String,
+        known: Option<&Tip>,
+    ) -> Result<Self, OpenError> {
         let path = directory.path().to_owned();
         let (segments, torn) = Segments::open(directory, origin, known)?;
         if let Some(torn) = torn {
@@ -78,6 +89,7 @@ impl CallLog {
             cause: Mutex::new(Unwritten::new(String::new())),
             suppressed: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            size: AtomicU64::new(segments.tip().size()),
             ended: tokio::sync::watch::Sender::new(false),
         });
         let end = TellEnd(Arc::clone(&shared));
@@ -152,6 +164,12 @@ impl CallLog {
         self.shared.queue.ask_tip(tell);
         let answer = tokio::time::timeout(DISK_WAIT_MAX, answer).await;
         answer.ok().and_then(Result::ok).unwrap_or_else(|| Err(Unwritten::new("the writer did not answer".to_owned())))
+    }
+
+    /// How many records there are by now.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.shared.size.load(Ordering::Relaxed)
     }
 
     /// Writes what was recorded, and ends. What is recorded later is lost.

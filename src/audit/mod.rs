@@ -4,20 +4,31 @@
 //! has the rest: signatures, refusals and failures; it is this replica's own, in files, and is what this room writes.
 //!
 //! In reading order: [`CallLog`] (what the faces write to), `queue` and `writer` (from a call to the disk), `segments` and
-//! `lines` (the files).
+//! `lines` (the files), [`Keeper`] (checkpoints of both logs), [`page`] (what readers see), `evidence` and [`Walk`]
+//! (`keyward audit verify`).
 
+mod backwards;
 mod call_log;
+mod checkpoints;
 mod directory;
+pub mod evidence;
+mod keeper;
 mod lines;
+mod page;
 mod queue;
 mod rate;
 mod segments;
+mod verify;
 mod writer;
 
 use std::path::PathBuf;
 
 pub use call_log::{CallLog, Unwritten};
+pub use checkpoints::{Checkpoints, Signed};
 pub use directory::OpenError;
+pub use keeper::{Administration, Keeper, Sign};
+pub use page::{Page, Place, page};
+pub use verify::{Bad, Findings, Walk, verify_calls};
 
 /// How the replica's own log is kept.
 #[derive(Clone, Debug)]

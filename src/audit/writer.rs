@@ -60,6 +60,7 @@ impl Writer {
         if due || closing {
             self.tell_what_is_missing();
         }
+        self.shared.size.store(self.segments.tip().size(), Ordering::Relaxed);
         let waited_for = !acknowledge.is_empty() || !tips.is_empty() || closing;
         let sync = waited_for || due || self.segments.unsynced_len() >= UNSYNCED_BYTES_MAX;
         let mut outcome = self.put_on_disk(sync);

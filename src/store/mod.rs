@@ -10,7 +10,7 @@ mod sqlite;
 mod witness;
 
 pub use self::seal::Seals;
-pub use self::sqlite::{Guard, Restored, SqliteStore};
+pub use self::sqlite::{Guard, LogReader, Restored, SqliteStore};
 use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant, TenantId};
 use crate::tlog::Tip;
 use async_trait::async_trait;

@@ -5,12 +5,16 @@
 //! can be signed and kept elsewhere ([`Checkpoint`]).
 //!
 //! In reading order: [`Hash`], [`Frontier`] (the tree, as far as growing it needs it), [`Tip`] (where a log ends, and how it
-//! goes on) and [`Record`].
+//! goes on) and [`Record`]; [`Log`] and [`LogKey`] (which log, and whose), [`Checkpoint`].
 
+mod checkpoint;
 mod frontier;
 mod hash;
+mod key;
 mod tip;
 
+pub use checkpoint::{Checkpoint, Untrusted};
 pub use frontier::{Frontier, NotAFrontier};
 pub use hash::{Hash, NotAHash, leaf_hash, node_hash};
+pub use key::{Log, LogKey};
 pub use tip::{Broken, Record, Tip};

@@ -7,10 +7,12 @@ mod certificate;
 mod spki;
 mod subject;
 mod text;
+mod validity;
 
 pub use certificate::{CertifiedKey, Unreadable, Unsigned, public_key_of};
-pub use spki::{ecdsa_der, public_key_pem};
+pub use spki::{ecdsa_der, ecdsa_raw, public_key_der, public_key_pem};
 pub use subject::SubjectNames;
 #[cfg(test)]
 pub(crate) use subject::test_certificate;
 pub use text::{base64, fingerprint, pem, pkcs7_pem, sha1, thumbprint};
+pub use validity::{RevocationList, not_after_secs};

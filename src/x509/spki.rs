@@ -1,7 +1,7 @@
-use der::Encode as _;
 use der::asn1::{Any, BitString, Null, ObjectIdentifier, SequenceOf, UintRef};
 use der::oid::db::{rfc5912, rfc8410};
 use der::pem::{LineEnding, encode_string};
+use der::{Decode as _, Encode as _};
 use pkcs1::RsaPublicKey;
 use x509_cert::der;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
@@ -14,8 +14,7 @@ pub(super) const ENCODES: &str = "a public key's members fit DER";
 /// The public key as PEM (RFC 7468 section 13).
 #[must_use]
 pub fn public_key_pem(public: &PublicKey) -> String {
-    let der = spki(public).to_der().expect(ENCODES);
-    encode_string("PUBLIC KEY", LineEnding::LF, &der).expect("the label is a valid one")
+    encode_string("PUBLIC KEY", LineEnding::LF, &public_key_der(public)).expect("the label is a valid one")
 }
 
 /// An ECDSA signature of r || s as ECDSA-Sig-Value in DER (RFC 3279 section 2.2.3). `None` if it is not two halves.
@@ -26,6 +25,24 @@ pub fn ecdsa_der(signature: &[u8], curve: Curve) -> Option<Vec<u8>> {
     value.add(UintRef::new(r).ok()?).ok()?;
     value.add(UintRef::new(s).ok()?).ok()?;
     value.to_der().ok()
+}
+
+/// The signature in an ECDSA-Sig-Value as r || s. `None` if it is none of this curve.
+#[must_use]
+pub fn ecdsa_raw(der: &[u8], curve: Curve) -> Option<Vec<u8>> {
+    let value = SequenceOf::<UintRef<'_>, 2>::from_der(der).ok().filter(|value| value.len() == 2)?;
+    let halves = value.iter().map(|half| {
+        let octets = half.as_bytes();
+        let zeros = curve.coordinate_len().checked_sub(octets.len())?;
+        Some([&vec![0; zeros], octets].concat())
+    });
+    halves.collect::<Option<Vec<_>>>().map(|halves| halves.concat())
+}
+
+/// SubjectPublicKeyInfo in DER.
+#[must_use]
+pub fn public_key_der(public: &PublicKey) -> Vec<u8> {
+    spki(public).to_der().expect(ENCODES)
 }
 
 /// SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7) with the identifiers of RFC 3279, RFC 5480 and RFC 8410.
@@ -67,6 +84,10 @@ mod tests {
         raw[32] = 0x80;
         let der = ecdsa_der(&raw, Curve::P256).unwrap();
         assert_eq!(der[..8], [0x30, 38, 2, 1, 1, 2, 33, 0]);
+        assert_eq!(ecdsa_raw(&der, Curve::P256).unwrap(), raw);
+        assert_eq!(ecdsa_raw(&der[..39], Curve::P256), None);
+        assert_eq!(ecdsa_raw(&ecdsa_der(&[0xff; 96], Curve::P384).unwrap(), Curve::P256), None);
+        assert_eq!(ecdsa_raw(&[0x30, 3, 2, 1, 1], Curve::P256), None);
     }
 
     #[test]

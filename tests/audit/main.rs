@@ -1,5 +1,8 @@
 //! The audit logs: what stands in them, that it is there when it must be, and that nobody changes it unseen.
 
 mod call_log;
+mod checkpoints;
 #[path = "../common/mod.rs"]
 mod common;
+mod keys;
+mod tampering;

@@ -4,6 +4,7 @@
 //! the writer's way. `synchronous = FULL` puts every commit on disk before it is acknowledged.
 
 mod error;
+mod offline;
 mod place;
 mod read;
 mod restore;
@@ -21,6 +22,7 @@ use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _, SqliteConnecti
 use tokio::sync::RwLock;
 
 use self::error::{migrate_error, store_error};
+pub use self::offline::LogReader;
 use self::place::{Anchor, Place};
 use self::read::column;
 pub use self::restore::Restored;

@@ -1,0 +1,163 @@
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::checkpoints::{CheckpointFile, Signed};
+use super::directory::{Directory, OpenError};
+use super::{CallLog, Checkpoints, Settings};
+use crate::domain::PublicKey;
+use crate::tlog::{Checkpoint, Log, LogKey, Tip, leaf_hash};
+
+/// Records after which a checkpoint is made before its time: what can be rewritten unseen is bounded in number, too.
+const NEW_RECORDS_MAX: u64 = 10_000;
+
+/// How often it is looked whether a checkpoint is due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the token may take for a checkpoint's signature.
+const SIGN_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Administration records read at once.
+const PAGE: u32 = 1000;
+
+/// Signs with the key of the checkpoints.
+#[async_trait]
+pub trait Sign: Send + Sync {
+    /// ES256 over `message`, r || s.
+    ///
+    /// # Errors
+    /// Why not, for the log.
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String>;
+}
+
+/// The administration log, as the store keeps it.
+#[async_trait]
+pub trait Administration: Send + Sync {
+    /// The octets of the records from this index on, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// Why they cannot be read, for the log.
+    async fn records(&self, from: u64, limit: u32) -> Result<Vec<Vec<u8>>, String>;
+}
+
+/// Makes the checkpoints of both logs, one consistent with the other.
+///
+/// The log of calls was followed from its latest checkpoint when it was opened, and only grows since. The administration log,
+/// which the store could lose or change, is followed from its latest checkpoint to its end each time.
+pub struct Keeper {
+    key: LogKey,
+    calls: CallLog,
+    published: Checkpoints,
+    files: [Arc<Mutex<CheckpointFile>>; 2],
+    every: Duration,
+    troubled: bool,
+}
+
+impl Keeper {
+    /// Opens the logs of a directory, or begins them, for the service key with this public half.
+    ///
+    /// # Errors
+    /// Another process writes them, what is there is not what was written, or the directory cannot be used.
+    pub fn open(settings: &Settings, public: &PublicKey, every: Duration) -> Result<Self, OpenError> {
+        let directory = Directory::open(&settings.directory)?;
+        let key = LogKey::new(public).map_err(|error| directory.damaged(format!("the service key: {error}")))?;
+        let published = Checkpoints::default();
+        let file = |log| CheckpointFile::open(&directory, log, &key, published.clone());
+        let files = [file(Log::Administration)?, file(Log::Calls)?];
+        let known = files[Log::Calls as usize].tip().cloned();
+        let files = files.map(|file| Arc::new(Mutex::new(file)));
+        let calls = CallLog::begin(directory, settings, key.origin(Log::Calls), known.as_ref())?;
+        Ok(Self { key, calls, published, files, every, troubled: false })
+    }
+
+    /// The log of calls.
+    #[must_use]
+    pub fn calls(&self) -> CallLog {
+        self.calls.clone()
+    }
+
+    /// The latest checkpoints.
+    #[must_use]
+    pub fn checkpoints(&self) -> Checkpoints {
+        self.published.clone()
+    }
+
+    /// Makes checkpoints until `end`, and the last ones then; closes the log of calls.
+    pub async fn run(mut self, sign: Arc<dyn Sign>, administration: Arc<dyn Administration>, end: CancellationToken) {
+        self.all(&*sign, &*administration).await;
+        let mut made = Instant::now();
+        while end.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+            let size = self.signed_tip(Log::Calls).size();
+            if made.elapsed() >= self.every || self.calls.size() >= size.saturating_add(NEW_RECORDS_MAX) {
+                self.all(&*sign, &*administration).await;
+                made = Instant::now();
+            }
+        }
+        self.all(&*sign, &*administration).await;
+        self.calls.close().await;
+    }
+
+    async fn all(&mut self, sign: &dyn Sign, administration: &dyn Administration) {
+        let mut troubled = false;
+        for log in Log::ALL {
+            if let Err(problem) = self.make(log, sign, administration).await {
+                // Once for each time that it begins to fail.
+                if !self.troubled {
+                    tracing::error!(%log, problem, "no checkpoint of the audit log was made");
+                }
+                troubled = true;
+            }
+        }
+        self.troubled = troubled;
+    }
+
+    /// Makes a checkpoint of a log, if it has grown.
+    async fn make(&mut self, log: Log, sign: &dyn Sign, administration: &dyn Administration) -> Result<(), String> {
+        let former = self.signed_tip(log);
+        let tip = match log {
+            Log::Calls => self.calls.tip().await.map_err(|unwritten| unwritten.to_string())?,
+            Log::Administration => follow(former.clone(), administration).await?,
+        };
+        if tip == former {
+            return Ok(());
+        }
+        let checkpoint = Checkpoint::new(self.key.origin(log), &tip);
+        let text = checkpoint.text();
+        let signature = tokio::time::timeout(SIGN_WAIT_MAX, sign.sign(text.as_bytes())).await;
+        let signature = signature.map_err(|_| "the token did not sign in time".to_owned())??;
+        let note = checkpoint.note(&self.key, &signature).ok_or("the signature does not verify")?;
+        let (file, signed) = (Arc::clone(&self.files[log as usize]), Signed { checkpoint, note });
+        let keep = move || file.lock().unwrap_or_else(PoisonError::into_inner).keep(signed, tip);
+        let kept = tokio::task::spawn_blocking(keep).await.map_err(|panic| panic.to_string())?;
+        kept.map_err(|error| error.to_string())
+    }
+
+    /// Where a log ended at its latest checkpoint.
+    fn signed_tip(&self, log: Log) -> Tip {
+        let file = self.files[log as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        file.tip().cloned().unwrap_or_default()
+    }
+}
+
+/// The end of the administration log, reached from where it ended at its latest checkpoint.
+async fn follow(mut tip: Tip, administration: &dyn Administration) -> Result<Tip, String> {
+    let signed = tip.size();
+    if let Some(last) = tip.last() {
+        // A store that was put back to an older state, or was changed and made whole again, shows here.
+        let record = administration.records(signed - 1, 1).await?;
+        if record.first().map(|record| leaf_hash(record)) != Some(*last) {
+            return Err(format!("record {} is not the one of which a checkpoint was signed", signed - 1));
+        }
+    }
+    loop {
+        let records = administration.records(tip.size(), PAGE).await?;
+        for record in &records {
+            tip.follow(record).map_err(|broken| format!("record {}: {broken}", tip.size()))?;
+        }
+        if records.len() < PAGE as usize {
+            return Ok(tip);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+use std::path::{Path, PathBuf};
+
+use sqlx::SqlitePool;
+
+use super::error::store_error;
+use super::{options, pool, read};
+use crate::store::{EventPage, StoreError};
+
+/// The administration log of a store that may be in use, or may be a copy: it is read, and nothing else of the store is looked
+/// at or believed.
+pub struct LogReader {
+    pool: SqlitePool,
+}
+
+impl LogReader {
+    /// Opens the store at `path` for reading.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if there is none; [`StoreError::Damaged`] if the file is no store.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Refused(format!("there is no store at {}", path.display())));
+        }
+        // A store in use has a write-ahead log beside it. Without one nobody writes, and reading needs no files beside it either.
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        let options = options(path).read_only(true).immutable(!PathBuf::from(log).exists());
+        Ok(Self { pool: pool(1).connect_with(options).await.map_err(store_error)? })
+    }
+
+    /// Records, as [`crate::store::Store::events`] has them.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn events(&self, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
+        read::events(&self.pool, page).await
+    }
+}
