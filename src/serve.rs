@@ -1,5 +1,7 @@
 //! The running service: listeners, timer and health over one set of keyrings, from the first answer to the last.
 
+mod audit;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::CallLog;
+use crate::audit::Keeper;
 use crate::auth::{Bearer, Callers, IssuerKeys};
 use crate::config::{Config, ManagementSettings};
 use crate::domain::Algorithm;
@@ -114,7 +116,7 @@ pub async fn run(
     config: &Config,
     keyrings: Arc<Keyrings>,
     service_key: Arc<ServiceKey>,
-    log: CallLog,
+    keeper: Keeper,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
@@ -132,7 +134,7 @@ pub async fn run(
     let serving = grpc::serve(
         Arc::clone(&keyrings),
         Callers::anybody(),
-        log.clone(),
+        keeper.logs(),
         listeners.grpc,
         limit,
         health,
@@ -140,6 +142,9 @@ pub async fn run(
     );
     faces.spawn(async { serving.await.map_err(|error| format!("the grpc listener failed: {error}")) });
 
+    let (sign, records) = (audit::Signer(Arc::clone(&service_key)), audit::Records(Arc::clone(&keyrings)));
+    let end = CancellationToken::new();
+    let keeping = tokio::spawn(keeper.run(Arc::new(sign), Arc::new(records), end.clone()));
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();
@@ -176,7 +181,11 @@ pub async fn run(
             "a change did not come to its end; the next start takes it up"
         );
     }
-    log.close().await;
+    // Last, so that all of it is in the checkpoints.
+    end.cancel();
+    if let Err(panic) = keeping.await {
+        tracing::error!(%panic, "the audit logs were not closed in order");
+    }
     outcome
 }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{CallLog, OnFailure, Settings, Signing};
+use crate::audit::{Keeper, OpenError};
 use crate::config::{Config, TokenSettings};
 use crate::domain::{Event, ObjectId, PublicKey};
-use crate::jose::{self, BadPublicKey};
+use crate::jose::BadPublicKey;
 use crate::keyring::{ServiceKey, new_object};
 use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
 use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
@@ -195,18 +195,12 @@ fn pinned(path: &Path) -> Result<(ObjectId, PublicKey), SetupError> {
     Ok((pin.cka_id, pin.public_key.ok_or_else(incomplete)?))
 }
 
-/// Opens this replica's log of calls, whose origin names the service key.
+/// Opens the audit logs of this replica.
 ///
 /// # Errors
-/// It cannot be written, or is not what was written.
-pub fn open_call_log(config: &Config, key: &ServiceKey) -> Result<CallLog, String> {
-    let settings = Settings {
-        directory: config.store_path.parent().unwrap_or(Path::new(".")).join("audit"),
-        signing: Signing::Async,
-        on_failure: OnFailure::Refuse,
-    };
-    let origin = format!("keyward/{}/calls", jose::thumbprint(key.public()));
-    CallLog::open(&settings, origin, None).map_err(|error| error.to_string())
+/// They cannot be written, or are not what was written.
+pub fn open_audit(config: &Config, key: &ServiceKey) -> Result<Keeper, OpenError> {
+    Keeper::open(&config.audit.log, key.public(), config.audit.checkpoint_every)
 }
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {
