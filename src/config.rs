@@ -2,10 +2,15 @@
 //! files and environment.
 
 mod audit;
+mod callers;
+mod files;
+mod grpc;
 mod management;
 mod watched;
 
 pub use audit::{AuditSettings, Places};
+pub use callers::{CallerSettings, JwtKeys, JwtSettings};
+pub use grpc::GrpcSettings;
 pub use management::ManagementSettings;
 pub use watched::Watched;
 
@@ -22,10 +27,8 @@ use secrecy::SecretString;
 /// A configuration in which every value and every relation was checked.
 #[derive(Debug)]
 pub struct Config {
-    /// Where gRPC is served. On loopback: callers are not authenticated yet.
-    pub grpc_listen: SocketAddr,
-    /// Longest gRPC message taken.
-    pub grpc_message_bytes_max: usize,
+    /// gRPC.
+    pub grpc: GrpcSettings,
     /// Where the JWKS and discovery are served.
     pub public_listen: SocketAddr,
     /// Under which URL verifiers reach `public_listen`; `None`: `http://` and its address.
@@ -104,17 +107,8 @@ impl Config {
     }
 
     fn check(mut reader: Reader) -> Result<Self, Problems> {
-        let grpc_listen = reader.address("grpc.listen", "127.0.0.1:50051");
-        match reader.text("grpc.auth").as_deref() {
-            Some("none") if grpc_listen.ip().is_loopback() => {}
-            Some("none") => reader.problem("grpc.listen", "must be a loopback address while grpc.auth is \"none\""),
-            Some(_) => reader.problem("grpc.auth", "must be \"none\", the one way there is so far"),
-            None => reader.problem("grpc.auth", "must be set: \"none\" lets every local process call"),
-        }
         let config = Self {
-            grpc_listen,
-            // 256 batch inputs of 4 KiB, or one claims set of the largest size many times over.
-            grpc_message_bytes_max: reader.number("grpc.message_bytes_max", 1 << 20, 64 << 10..=16 << 20),
+            grpc: reader.grpc(),
             public_listen: reader.address("public.listen", "127.0.0.1:8080"),
             public_base_url: reader.base_url("public.base_url"),
             ops_listen: reader.address("ops.listen", "127.0.0.1:9090"),
@@ -175,7 +169,18 @@ impl Reader {
         for (section, value) in table {
             match value.kind {
                 ValueKind::Table(table) => {
-                    values.extend(table.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+                    for (key, value) in table {
+                        match value.kind {
+                            // A section of a section, such as [grpc.jwt].
+                            ValueKind::Table(inner) => {
+                                let inner = inner.into_iter();
+                                values.extend(inner.map(|(name, value)| (format!("{section}.{key}.{name}"), value)));
+                            }
+                            _ => {
+                                values.insert(format!("{section}.{key}"), value);
+                            }
+                        }
+                    }
                 }
                 _ => {
                     values.insert(section, value);

@@ -7,7 +7,8 @@
 //! - [`tlog`]: records that can only grow in number, as a Merkle tree. Pure.
 //! - [`token`] and [`store`]: the two outside worlds, each behind one small trait.
 //! - [`keyring`]: the use cases; the only caller of token and store.
-//! - [`auth`]: who calls. [`audit`]: the record of what they did. [`tls`]: who this service is.
+//! - [`telemetry`]: what operators see besides the log.
+//! - [`auth`]: who calls. [`audit`]: the record of what they did. [`tls`]: who this service is. [`serving`]: connections, and how many, how long and how old.
 //! - [`grpc`] and [`http`]: the two faces.
 //! - [`config`], [`setup`], [`serve`], [`dev`]: how a process begins, runs and ends.
 //!
@@ -24,8 +25,10 @@ pub mod jose;
 pub mod keyring;
 pub mod saml;
 pub mod serve;
+pub mod serving;
 pub mod setup;
 pub mod store;
+pub mod telemetry;
 pub mod tlog;
 pub mod tls;
 pub mod token;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use keyward::config::Config;
+use keyward::config::{CallerSettings, Config};
 use keyward::dev::{self, StateDirectory};
 use keyward::domain::{Caller, Event, Principal, Timestamp};
 use keyward::serve::{self, Addresses, Listeners};
@@ -220,23 +220,26 @@ async fn run(
     demo: bool,
 ) -> Result<(), Failure> {
     let text = |error: setup::SetupError| error.to_string();
+    serve::raise_open_files_limit(config);
     let listeners = Listeners::bind(config).await?;
     let addresses = listeners.addresses().map_err(|error| error.to_string())?;
     let (store, service_key) = setup::open(config, &token).await.map_err(text)?;
-    let keeper = setup::open_audit(config, &service_key).map_err(|error| error.to_string())?;
+    let keeper = setup::open_audit(config, &service_key)?;
     let keyrings = serve::keyrings(config, addresses, Arc::clone(&token) as _, Arc::clone(&store) as _);
     keyrings.refresh().await.map_err(|error| error.for_log())?;
     if demo {
         dev::create_demo(&keyrings).await.map_err(|error| error.for_log())?;
     }
-    tracing::warn!(
-        "grpc.auth is \"none\": every process on this machine that reaches {} may sign and administer",
-        addresses.grpc
-    );
+    if matches!(config.grpc.callers, CallerSettings::Anybody) {
+        tracing::warn!(
+            "grpc.auth is \"none\": every process on this machine that reaches gRPC may sign and administer"
+        );
+    }
     if let Some(management) = addresses.management {
         tracing::info!(%management, "the Management API is served");
     }
-    tracing::info!(grpc = %addresses.grpc, public = %addresses.public, ops = %addresses.ops, token = %token.identity().label, "serving");
+    let grpc = grpc_address(config, addresses);
+    tracing::info!(grpc, public = %addresses.public, ops = %addresses.ops, token = %token.identity().label, "serving");
     if !shutdown.is_cancelled() {
         ready(addresses);
     }
@@ -312,8 +315,9 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
         if !initialised {
             setup::init(&config, &token).await.map_err(|error| error.to_string())?;
         }
-        let ready =
-            |addresses| if ephemeral { announce_demo(&config, addresses, &state_dir) } else { greet(addresses) };
+        let ready = |addresses| {
+            if ephemeral { announce_demo(&config, addresses, &state_dir) } else { greet(&config, addresses) }
+        };
         run(&config, token, shutdown, ready, true).await
     })
 }
@@ -331,7 +335,7 @@ fn announce_demo(config: &Config, addresses: Addresses, state_dir: &Path) {
 
 fn announce_on_stdout(config: &Config, addresses: Addresses, more: &serde_json::Map<String, serde_json::Value>) {
     let mut line = serde_json::json!({
-        "grpc": addresses.grpc.to_string(),
+        "grpc": grpc_address(config, addresses),
         "public": format!("http://{}", addresses.public),
         "ops": format!("http://{}", addresses.ops),
         "pid": std::process::id(),
@@ -343,8 +347,15 @@ fn announce_on_stdout(config: &Config, addresses: Addresses, more: &serde_json::
     println!("{line}");
 }
 
-fn greet(addresses: Addresses) {
-    let Addresses { grpc, public, .. } = addresses;
+/// Where gRPC is served, as clients write it.
+fn grpc_address(config: &Config, addresses: Addresses) -> String {
+    let unix = config.grpc.unix_socket.as_ref().map(|path| format!("unix:{}", path.display()));
+    addresses.grpc.map(|address| address.to_string()).or(unix).unwrap_or_default()
+}
+
+fn greet(config: &Config, addresses: Addresses) {
+    let Addresses { public, .. } = addresses;
+    let grpc = grpc_address(config, addresses);
     println!(
         r#"
 Keyward signs at {grpc}, and verifiers fetch http://{public}/demo/.well-known/jwks.json

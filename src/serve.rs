@@ -1,34 +1,44 @@
 //! The running service: listeners, timer and health over one set of keyrings, from the first answer to the last.
 
-mod audit;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use async_trait::async_trait;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Keeper;
-use crate::auth::{Bearer, Callers, IssuerKeys};
-use crate::config::{Config, ManagementSettings};
+use crate::audit::{Administration, Keeper, Sign};
+use crate::auth::{Bearer, Callers, Fetched, IssuerKeys, Jwts};
+use crate::config::{CallerSettings, Config, JwtKeys, JwtSettings, ManagementSettings, Watched};
 use crate::domain::Algorithm;
-use crate::http::Bounds;
 use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
-use crate::store::Store;
+use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
+use crate::store::{EventPage, Start, Store};
+use crate::telemetry::Warnings;
+use crate::tls::{Identity, Roots};
 use crate::token::Token;
-use crate::{grpc, http};
+use crate::{grpc, http, serving};
+
+/// A certificate as it is at any time.
+type LatestIdentity = watch::Receiver<Arc<Identity>>;
 
 /// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
+/// Open files besides connections: the store's, the token's, logs and watched files, with some to spare.
+const OPEN_FILES_BESIDES: u64 = 256;
+
 /// The sockets of a service.
 #[derive(Debug)]
 pub struct Listeners {
-    /// gRPC.
-    pub grpc: TcpListener,
+    /// gRPC, where it is served over TCP.
+    pub grpc: Option<TcpListener>,
+    /// gRPC for processes of this machine, where it is on.
+    pub grpc_unix: Option<UnixListener>,
     /// JWKS and discovery.
     pub public: TcpListener,
     /// Health and readiness.
@@ -40,8 +50,8 @@ pub struct Listeners {
 /// Where a service answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
-    /// gRPC.
-    pub grpc: SocketAddr,
+    /// gRPC, where it is served over TCP.
+    pub grpc: Option<SocketAddr>,
     /// JWKS and discovery.
     pub public: SocketAddr,
     /// Health and readiness.
@@ -60,7 +70,14 @@ impl Listeners {
             TcpListener::bind(address).await.map_err(|error| format!("{key}: cannot listen on {address}: {error}"))
         };
         Ok(Self {
-            grpc: bind("grpc.listen", config.grpc_listen).await?,
+            grpc: match config.grpc.listen {
+                Some(address) => Some(bind("grpc.listen", address).await?),
+                None => None,
+            },
+            grpc_unix: match &config.grpc.unix_socket {
+                Some(path) => Some(serving::bind_unix(path).map_err(|problem| format!("grpc.unix_socket: {problem}"))?),
+                None => None,
+            },
             public: bind("public.listen", config.public_listen).await?,
             ops: bind("ops.listen", config.ops_listen).await?,
             management: match &config.management {
@@ -76,11 +93,31 @@ impl Listeners {
     /// The system does not tell.
     pub fn addresses(&self) -> std::io::Result<Addresses> {
         Ok(Addresses {
-            grpc: self.grpc.local_addr()?,
+            grpc: self.grpc.as_ref().map(TcpListener::local_addr).transpose()?,
             public: self.public.local_addr()?,
             ops: self.ops.local_addr()?,
             management: self.management.as_ref().map(TcpListener::local_addr).transpose()?,
         })
+    }
+}
+
+/// Lets the process open as many files as the system permits it, and warns where the listeners may take more connections.
+pub fn raise_open_files_limit(config: &Config) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let places = 2 * config.grpc.connections_max
+        + [Bounds::PUBLIC, Bounds::OPS, Bounds::MANAGEMENT].map(|bounds| bounds.connections_max).iter().sum::<usize>();
+    let wanted = u64::try_from(places).unwrap_or(u64::MAX).saturating_add(OPEN_FILES_BESIDES);
+    if current.is_some_and(|current| current < wanted) {
+        tracing::warn!(
+            limit = current,
+            wanted,
+            "the limit of open files (RLIMIT_NOFILE) is below what clients may take"
+        );
     }
 }
 
@@ -116,35 +153,43 @@ pub async fn run(
     config: &Config,
     keyrings: Arc<Keyrings>,
     service_key: Arc<ServiceKey>,
-    keeper: Keeper,
+    audit: Keeper,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
     let (tell, health) = watch::channel(Health::unknown());
+    let logs = audit.logs();
+    let warnings = Warnings::default();
     let mut faces = JoinSet::new();
     let public = http::public_router(Arc::clone(&keyrings));
-    faces.spawn(without_failure(http::serve(public, listeners.public, None, Bounds::PUBLIC, shutdown.clone())));
-    let ops = http::ops_router(health.clone());
-    faces.spawn(without_failure(http::serve(ops, listeners.ops, None, Bounds::OPS, shutdown.clone())));
+    let nobody: Arc<dyn Greeter> = Arc::new(NoGreeter);
+    let listener = Listener::tcp("public", listeners.public);
+    faces.spawn(serve(public, listener, None, Bounds::PUBLIC, shutdown.clone(), Arc::clone(&nobody)));
+    let ops = http::ops_router(health.clone(), warnings.clone());
+    let listener = Listener::tcp("ops", listeners.ops);
+    faces.spawn(serve(ops, listener, None, Bounds::OPS, shutdown.clone(), Arc::clone(&nobody)));
     if let (Some(settings), Some(listener)) = (&config.management, listeners.management) {
-        let serving = management(settings, &keyrings, listener, &shutdown)?;
-        faces.spawn(without_failure(serving));
+        let (router, identity) = management(settings, &keyrings, &listener, &warnings, &shutdown)?;
+        let listener = Listener::tcp("management", listener);
+        faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), Arc::clone(&nobody)));
     }
-    let limit = config.grpc_message_bytes_max;
-    let serving = grpc::serve(
-        Arc::clone(&keyrings),
-        Callers::anybody(),
-        keeper.logs(),
-        listeners.grpc,
-        limit,
-        health,
-        shutdown.clone(),
-    );
-    faces.spawn(async { serving.await.map_err(|error| format!("the grpc listener failed: {error}")) });
+    let limit = config.grpc.message_bytes_max;
+    let (grpc, greeter) =
+        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown)?, logs, limit, health);
+    let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max);
+    if let Some(listener) = listeners.grpc {
+        let identity = config.grpc.identity.as_ref().map(|identity| keep_up(identity, &warnings, &shutdown));
+        let listener = Listener::tcp("grpc", listener);
+        faces.spawn(serve(grpc.clone(), listener, identity, bounds, shutdown.clone(), Arc::clone(&greeter)));
+    }
+    if let Some(listener) = listeners.grpc_unix {
+        let listener = Listener::unix("grpc-unix", listener);
+        faces.spawn(serve(grpc, listener, None, bounds, shutdown.clone(), greeter));
+    }
 
-    let (sign, records) = (audit::Signer(Arc::clone(&service_key)), audit::Records(Arc::clone(&keyrings)));
-    let end = CancellationToken::new();
-    let keeping = tokio::spawn(keeper.run(Arc::new(sign), Arc::new(records), end.clone()));
+    let recorded = CancellationToken::new();
+    let (signing, records) = (Arc::new(Signing(Arc::clone(&service_key))), Arc::new(Records(Arc::clone(&keyrings))));
+    let auditing = tokio::spawn(audit.run(signing, records, recorded.clone()));
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();
@@ -155,14 +200,14 @@ pub async fn run(
     tokio::select! {
         () = shutdown.cancelled() => {}
         Some(ended) = faces.join_next() => {
-            outcome = ended.unwrap_or_else(|panic| Err(panic.to_string()));
+            outcome = ended.map_err(|panic| panic.to_string());
             shutdown.cancel();
         }
     }
     let drained = tokio::time::timeout(DRAIN_MAX, async {
         while let Some(ended) = faces.join_next().await {
-            if let Err(error) = ended.unwrap_or_else(|panic| Err(panic.to_string())) {
-                tracing::error!(error, "a listener failed while draining");
+            if let Err(error) = ended {
+                tracing::error!(%error, "a listener failed while draining");
             }
         }
     });
@@ -181,35 +226,88 @@ pub async fn run(
             "a change did not come to its end; the next start takes it up"
         );
     }
-    // Last, so that all of it is in the checkpoints.
-    end.cancel();
-    if let Err(panic) = keeping.await {
-        tracing::error!(%panic, "the audit logs were not closed in order");
+    // Last, so that the last checkpoints are of everything.
+    recorded.cancel();
+    if auditing.await.is_err() {
+        tracing::error!("the audit logs were not closed in order");
     }
     outcome
 }
 
-/// Serves the Management API, and keeps up with the files that it believes in.
+/// Signs checkpoints with the service key.
+struct Signing(Arc<ServiceKey>);
+
+#[async_trait]
+impl Sign for Signing {
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+        self.0.sign(message).await.map_err(|error| error.to_string())
+    }
+}
+
+/// The administration log, for its checkpoints.
+struct Records(Arc<Keyrings>);
+
+#[async_trait]
+impl Administration for Records {
+    async fn records(&self, from: u64, limit: u32) -> Result<Vec<Vec<u8>>, String> {
+        let page = EventPage { tenant: None, start: Start::Oldest(from), limit };
+        self.0.administration(&page).await.map_err(|error| error.for_log())
+    }
+}
+
+/// The Management API, and with which certificate it is served; keeps up with the files that it believes in.
 fn management(
     settings: &ManagementSettings,
     keyrings: &Arc<Keyrings>,
-    listener: TcpListener,
+    listener: &TcpListener,
+    warnings: &Warnings,
     shutdown: &CancellationToken,
-) -> Result<impl Future<Output = ()> + use<>, String> {
+) -> Result<(axum::Router, Option<LatestIdentity>), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
-    let bearer = Bearer::new(settings.issuer.clone(), &Algorithm::ALL, IssuerKeys::File(settings.jwks.latest()));
-    tokio::spawn(Arc::clone(&settings.jwks).keep_up(shutdown.clone()));
-    let identity = settings.identity.as_ref().map(|identity| {
-        tokio::spawn(Arc::clone(identity).keep_up(shutdown.clone()));
-        identity.latest()
-    });
-    let router = http::management_router(Arc::clone(keyrings), bearer, base_url);
-    Ok(http::serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone()))
+    let bearer = Bearer::new(
+        settings.issuer.clone(),
+        &Algorithm::ALL,
+        IssuerKeys::File(keep_up(&settings.jwks, warnings, shutdown)),
+    );
+    let identity = settings.identity.as_ref().map(|identity| keep_up(identity, warnings, shutdown));
+    Ok((http::management_router(Arc::clone(keyrings), bearer, base_url), identity))
 }
 
-/// HTTP is served until it is told to stop: a connection that fails is no failure of its listener.
-async fn without_failure(serving: impl Future<Output = ()>) -> Result<(), String> {
-    serving.await;
-    Ok(())
+/// Who may call gRPC, as it is at any time until `shutdown`.
+fn callers(settings: &CallerSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Result<Callers, String> {
+    let CallerSettings::Known { grants, common_name, jwt } = settings else { return Ok(Callers::anybody()) };
+    let jwts = jwt.as_ref().map(|jwt| jwts(jwt, warnings, shutdown)).transpose()?;
+    Ok(Callers::known(grants.clone(), *common_name, jwts))
+}
+
+fn jwts(settings: &JwtSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Result<Jwts, String> {
+    let keys = match &settings.keys {
+        JwtKeys::File(file) => IssuerKeys::File(keep_up(file, warnings, shutdown)),
+        JwtKeys::Url { url, roots, times } => {
+            let roots = match roots {
+                Some(roots) => keep_up(roots, warnings, shutdown),
+                None => {
+                    let system = Roots::of_system().map_err(|problem| format!("grpc.jwt.jwks_ca_file {problem}"))?;
+                    // Who only receives keeps the last value.
+                    watch::channel(Arc::new(system)).1
+                }
+            };
+            let fetched = Arc::new(Fetched::new(url.clone(), roots, *times));
+            tokio::spawn(Arc::clone(&fetched).keep_up("grpc.jwt.jwks_url", warnings.clone(), shutdown.clone()));
+            IssuerKeys::Url(fetched)
+        }
+    };
+    let bearer = Bearer::new(settings.issuer.clone(), &settings.algorithms, keys);
+    Ok(Jwts::new(bearer, settings.audience.clone()))
+}
+
+/// What files say, at any time until `shutdown`.
+fn keep_up<T: Send + Sync + 'static>(
+    watched: &Arc<Watched<T>>,
+    warnings: &Warnings,
+    shutdown: &CancellationToken,
+) -> watch::Receiver<Arc<T>> {
+    tokio::spawn(Arc::clone(watched).keep_up(warnings.clone(), shutdown.clone()));
+    watched.latest()
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{Keeper, OpenError};
-use crate::config::{Config, TokenSettings};
+use crate::audit::Keeper;
+use crate::config::{AuditSettings, Config, TokenSettings};
 use crate::domain::{Event, ObjectId, PublicKey};
 use crate::jose::BadPublicKey;
 use crate::keyring::{ServiceKey, new_object};
@@ -195,12 +195,13 @@ fn pinned(path: &Path) -> Result<(ObjectId, PublicKey), SetupError> {
     Ok((pin.cka_id, pin.public_key.ok_or_else(incomplete)?))
 }
 
-/// Opens the audit logs of this replica.
+/// Opens the audit logs of this replica, whose origins name the service key.
 ///
 /// # Errors
 /// They cannot be written, or are not what was written.
-pub fn open_audit(config: &Config, key: &ServiceKey) -> Result<Keeper, OpenError> {
-    Keeper::open(&config.audit.log, key.public(), config.audit.checkpoint_every)
+pub fn open_audit(config: &Config, key: &ServiceKey) -> Result<Keeper, String> {
+    let AuditSettings { log, checkpoint_every } = &config.audit;
+    Keeper::open(log, key.public(), *checkpoint_every).map_err(|error| error.to_string())
 }
 
 fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {

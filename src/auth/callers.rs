@@ -114,18 +114,17 @@ impl Callers {
     /// A connection that shows nothing.
     #[must_use]
     pub fn nobody(&self, address: Option<SocketAddr>) -> Shown {
-        let proof = if self.open { self.everything(Principal::Anonymous) } else { Proof::Nothing };
+        let proof = if self.open { Self::everything(Principal::Anonymous) } else { Proof::Nothing };
         Shown { address, proof }
     }
 
     /// A connection with this client certificate, which was verified.
     #[must_use]
     pub fn certificate(&self, der: &[u8], address: Option<SocketAddr>) -> Shown {
-        if self.open {
-            return self.nobody(address);
-        }
         let proof = match principal_of(der, self.common_name) {
+            Ok(principal) if self.open => Self::everything(principal),
             Ok(principal) => self.granted(principal),
+            Err(_) if self.open => Self::everything(Principal::Anonymous),
             Err(problem) => Proof::NamesNobody(problem),
         };
         Shown { address, proof }
@@ -135,11 +134,11 @@ impl Callers {
     #[must_use]
     pub fn user(&self, uid: u32) -> Shown {
         let principal = Principal::Unix(uid);
-        let proof = if self.open { self.everything(principal) } else { self.granted(principal) };
+        let proof = if self.open { Self::everything(principal) } else { self.granted(principal) };
         Shown { address: None, proof }
     }
 
-    fn everything(&self, principal: Principal) -> Proof {
+    fn everything(principal: Principal) -> Proof {
         Proof::Of(Arc::new(Identity::new(principal, Roles::admin())))
     }
 

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{TrustedKeys, fetch};
 use crate::domain::WebUrl;
+use crate::telemetry::Warnings;
 use crate::tls::Roots;
 
 /// How long a caller whose key is unknown waits for the answer of the issuer: a little longer than it may take.
@@ -40,7 +41,7 @@ struct State {
     began: Option<Instant>,
     under_way: bool,
     ended: u64,
-    problem: Option<String>,
+    failing: bool,
 }
 
 impl Fetched {
@@ -59,12 +60,6 @@ impl Fetched {
         young.map(|(keys, _)| Arc::clone(keys))
     }
 
-    /// Why the last fetch brought nothing, if it did not. It follows the name of the configuration key.
-    #[must_use]
-    pub fn problem(&self) -> Option<String> {
-        self.state.borrow().problem.clone()
-    }
-
     /// Has the URL asked again, unless it was a moment ago, and waits for the answer. Whether there was one to wait for.
     pub async fn look_again(&self) -> bool {
         let mut told = self.state.subscribe();
@@ -81,12 +76,19 @@ impl Fetched {
         timeout(LOOK_AGAIN_MAX, told.wait_for(|state| state.ended > before)).await.is_ok_and(|told| told.is_ok())
     }
 
-    /// Keeps [`Fetched::latest`] up to date until `shutdown`.
-    pub async fn keep_up(self: Arc<Self>, shutdown: CancellationToken) {
+    /// Keeps [`Fetched::latest`] up to date until `shutdown`; `warnings` tell, under this configuration key, of a URL that
+    /// does not give what it should.
+    pub async fn keep_up(self: Arc<Self>, key: &'static str, warnings: Warnings, shutdown: CancellationToken) {
         let begun_and_ended = async {
             loop {
                 let began = Instant::now();
                 let came = self.fetch(began).await;
+                metrics::gauge!("keyward_jwks_usable", "key" => key).set(if came { 1.0 } else { 0.0 });
+                if came {
+                    warnings.clear(key);
+                } else {
+                    warnings.set(key, "gives no keys at the moment; the log says why");
+                }
                 // What failed is asked for again soon; what callers want, when the URL was left alone for long enough.
                 let pause = if came { self.times.refresh } else { self.times.cooldown };
                 tokio::select! {
@@ -116,7 +118,7 @@ impl Fetched {
             state.ended += 1;
             match keys {
                 Ok(keys) => {
-                    if state.problem.take().is_some() || state.keys.is_none() {
+                    if std::mem::take(&mut state.failing) || state.keys.is_none() {
                         tracing::info!(url = self.url.as_str(), "the issuer's keys were fetched");
                     }
                     // The same keys stay the same value, so that what was verified with them need not be again.
@@ -132,7 +134,7 @@ impl Fetched {
                         problem,
                         "the issuer's keys cannot be fetched: the old ones stay for a time"
                     );
-                    state.problem = Some(problem);
+                    state.failing = true;
                 }
             }
         });

@@ -14,18 +14,15 @@ mod tenants;
 mod wire;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::audit::Logs;
 use crate::auth::Callers;
 use crate::keyring::{Health, Keyrings};
+use crate::serving::Greeter;
 use admission::{Admission, GateLayer};
 use audit::AuditFace;
 use proto::audit_service_server::{AuditServiceServer, SERVICE_NAME as AUDIT_SERVICE};
@@ -33,33 +30,20 @@ use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
 use proto::tenant_service_server::{SERVICE_NAME as TENANT_SERVICE, TenantServiceServer};
 
-/// Calls under way on one connection: beyond it a client waits for its own calls, which HTTP/2 tells it.
-const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
-
-/// How long a quiet connection is kept before it is asked whether it is alive, and how long the answer may take.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Header octets of one call: names, deadline and credentials fit many times over.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
-
-/// Serves until `shutdown`, and then until the calls under way are answered.
-///
-/// # Errors
-/// The transport could not be served.
-pub async fn serve(
+/// All services over these keyrings, with their health as it is told; and who must greet each connection to them, because what
+/// it shows is what `callers` know who calls by. `logs` has the record of the calls.
+pub fn router(
     keyrings: Arc<Keyrings>,
     callers: Callers,
     logs: Logs,
-    listener: TcpListener,
     message_bytes_max: usize,
     health: watch::Receiver<Health>,
-    shutdown: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) -> (axum::Router, Arc<dyn Greeter>) {
     let admission = Admission::new(keyrings, callers, logs.calls().clone());
     let audit = AuditFace { admission: admission.clone(), logs };
     let (reporter, health_service) = tonic_health::server::health_reporter();
-    let telling = tokio::spawn(tell_health(reporter, health));
+    // Ends when nobody tells any more.
+    tokio::spawn(tell_health(reporter, health));
     let mut routes = RoutesBuilder::default();
     routes
         .add_service(SigningServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
@@ -69,21 +53,11 @@ pub async fn serve(
         .add_service(health_service)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with this binary"))
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with this binary"));
-    // Set here, because the builder's own setting is ignored for listeners that are handed in. Without it an answer waits 40 ms
-    // for the client's delayed ACK.
-    let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let served = tonic::transport::Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .layer(tower::util::MapResponseLayer::new(move |response| door::explain_rejection(response, message_bytes_max)))
-        .layer(GateLayer(admission))
-        .add_routes(routes.routes())
-        .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
-        .await;
-    telling.abort();
-    served
+    let explain =
+        tower::util::MapResponseLayer::new(move |response| door::explain_rejection(response, message_bytes_max));
+    // with_state prepares the routes: without it each connection would do so.
+    let router = routes.routes().into_axum_router().layer(GateLayer(admission.clone())).layer(explain).with_state(());
+    (router, Arc::new(admission))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

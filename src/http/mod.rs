@@ -6,9 +6,7 @@ mod management;
 mod ops;
 mod page;
 mod public;
-mod serving;
 
 pub use management::management_router;
 pub use ops::ops_router;
 pub use public::public_router;
-pub use serving::{Bounds, serve};

@@ -7,14 +7,16 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::keyring::Health;
+use crate::telemetry::Warnings;
 
-/// `/healthz`: the process is alive, whatever the token does. `/readyz`: token, store and snapshot, each by name.
-pub fn ops_router(health: watch::Receiver<Health>) -> Router {
+/// `/healthz`: the process is alive, whatever the token does. `/readyz`: token, store and snapshot, each by name, and what is
+/// not as it should be besides, which takes no replica out of service: a mistyped file is no reason for an outage.
+pub fn ops_router(health: watch::Receiver<Health>, warnings: Warnings) -> Router {
     let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(readyz));
-    router.with_state(health)
+    router.with_state((health, warnings))
 }
 
-async fn readyz(State(health): State<watch::Receiver<Health>>) -> Response {
+async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warnings)>) -> Response {
     let health = health.borrow().clone();
     let ready = health.is_ready();
     let say = |part: Result<(), String>| part.err().unwrap_or_else(|| "ok".to_owned());
@@ -22,6 +24,7 @@ async fn readyz(State(health): State<watch::Receiver<Health>>) -> Response {
         "status": if ready { "ready" } else { "unready" },
         "checks": {"token": say(health.token), "store": say(health.store), "snapshot": say(health.snapshot)},
         "quarantined": health.quarantined,
+        "warnings": warnings.all(),
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()

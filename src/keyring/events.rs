@@ -14,18 +14,10 @@ impl Keyrings {
         before: Option<u64>,
         limit: u32,
     ) -> Result<Vec<Record>, Error> {
-        let records = self.store.events(&EventPage { tenant, start: Start::Newest(before), limit }).await?;
+        let records = self.administration(&EventPage { tenant, start: Start::Newest(before), limit }).await?;
         let parse = |octets: Vec<u8>| {
             Record::parse(&octets).map_err(|broken| Error::Internal(format!("the administration log: {broken}")))
         };
         records.into_iter().map(parse).collect()
-    }
-
-    /// The octets of the records of the administration log from the index `from` on, in order, at most `limit`.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] for the store.
-    pub async fn records(&self, from: u64, limit: u32) -> Result<Vec<Vec<u8>>, Error> {
-        Ok(self.store.events(&EventPage { tenant: None, start: Start::Oldest(from), limit }).await?)
     }
 }

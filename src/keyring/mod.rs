@@ -43,7 +43,7 @@ pub use update::TenantUpdate;
 pub use verify::Verdict;
 
 use crate::domain::{Algorithm, Event, Kid, ObjectId, TenantId};
-use crate::store::{Change, Store, StoreError};
+use crate::store::{Change, EventPage, Store, StoreError};
 use crate::token::Token;
 use published::Published;
 use tokio_util::task::TaskTracker;
@@ -157,6 +157,14 @@ impl Keyrings {
             tracing::info!(tenant, algorithm, kid, ?by, detail, "{action}");
         }
         Ok(())
+    }
+
+    /// Records of the administration log, as their octets.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn administration(&self, page: &EventPage) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(self.store.events(page).await?)
     }
 
     /// Waits for the changes under way. None is begun afterwards by whoever calls this: the doors are shut first.

@@ -7,6 +7,7 @@ mod certificate;
 mod spki;
 mod subject;
 mod text;
+mod validity;
 
 pub use certificate::{CertifiedKey, Unreadable, Unsigned, public_key_of};
 pub use spki::{ecdsa_der, ecdsa_raw, public_key_der, public_key_pem};
@@ -14,3 +15,4 @@ pub use subject::SubjectNames;
 #[cfg(test)]
 pub(crate) use subject::test_certificate;
 pub use text::{base64, fingerprint, pem, pkcs7_pem, sha1, thumbprint};
+pub use validity::{RevocationList, not_after_secs};

@@ -60,7 +60,8 @@ impl Authority {
         let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
                          -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign \
                          -keyout ca.key -out ca.pem -subj";
-        authority.openssl(arguments, &["/CN=test authority"]);
+        let name = authority.dir.path().file_name().and_then(|name| name.to_str()).expect("a name in UTF-8");
+        authority.openssl(arguments, &[&format!("/CN={name}")]);
         authority
     }
 

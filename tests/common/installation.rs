@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Server, tools};
+use super::{Authority, Identity, Server, tools};
 
 const TOKEN_LABEL: &str = "keyward";
 
@@ -53,6 +53,30 @@ impl Installation {
         }
         fs::write(self.config_file(), text).expect("the configuration is written");
         self
+    }
+
+    /// gRPC over TLS with this certificate, and for clients of an authority where one is given. The files are copies, which a
+    /// test can change by [`Installation::put`]: grpc.pem, grpc.key, client-ca.pem.
+    pub(crate) fn with_grpc_tls(self, server: &Identity, clients: Option<&Authority>) -> Self {
+        self.put("grpc.pem", &server.certificate);
+        self.put("grpc.key", &server.key);
+        let with_tls = self.set("grpc.certificate_file", r#""grpc.pem""#).set("grpc.key_file", r#""grpc.key""#);
+        let Some(clients) = clients else { return with_tls };
+        with_tls.put("client-ca.pem", &clients.certificate());
+        with_tls.set("grpc.client_ca_file", r#""client-ca.pem""#)
+    }
+
+    /// The same with the list of what the authority has revoked so far: list.crl.
+    pub(crate) fn with_grpc_revocation_list(self, list: &Path) -> Self {
+        self.put("list.crl", list);
+        self.set("grpc.crl_file", r#""list.crl""#)
+    }
+
+    /// Puts a copy of a file into the directory, at once, as those do who replace files that are read.
+    pub(crate) fn put(&self, name: &str, file: &Path) {
+        let whole = self.dir().join(format!("{name}.new"));
+        fs::copy(file, &whole).expect("it is copied");
+        fs::rename(whole, self.dir().join(name)).expect("it is put in place");
     }
 
     /// `keyward init`.

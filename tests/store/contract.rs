@@ -4,8 +4,9 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
-use keyward::domain::{Algorithm, Revision, Timestamp};
+use keyward::domain::{Algorithm, Revision, Tenant, Timestamp, after};
 use keyward::store::{Change, Store, StoreError, TenantRecord, TenantRevisions};
 use tokio::task::JoinSet;
 
@@ -290,11 +291,20 @@ pub(crate) async fn what_a_removal_frees_can_be_taken<H: Harness>() {
     let harness = H::fresh().await;
     let store = harness.store();
     let keyrings = vec![keyring("acme", Algorithm::ES256)];
-    let create = Change { tenant: Some(full_tenant("acme")), keyrings, ..Change::default() };
-    store.commit(&create).await.unwrap();
-    store.commit(&Change { remove: Some((id("acme"), Revision::FIRST)), ..create.clone() }).await.unwrap();
+    let made_at = |seconds| {
+        let create_time = after(now(), Duration::from_secs(seconds));
+        let tenant = Tenant { create_time, ..full_tenant("acme") };
+        Change { tenant: Some(tenant), keyrings: keyrings.clone(), ..Change::default() }
+    };
+    store.commit(&made_at(0)).await.unwrap();
+    store.commit(&Change { remove: Some((id("acme"), Revision::FIRST)), ..made_at(1) }).await.unwrap();
+    assert_eq!(all(&*store).await.len(), 1);
     store.commit(&removal("acme", 1)).await.unwrap();
-    store.commit(&create).await.unwrap();
+    // One that was not made later could not be told from the one that was removed.
+    assert!(matches!(store.commit(&made_at(1)).await, Err(StoreError::Refused(_))));
+    assert_eq!(all(&*store).await, []);
+    store.commit(&made_at(2)).await.unwrap();
+    assert_eq!(all(&*store).await.len(), 1);
 }
 
 pub(crate) async fn events_are_told_newest_first<H: Harness>() {

@@ -90,7 +90,7 @@ async fn only_the_owner_may_read_the_files() {
     let harness = Sqlite::fresh().await;
     harness.store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     let names = names(harness.directory.path());
-    assert_eq!(names, ["store.db", "store.db-shm", "store.db-wal", "store.db.lock"]);
+    assert_eq!(names, ["store.db", "store.db-shm", "store.db-wal", "store.db.lock", "store.witness"]);
     for name in names {
         let mode = fs::metadata(harness.directory.path().join(&name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
@@ -102,7 +102,7 @@ async fn a_closed_store_is_one_file_and_its_lock() {
     let harness = Sqlite::fresh().await;
     harness.store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     harness.store.close().await;
-    assert_eq!(names(harness.directory.path()), ["store.db", "store.db.lock"]);
+    assert_eq!(names(harness.directory.path()), ["store.db", "store.db.lock", "store.witness"]);
     let outcome = harness.store.commit(&of_tenant(tenant("late"))).await;
     assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
     let outcome = harness.store.load_all().await;
@@ -261,6 +261,7 @@ async fn a_file_that_init_did_not_make_is_refused_untouched() {
     damage(open(&path).await);
     query("pragma application_id = 1264941431").execute(&mut other).await.unwrap();
     other.close().await.unwrap();
+    fs::write(witness_of(&path), "").unwrap();
     damage(open(&path).await);
 }
 

@@ -1,6 +1,8 @@
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderMap, header};
@@ -12,6 +14,7 @@ use super::Admission;
 use crate::auth::methods::{self, Access, Method};
 use crate::auth::{Authenticated, Presented, Refusal, Shown};
 use crate::domain::{Caller, Event};
+use crate::serving::{Greeter, Peer, Proof};
 
 /// Puts a [`Gate`] before a service.
 #[derive(Clone)]
@@ -56,8 +59,7 @@ where
         if method.access == Access::Open {
             return Box::pin(self.inner.call(request));
         }
-        let shown = request.extensions_mut().remove::<Shown>();
-        let shown = shown.unwrap_or_else(|| self.admission.0.callers.nobody(None));
+        let shown = request.extensions_mut().remove::<Shown>().unwrap_or_default();
         match self.admission.authenticate(&shown, request.headers()) {
             Ok(authenticated) => {
                 request.extensions_mut().insert(authenticated);
@@ -129,4 +131,23 @@ fn presented(headers: &HeaderMap) -> Presented<'_> {
 fn is_token68(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
     !text.is_empty() && text.bytes().all(plain)
+}
+
+impl Greeter for Admission {
+    fn greet(&self, peer: &Peer, extensions: &mut http::Extensions) {
+        let callers = &self.0.callers;
+        let shown = match &peer.proof {
+            Proof::None => callers.nobody(peer.address),
+            Proof::Certificate(der) => callers.certificate(der, peer.address),
+            Proof::UnixUser { uid } => callers.user(*uid),
+        };
+        extensions.insert(shown);
+    }
+
+    fn refused(&self, address: SocketAddr, reason: &'static str) {
+        let caller = Caller { principals: Arc::from([]), method: "TLS handshake", request_id: None };
+        let event = Event::new(self.0.keyrings.now(), "connect", &caller);
+        let result = Cow::Borrowed(status::code_name(tonic::Code::Unauthenticated));
+        self.0.log.record_soon(Event { result, detail: format!("{reason} from {address}"), ..event });
+    }
 }

@@ -1,57 +1,110 @@
+use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::Request;
+use http::{Extensions, Request};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use super::bounds::Bounds;
+use super::calls::Calls;
+use super::listener::Connection;
+use super::peer::{Greeter, Peer, Proof};
 use super::places::{Leaving, Places};
-use crate::tls::Identity;
+use crate::tls::{self, Identity};
 
 /// What a connection is served with, and what ends it.
 pub(super) struct Terms {
+    pub(super) listener: &'static str,
     pub(super) protocol: Arc<Builder<TokioExecutor>>,
     pub(super) router: Router,
     pub(super) bounds: Bounds,
     pub(super) places: Places,
     pub(super) shutdown: CancellationToken,
+    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) greeter: Arc<dyn Greeter>,
 }
 
 impl Terms {
     /// Serves one connection to its end, which comes within the bounds whatever the client does.
-    pub(super) async fn attend(self, tcp: TcpStream, identity: Option<Arc<Identity>>) {
-        let Some(identity) = identity else {
-            return self.serve(tcp).await;
-        };
+    pub(super) async fn attend(self, connection: Connection) {
+        match (connection, &self.identity) {
+            (Connection::Tcp(tcp, address), Some(identity)) => {
+                let Some(stream) = self.shake_hands(tcp, address, identity).await else { return };
+                let proof = tls::client_certificate(&stream).map_or(Proof::None, Proof::Certificate);
+                self.serve(stream, Peer { address: Some(address), tls: true, proof }).await;
+            }
+            (Connection::Tcp(tcp, address), None) => {
+                self.serve(tcp, Peer { address: Some(address), tls: false, proof: Proof::None }).await;
+            }
+            (Connection::Unix(stream), _) => {
+                let uid = match stream.peer_cred() {
+                    Ok(credentials) => credentials.uid(),
+                    Err(error) => return tracing::debug!(%error, "the system does not say who connects"),
+                };
+                self.serve(stream, Peer { address: None, tls: false, proof: Proof::UnixUser { uid } }).await;
+            }
+        }
+    }
+
+    async fn shake_hands(&self, tcp: TcpStream, address: SocketAddr, identity: &Identity) -> Option<tls::Stream> {
         let stream = tokio::select! {
             stream = timeout(self.bounds.handshake_max, identity.accept(tcp)) => stream,
-            () = self.places.wanted() => return,
-            () = self.shutdown.cancelled() => return,
+            () = self.places.wanted() => {
+                self.count_given_up();
+                return None;
+            }
+            () = self.shutdown.cancelled() => return None,
         };
         match stream {
-            Ok(Ok(stream)) => self.serve(stream).await,
-            Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
-            Err(_) => tracing::debug!("no TLS handshake in time"),
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(tls::Failure::Refused(reason))) => {
+                self.count_handshake(reason);
+                self.greeter.refused(address, reason);
+            }
+            Ok(Err(tls::Failure::Broken(error))) => {
+                self.count_handshake("broken");
+                tracing::debug!(%error, "no TLS handshake");
+            }
+            Err(_) => {
+                self.count_handshake("too slow");
+                tracing::debug!("no TLS handshake in time");
+            }
         }
+        None
+    }
+
+    fn count_handshake(&self, reason: &'static str) {
+        let labels = [("listener", self.listener), ("reason", reason)];
+        metrics::counter!("keyward_handshakes_refused_total", &labels).increment(1);
+    }
+
+    /// One that goes because all places are taken.
+    fn count_given_up(&self) {
+        metrics::counter!("keyward_connections_refused_total", "listener" => self.listener).increment(1);
     }
 
     /// The rules look at calls and not at octets, because a client can always send an octet: a header or an HTTP/2 ping in
     /// pieces, or calls whose answers it does not read. hyper's own limit for headers knows HTTP/1.1 alone.
-    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: I) {
+    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: I, peer: Peer) {
+        let mut extensions = Extensions::new();
+        self.greeter.greet(&peer, &mut extensions);
         let calls = Calls::default();
         let (router, counted) = (self.router.clone(), calls.clone());
-        let service = tower::service_fn(move |request: Request<_>| {
-            let call = counted.begin();
-            let answer = router.clone().call(request);
+        let service = tower::service_fn(move |request: Request<Incoming>| {
+            let (mut parts, body) = request.into_parts();
+            let (call, body) = counted.begin(body);
+            parts.extensions.extend(extensions.clone());
+            let answer = router.clone().call(Request::from_parts(parts, body));
             async move {
                 let answer = answer.await;
                 drop(call);
@@ -115,7 +168,10 @@ impl Terms {
                         self.places.ask();
                     }
                 }
-                _ => return self.places.leave(),
+                _ => {
+                    self.count_given_up();
+                    return self.places.leave();
+                }
             }
         }
     }
@@ -126,64 +182,4 @@ struct Ending {
     /// How long its answers may take to be read.
     drain_max: Duration,
     _leaving: Option<Leaving>,
-}
-
-/// The calls of one connection, from the whole header to the head of the answer.
-#[derive(Clone, Default)]
-struct Calls(Arc<Mutex<State>>);
-
-#[derive(Default)]
-struct State {
-    under_way: usize,
-    /// When the latest one began or ended.
-    latest: Option<Instant>,
-}
-
-/// A call, until it is dropped.
-struct Call(Calls);
-
-impl Calls {
-    fn begin(&self) -> Call {
-        let mut state = self.state();
-        state.under_way += 1;
-        state.latest = Some(Instant::now());
-        Call(self.clone())
-    }
-
-    fn are_under_way(&self) -> bool {
-        self.state().under_way > 0
-    }
-
-    /// When a call was last under way.
-    fn latest(&self) -> Option<Instant> {
-        let state = self.state();
-        if state.under_way > 0 { Some(Instant::now()) } else { state.latest }
-    }
-
-    /// Returns when no call has been under way for so long, counted from now at the earliest. It looks only when the time can
-    /// have come: calls set no timer.
-    async fn rest(&self, limit: Duration) {
-        let begun = Instant::now();
-        let mut until = begun + limit;
-        loop {
-            sleep_until(until).await;
-            until = self.latest().unwrap_or(begun).max(begun) + limit;
-            if until <= Instant::now() {
-                return;
-            }
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Two plain values: nobody can leave them half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.under_way -= 1;
-        state.latest = Some(Instant::now());
-    }
 }

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bounds, serve};
+use super::{Bounds, Listener, NoGreeter, serve};
 
 /// More than a slow machine needs for any of this, and less than the bounds that must not be what ends a connection.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -26,6 +26,7 @@ const WIDE: Bounds = Bounds {
     drain_max: FOREVER,
     leave_max: FOREVER,
     call_max: FOREVER,
+    ..Bounds::PUBLIC
 };
 
 /// Larger than what the system takes from a server for a client that does not read.
@@ -64,7 +65,8 @@ impl Served {
         let large = bytes::Bytes::from(vec![b'.'; LARGE_BYTES]);
         let router = Router::new().route("/", get("well")).route("/large", get(large)).route("/gate", get(gated));
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(serve(router, listener, None, bounds, shutdown.clone()));
+        let listener = Listener::tcp("test", listener);
+        let serving = tokio::spawn(serve(router, listener, None, bounds, shutdown.clone(), Arc::new(NoGreeter)));
         Self { address, entered, gate, shutdown, serving }
     }
 

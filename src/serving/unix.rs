@@ -1,0 +1,44 @@
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use tokio::net::UnixListener;
+
+/// Owner and group may connect: what else a process may is told by its user.
+const MODE: u32 = 0o660;
+
+/// Listens at a path. A socket that an earlier process left there is replaced; one that somebody listens at is not, nor
+/// anything that is no socket.
+///
+/// # Errors
+/// What is in the way, for the operator.
+pub fn bind_unix(path: &Path) -> Result<UnixListener, String> {
+    let failed = |error: io::Error| format!("cannot listen at {}: {error}", path.display());
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(format!("cannot listen at {}: there is something else than a socket", path.display()));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(format!("cannot listen at {}: another process does", path.display()));
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // Made beside its place and then moved there: it is never there with another mode, and what was there is replaced at once.
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let new = path.with_file_name(name);
+    let placed = UnixListener::bind(&new).and_then(|listener| {
+        fs::set_permissions(&new, Permissions::from_mode(MODE))?;
+        fs::rename(&new, path)?;
+        Ok(listener)
+    });
+    placed.map_err(|error| {
+        // A crash before this leaves a socket that nobody looks at.
+        let _ = fs::remove_file(&new);
+        failed(error)
+    })
+}
