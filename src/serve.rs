@@ -158,7 +158,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), String> {
     let (tell, health) = watch::channel(Health::unknown());
-    let log = audit.calls();
+    let logs = audit.logs();
     let warnings = Warnings::default();
     let metrics = Metrics::install()?;
     tokio::spawn(metrics.clone().keep_up(shutdown.clone()));
@@ -178,7 +178,7 @@ pub async fn run(
     }
     let limit = config.grpc.message_bytes_max;
     let (grpc, greeter) =
-        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown)?, log, limit, health);
+        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown)?, logs, limit, health);
     let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max);
     if let Some(listener) = listeners.grpc {
         let identity = config.grpc.identity.as_ref();

@@ -77,6 +77,11 @@ impl Server {
         &self.announced.grpc
     }
 
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The base URL of the public listener.
     pub(crate) fn public(&self) -> &str {
         &self.announced.public
