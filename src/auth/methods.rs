@@ -113,7 +113,13 @@ pub static METHODS: [Method; 23] = [
 /// The row of the method with this full name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Method> {
-    METHODS.iter().find(|method| method.name == name)
+    position(name).map(|row| &METHODS[row])
+}
+
+/// The same as a place in [`METHODS`].
+#[must_use]
+pub fn position(name: &str) -> Option<usize> {
+    METHODS.iter().position(|method| method.name == name)
 }
 
 /// The same while compiling: a method without a row is no program.

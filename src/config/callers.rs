@@ -17,6 +17,7 @@ const ALGORITHMS: [Algorithm; 4] = [Algorithm::RS256, Algorithm::PS256, Algorith
 const AUDIENCE_BYTES_MAX: usize = 255;
 
 /// Who may call gRPC.
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 #[derive(Debug)]
 pub enum CallerSettings {
     /// Everybody who reaches a listener: `grpc.auth = "none"`.

@@ -6,6 +6,7 @@ mod door;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod keys;
+mod metered;
 #[allow(missing_docs, reason = "generated from proto/, where every field is commented")]
 pub mod proto;
 mod signing;
@@ -25,6 +26,7 @@ use crate::keyring::{Health, Keyrings};
 use crate::serving::Greeter;
 use admission::{Admission, GateLayer};
 use audit::AuditFace;
+use metered::MeteredLayer;
 use proto::audit_service_server::{AuditServiceServer, SERVICE_NAME as AUDIT_SERVICE};
 use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
@@ -53,10 +55,10 @@ pub fn router(
         .add_service(health_service)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with this binary"))
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with this binary"));
-    let explain =
-        tower::util::MapResponseLayer::new(move |response| door::explain_rejection(response, message_bytes_max));
+    // One layer of two: each costs the router an allocation in every call.
+    let layers = (MeteredLayer::new(message_bytes_max), GateLayer(admission.clone()));
     // with_state prepares the routes: without it each connection would do so.
-    let router = routes.routes().into_axum_router().layer(GateLayer(admission.clone())).layer(explain).with_state(());
+    let router = routes.routes().into_axum_router().layer(layers).with_state(());
     (router, Arc::new(admission))
 }
 

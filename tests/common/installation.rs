@@ -18,6 +18,7 @@ const TOKEN_LABEL: &str = "keyward";
 pub(crate) struct Installation {
     dir: TempDir,
     settings: BTreeMap<String, BTreeMap<String, String>>,
+    grants: Vec<(String, Vec<String>)>,
 }
 
 impl Installation {
@@ -29,7 +30,7 @@ impl Installation {
     /// The same before `keyward init`.
     pub(crate) fn bare() -> Self {
         let dir = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
-        let installation = Self { dir, settings: BTreeMap::new() };
+        let installation = Self { dir, settings: BTreeMap::new(), grants: Vec::new() };
         installation.make_token();
         installation
             .set("grpc.listen", r#""127.0.0.1:0""#)
@@ -46,13 +47,35 @@ impl Installation {
     pub(crate) fn set(mut self, key: &str, toml_value: &str) -> Self {
         let (section, key) = key.split_once('.').expect("section.key");
         self.settings.entry(section.into()).or_default().insert(key.into(), toml_value.into());
+        self.write();
+        self
+    }
+
+    /// Takes `section.key` out of the configuration.
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        let (section, key) = key.split_once('.').expect("section.key");
+        self.settings.entry(section.into()).or_default().remove(key);
+        self.write();
+        self
+    }
+
+    /// Grants these roles to a principal.
+    pub(crate) fn grant(mut self, principal: &str, roles: &[&str]) -> Self {
+        self.grants.push((principal.to_owned(), roles.iter().map(ToString::to_string).collect()));
+        self.write();
+        self
+    }
+
+    fn write(&self) {
         let mut text = String::new();
         for (section, values) in &self.settings {
             writeln!(text, "[{section}]").expect("a String takes all");
             values.iter().for_each(|(key, value)| writeln!(text, "{key} = {value}").expect("a String takes all"));
         }
+        for (principal, roles) in &self.grants {
+            writeln!(text, "[[grants]]\nprincipal = {principal:?}\nroles = {roles:?}").expect("a String takes all");
+        }
         fs::write(self.config_file(), text).expect("the configuration is written");
-        self
     }
 
     /// gRPC over TLS with this certificate, and for clients of an authority where one is given. The files are copies, which a
