@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const PROTOS: [&str; 3] =
-        ["keyward/v1/signing_service.proto", "keyward/v1/key_service.proto", "keyward/v1/tenant_service.proto"];
+    const PROTOS: [&str; 4] = [
+        "keyward/v1/signing_service.proto",
+        "keyward/v1/key_service.proto",
+        "keyward/v1/tenant_service.proto",
+        "keyward/v1/audit_service.proto",
+    ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

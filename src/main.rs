@@ -1,5 +1,8 @@
 //! The command line: flags, and the wiring of the parts.
 
+#[path = "main/audit.rs"]
+mod audit;
+
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
@@ -54,6 +57,9 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Looks at the audit logs, without token and PIN, while the service runs or not.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Serves a SoftHSM token, a SQLite store and a tenant `demo`, made in one directory. For development and tests.
     ///
     /// KEYWARD__SECTION__KEY in the environment sets a key of the configuration, such as KEYWARD__MANAGEMENT__LISTEN.
@@ -114,6 +120,7 @@ fn main() -> ExitCode {
             load(&config.path).and_then(|config| accept_store(&config, confirm))
         }
         Command::Check { config } => load(&config.path).and_then(|config| check(&config)),
+        Command::Audit(command) => audit::run(command),
         Command::Dev(arguments) => develop(arguments),
     };
     match done {
@@ -217,6 +224,7 @@ async fn run(
     let listeners = Listeners::bind(config).await?;
     let addresses = listeners.addresses().map_err(|error| error.to_string())?;
     let (store, service_key) = setup::open(config, &token).await.map_err(text)?;
+    let keeper = setup::open_audit(config, &service_key)?;
     let keyrings = serve::keyrings(config, addresses, Arc::clone(&token) as _, Arc::clone(&store) as _);
     keyrings.refresh().await.map_err(|error| error.for_log())?;
     if demo {
@@ -235,8 +243,7 @@ async fn run(
     if !shutdown.is_cancelled() {
         ready(addresses);
     }
-    let audit = setup::open_audit(config, &service_key)?;
-    let served = serve::run(config, keyrings, service_key, audit, listeners, shutdown).await;
+    let served = serve::run(config, keyrings, service_key, keeper, listeners, shutdown).await;
     store.close().await;
     // C_Finalize blocks, and nothing else is left to do.
     tokio::task::block_in_place(|| token.close());

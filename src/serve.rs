@@ -18,7 +18,7 @@ use crate::domain::Algorithm;
 use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
 use crate::store::{EventPage, Start, Store};
-use crate::telemetry::Warnings;
+use crate::telemetry::{Metrics, Warnings};
 use crate::tls::{Identity, Roots};
 use crate::token::Token;
 use crate::{grpc, http, serving};
@@ -158,27 +158,32 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), String> {
     let (tell, health) = watch::channel(Health::unknown());
-    let log = audit.calls();
+    let logs = audit.logs();
     let warnings = Warnings::default();
+    let metrics = Metrics::install()?;
+    tokio::spawn(metrics.clone().keep_up(shutdown.clone()));
+    tokio::spawn(tell_health(health.clone()));
     let mut faces = JoinSet::new();
     let public = http::public_router(Arc::clone(&keyrings));
     let nobody: Arc<dyn Greeter> = Arc::new(NoGreeter);
     let listener = Listener::tcp("public", listeners.public);
     faces.spawn(serve(public, listener, None, Bounds::PUBLIC, shutdown.clone(), Arc::clone(&nobody)));
-    let ops = http::ops_router(health.clone(), warnings.clone());
+    let ops = http::ops_router(health.clone(), warnings.clone(), metrics);
     let listener = Listener::tcp("ops", listeners.ops);
     faces.spawn(serve(ops, listener, None, Bounds::OPS, shutdown.clone(), Arc::clone(&nobody)));
     if let (Some(settings), Some(listener)) = (&config.management, listeners.management) {
-        let (router, identity) = management(settings, &keyrings, &listener, log.clone(), &warnings, &shutdown)?;
+        let (router, identity) =
+            management(settings, &keyrings, &listener, logs.calls().clone(), &warnings, &shutdown)?;
         let listener = Listener::tcp("management", listener);
         faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), Arc::clone(&nobody)));
     }
     let limit = config.grpc.message_bytes_max;
     let (grpc, greeter) =
-        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown), log, limit, health);
+        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown), logs, limit, health);
     let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max);
     if let Some(listener) = listeners.grpc {
-        let identity = config.grpc.identity.as_ref().map(|identity| keep_up(identity, &warnings, &shutdown));
+        let identity = config.grpc.identity.as_ref();
+        let identity = identity.map(|identity| keep_up_identity("grpc", identity, &warnings, &shutdown));
         let listener = Listener::tcp("grpc", listener);
         faces.spawn(serve(grpc.clone(), listener, identity, bounds, shutdown.clone(), Arc::clone(&greeter)));
     }
@@ -271,7 +276,8 @@ fn management(
         &Algorithm::ALL,
         IssuerKeys::File(keep_up(&settings.jwks, warnings, shutdown)),
     );
-    let identity = settings.identity.as_ref().map(|identity| keep_up(identity, warnings, shutdown));
+    let identity = settings.identity.as_ref();
+    let identity = identity.map(|identity| keep_up_identity("management", identity, warnings, shutdown));
     Ok((http::management_router(Arc::clone(keyrings), bearer, base_url, log), identity))
 }
 
@@ -308,4 +314,53 @@ fn keep_up<T: Send + Sync + 'static>(
 ) -> watch::Receiver<Arc<T>> {
     tokio::spawn(Arc::clone(watched).keep_up(warnings.clone(), shutdown.clone()));
     watched.latest()
+}
+
+/// The same for a listener's certificate, whose end metrics tell.
+fn keep_up_identity(
+    listener: &'static str,
+    watched: &Arc<Watched<Identity>>,
+    warnings: &Warnings,
+    shutdown: &CancellationToken,
+) -> LatestIdentity {
+    let mut latest = keep_up(watched, warnings, shutdown);
+    let told = latest.clone();
+    tokio::spawn(async move {
+        let expires =
+            metrics::gauge!("keyward_certificate_not_after_seconds", "key" => format!("{listener}.certificate_file"));
+        loop {
+            let (not_after, next_update) = {
+                let identity = latest.borrow_and_update();
+                (identity.not_after_secs(), identity.next_update_secs())
+            };
+            // Exact for the next hundred million years.
+            expires.set(not_after as f64);
+            if let Some(next_update) = next_update {
+                metrics::gauge!("keyward_revocation_list_next_update_seconds", "key" => format!("{listener}.crl_file"))
+                    .set(next_update as f64);
+            }
+            if latest.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    told
+}
+
+/// Puts each part of the health into metrics, whenever it changes.
+async fn tell_health(mut health: watch::Receiver<Health>) {
+    loop {
+        {
+            let health = health.borrow_and_update();
+            let parts = [("token", &health.token), ("store", &health.store), ("snapshot", &health.snapshot)];
+            for (part, state) in parts {
+                metrics::gauge!("keyward_ready", "part" => part).set(if state.is_ok() { 1.0 } else { 0.0 });
+            }
+            // Their number is far below where a float becomes inexact.
+            metrics::gauge!("keyward_tenants_quarantined").set(health.quarantined.len() as f64);
+        }
+        if health.changed().await.is_err() {
+            return;
+        }
+    }
 }

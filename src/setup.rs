@@ -177,6 +177,10 @@ fn guard(config: &Config, key: &Arc<ServiceKey>) -> Guard {
 
 /// The service key, as its file pins it.
 fn pinned_key(config: &Config, token: Arc<dyn Token>) -> Result<Arc<ServiceKey>, SetupError> {
+    if !config.store_path.exists() {
+        let text = format!("there is no store at {}; make one with `keyward init`", config.store_path.display());
+        return Err(SetupError::Refused(text));
+    }
     let (object, public) = pinned(&config.service_key_path)?;
     Ok(Arc::new(ServiceKey::new(token, object, public)?))
 }

@@ -16,8 +16,8 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("tlog", &["domain", "x509", "jose"]),
     ("token", &["domain"]),
     ("store", &["domain", "tlog"]),
-    ("keyring", &["domain", "x509", "jose", "saml", "token", "store"]),
-    ("grpc", &["domain", "x509", "jose", "keyring", "auth", "audit", "serving"]),
+    ("keyring", &["domain", "x509", "jose", "saml", "tlog", "token", "store"]),
+    ("grpc", &["domain", "x509", "jose", "tlog", "keyring", "auth", "audit", "serving"]),
     ("auth", &["domain", "x509", "jose", "telemetry", "tls"]),
     ("audit", &["domain", "tlog"]),
     ("telemetry", &[]),
@@ -44,7 +44,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
         ],
     ),
     ("dev", &["config", "domain", "keyring", "token"]),
-    ("main", &["config", "domain", "setup", "serve", "dev", "token"]),
+    ("main", &["audit", "config", "domain", "store", "tlog", "setup", "serve", "dev", "token"]),
 ];
 
 /// Crates that one room knows, and no other.

@@ -698,7 +698,7 @@ async fn everything_stored(server: &Server) -> Vec<String> {
     let path = Path::new(server.state_dir()).join("store.sqlite");
     let mut store = SqliteConnectOptions::new().filename(path).read_only(true).connect().await.expect("the store");
     let rows = "select document as row from tenant union all select document from keyring \
-                union all select sequence || record from audit_event";
+                union all select position || record from audit_event";
     let rows = query(rows).fetch_all(&mut store).await.expect("the store can be read");
     rows.iter().map(|row| row.get("row")).collect()
 }

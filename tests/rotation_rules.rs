@@ -420,7 +420,8 @@ fn published(server: &Server, tenant: &str) -> Vec<String> {
 async fn rotations(server: &Server) -> Vec<String> {
     let path = Path::new(server.state_dir()).join("store.sqlite");
     let mut store = SqliteConnectOptions::new().filename(path).read_only(true).connect().await.expect("the store");
-    let rows = "select record ->> 'detail' from audit_event where record ->> 'action' = 'rotate' and record ->> 'tenant' = ?1 order by sequence";
+    let rows = "select record ->> 'detail' as detail from audit_event \
+                where record ->> 'action' = 'rotate' and tenant = ?1 order by position";
     let rows = query(rows).bind(TENANT).fetch_all(&mut store).await.expect("the store can be read");
     rows.iter().map(|row| row.get("detail")).collect()
 }

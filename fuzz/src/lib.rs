@@ -64,6 +64,12 @@ pub fn assert_fits_headers(status: &Status) {
     assert!(octets <= STATUS_OCTETS_MAX, "a status of {octets} octets");
 }
 
+/// Octets in base64 with padding (RFC 4648 section 4), as signed notes have them.
+#[must_use]
+pub fn base64(octets: &[u8]) -> String {
+    keyward::x509::base64(&keyward::domain::Certificate::new(octets.to_vec()))
+}
+
 /// Messages, their fields, and the message that a field holds; methods and the message that they take.
 struct Contract {
     messages: HashMap<String, HashMap<String, Option<String>>>,

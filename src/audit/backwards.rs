@@ -23,6 +23,9 @@ impl LinesBackwards {
         let len = file.metadata()?.len();
         let mut lines = Self { file, place: end.unwrap_or(len).min(len), rest: Vec::new() };
         while !lines.rest.contains(&b'\n') && lines.read_more()? {}
+        if end.is_some() && lines.rest.last() != Some(&b'\n') {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "no line ends there"));
+        }
         let end = lines.rest.iter().rposition(|octet| *octet == b'\n').map_or(0, |at| at + 1);
         lines.rest.truncate(end);
         Ok(lines)

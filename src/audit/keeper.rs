@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::{CheckpointFile, Signed};
 use super::directory::{Directory, OpenError};
-use super::{CallLog, Checkpoints, Settings};
+use super::{CallLog, Checkpoints, Logs, Settings};
 use crate::domain::PublicKey;
 use crate::tlog::{Checkpoint, Log, LogKey, Tip, leaf_hash};
 
@@ -48,8 +48,7 @@ pub trait Administration: Send + Sync {
 /// which the store could lose or change, is followed from its latest checkpoint to its end each time.
 pub struct Keeper {
     key: LogKey,
-    calls: CallLog,
-    published: Checkpoints,
+    logs: Logs,
     files: [Arc<Mutex<CheckpointFile>>; 2],
     every: Duration,
     troubled: bool,
@@ -68,20 +67,15 @@ impl Keeper {
         let files = [file(Log::Administration)?, file(Log::Calls)?];
         let known = files[Log::Calls as usize].tip().cloned();
         let files = files.map(|file| Arc::new(Mutex::new(file)));
+        let path = directory.path().to_owned();
         let calls = CallLog::begin(directory, settings, key.origin(Log::Calls), known.as_ref())?;
-        Ok(Self { key, calls, published, files, every, troubled: false })
+        Ok(Self { key, logs: Logs::new(path, calls, published), files, every, troubled: false })
     }
 
-    /// The log of calls.
+    /// The logs, for the faces.
     #[must_use]
-    pub fn calls(&self) -> CallLog {
-        self.calls.clone()
-    }
-
-    /// The latest checkpoints.
-    #[must_use]
-    pub fn checkpoints(&self) -> Checkpoints {
-        self.published.clone()
+    pub fn logs(&self) -> Logs {
+        self.logs.clone()
     }
 
     /// Makes checkpoints until `end`, and the last ones then; closes the log of calls.
@@ -90,13 +84,13 @@ impl Keeper {
         let mut made = Instant::now();
         while end.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             let size = self.signed_tip(Log::Calls).size();
-            if made.elapsed() >= self.every || self.calls.size() >= size.saturating_add(NEW_RECORDS_MAX) {
+            if made.elapsed() >= self.every || self.logs.calls().size() >= size.saturating_add(NEW_RECORDS_MAX) {
                 self.all(&*sign, &*administration).await;
                 made = Instant::now();
             }
         }
         self.all(&*sign, &*administration).await;
-        self.calls.close().await;
+        self.logs.calls().close().await;
     }
 
     async fn all(&mut self, sign: &dyn Sign, administration: &dyn Administration) {
@@ -117,7 +111,7 @@ impl Keeper {
     async fn make(&mut self, log: Log, sign: &dyn Sign, administration: &dyn Administration) -> Result<(), String> {
         let former = self.signed_tip(log);
         let tip = match log {
-            Log::Calls => self.calls.tip().await.map_err(|unwritten| unwritten.to_string())?,
+            Log::Calls => self.logs.calls().tip().await.map_err(|unwritten| unwritten.to_string())?,
             Log::Administration => follow(former.clone(), administration).await?,
         };
         if tip == former {

@@ -14,6 +14,7 @@ mod directory;
 pub mod evidence;
 mod keeper;
 mod lines;
+mod logs;
 mod page;
 mod queue;
 mod rate;
@@ -27,7 +28,8 @@ pub use call_log::{CallLog, Unwritten};
 pub use checkpoints::{Checkpoints, Signed};
 pub use directory::OpenError;
 pub use keeper::{Administration, Keeper, Sign};
-pub use page::{Page, Place, page};
+pub use logs::{Logs, ReadError};
+pub use page::{Page, Place, page, records_from};
 pub use verify::{Bad, Findings, Walk, verify_calls};
 
 /// How the replica's own log is kept.

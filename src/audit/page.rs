@@ -3,6 +3,7 @@ use std::path::Path;
 
 use super::backwards::LinesBackwards;
 use super::directory::SegmentFile;
+use super::lines::Lines;
 use crate::domain::TenantId;
 use crate::tlog::Record;
 
@@ -30,6 +31,30 @@ pub struct Place {
     pub octet: u64,
 }
 
+/// Hands the records of the log of calls in `directory` on, from the index `from`, until `take` has enough and answers false.
+///
+/// # Errors
+/// A file cannot be read or holds something else.
+pub fn records_from(directory: &Path, from: u64, mut take: impl FnMut(Record) -> bool) -> io::Result<()> {
+    let segments = SegmentFile::all(directory)?;
+    let begin = segments.iter().rposition(|segment| segment.first <= from).unwrap_or(0);
+    for segment in &segments[begin.min(segments.len())..] {
+        let mut lines = Lines::open(&segment.path)?;
+        lines.next()?;
+        while let Some(line) = lines.next()?.filter(|line| line.whole) {
+            let record = parse(&line.octets)?;
+            if record.index >= from && !take(record) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parse(octets: &[u8]) -> io::Result<Record> {
+    Record::parse(octets).map_err(|broken| io::Error::new(io::ErrorKind::InvalidData, broken.to_string()))
+}
+
 /// Reads a page of the log of calls in `directory`. Blocks on files; works while the log is written.
 ///
 /// # Errors
@@ -51,11 +76,11 @@ pub fn page(directory: &Path, tenant: Option<&TenantId>, size: usize, before: Op
             if line.place == 0 {
                 break;
             }
-            let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-            let record = Record::parse(&line.octets).map_err(|broken| invalid(broken.to_string()))?;
+            let record = parse(&line.octets)?;
             let index = record.index;
             if expected.is_some_and(|expected| expected != index + 1) {
-                return Err(invalid(format!("record {index} is not in its place")));
+                let problem = format!("record {index} is not in its place");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
             }
             expected = Some(index);
             looked_at += 1;

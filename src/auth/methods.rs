@@ -83,7 +83,7 @@ const fn row(name: &'static str, action: &'static str, access: Access, kind: Kin
 }
 
 /// Every method that is served.
-pub static METHODS: [Method; 21] = [
+pub static METHODS: [Method; 23] = [
     row("/keyward.v1.SigningService/SignJwt", "sign_jwt", ISSUER, Kind::Signature),
     row("/keyward.v1.SigningService/Sign", "sign", ISSUER, Kind::Signature),
     row("/keyward.v1.SigningService/BatchSign", "batch_sign", ISSUER, Kind::Signature),
@@ -101,6 +101,8 @@ pub static METHODS: [Method; 21] = [
     row("/keyward.v1.TenantService/ListTenants", "list_tenants", AUDITOR, Kind::Read),
     row("/keyward.v1.TenantService/UpdateTenant", "update_tenant", ADMIN, Kind::Change),
     row("/keyward.v1.TenantService/DeleteTenant", "delete_tenant", ADMIN, Kind::Change),
+    row("/keyward.v1.AuditService/ListAuditEvents", "list_audit_events", AUDITOR, Kind::Read),
+    row("/keyward.v1.AuditService/GetCheckpoint", "get_checkpoint", AUDITOR, Kind::Read),
     // Says which service is serving, and nothing of tenants or keys: probes have no credentials.
     row("/grpc.health.v1.Health/Check", "check_health", Access::Open, Kind::Read),
     row("/grpc.health.v1.Health/Watch", "watch_health", Access::Open, Kind::Read),
@@ -111,7 +113,13 @@ pub static METHODS: [Method; 21] = [
 /// The row of the method with this full name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Method> {
-    METHODS.iter().find(|method| method.name == name)
+    position(name).map(|row| &METHODS[row])
+}
+
+/// The same as a place in [`METHODS`].
+#[must_use]
+pub fn position(name: &str) -> Option<usize> {
+    METHODS.iter().position(|method| method.name == name)
 }
 
 /// The same while compiling: a method without a row is no program.

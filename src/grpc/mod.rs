@@ -1,10 +1,12 @@
 //! The gRPC face: wire <-> domain at the door, and nothing else.
 
 mod admission;
+mod audit;
 mod door;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod keys;
+mod metered;
 #[allow(missing_docs, reason = "generated from proto/, where every field is commented")]
 pub mod proto;
 mod signing;
@@ -18,25 +20,29 @@ use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 use tonic_health::ServingStatus;
 
-use crate::audit::CallLog;
+use crate::audit::Logs;
 use crate::auth::Callers;
 use crate::keyring::{Health, Keyrings};
 use crate::serving::Greeter;
 use admission::{Admission, GateLayer};
+use audit::AuditFace;
+use metered::MeteredLayer;
+use proto::audit_service_server::{AuditServiceServer, SERVICE_NAME as AUDIT_SERVICE};
 use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
 use proto::tenant_service_server::{SERVICE_NAME as TENANT_SERVICE, TenantServiceServer};
 
 /// All services over these keyrings, with their health as it is told; and who must greet each connection to them, because what
-/// it shows is what `callers` know who calls by. `log` has the record of the calls.
+/// it shows is what `callers` know who calls by. `logs` has the record of the calls.
 pub fn router(
     keyrings: Arc<Keyrings>,
     callers: Callers,
-    log: CallLog,
+    logs: Logs,
     message_bytes_max: usize,
     health: watch::Receiver<Health>,
 ) -> (axum::Router, Arc<dyn Greeter>) {
-    let admission = Admission::new(keyrings, callers, log);
+    let admission = Admission::new(keyrings, callers, logs.calls().clone());
+    let audit = AuditFace { admission: admission.clone(), logs };
     let (reporter, health_service) = tonic_health::server::health_reporter();
     // Ends when nobody tells any more.
     tokio::spawn(tell_health(reporter, health));
@@ -45,13 +51,14 @@ pub fn router(
         .add_service(SigningServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(KeyServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(TenantServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
+        .add_service(AuditServiceServer::new(audit).max_decoding_message_size(message_bytes_max))
         .add_service(health_service)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with this binary"))
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with this binary"));
-    let explain =
-        tower::util::MapResponseLayer::new(move |response| door::explain_rejection(response, message_bytes_max));
+    // One layer of two: each costs the router an allocation in every call.
+    let layers = (MeteredLayer::new(message_bytes_max), GateLayer(admission.clone()));
     // with_state prepares the routes: without it each connection would do so.
-    let router = routes.routes().into_axum_router().layer(GateLayer(admission.clone())).layer(explain).with_state(());
+    let router = routes.routes().into_axum_router().layer(layers).with_state(());
     (router, Arc::new(admission))
 }
 
@@ -70,7 +77,13 @@ async fn tell_health(reporter: tonic_health::server::HealthReporter, mut health:
             let health = health.borrow_and_update();
             (health.is_ready(), health.can_sign())
         };
-        let services = [("", can_sign), (SIGNING_SERVICE, can_sign), (KEY_SERVICE, ready), (TENANT_SERVICE, ready)];
+        let services = [
+            ("", can_sign),
+            (SIGNING_SERVICE, can_sign),
+            (KEY_SERVICE, ready),
+            (TENANT_SERVICE, ready),
+            (AUDIT_SERVICE, ready),
+        ];
         for (service, serving) in services {
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             reporter.set_service_status(service, status).await;

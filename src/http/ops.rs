@@ -7,13 +7,14 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::keyring::Health;
-use crate::telemetry::Warnings;
+use crate::telemetry::{Metrics, Warnings};
 
 /// `/healthz`: the process is alive, whatever the token does. `/readyz`: token, store and snapshot, each by name, and what is
 /// not as it should be besides, which takes no replica out of service: a mistyped file is no reason for an outage.
-pub fn ops_router(health: watch::Receiver<Health>, warnings: Warnings) -> Router {
+pub fn ops_router(health: watch::Receiver<Health>, warnings: Warnings, metrics: Metrics) -> Router {
     let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(readyz));
-    router.with_state((health, warnings))
+    let metrics_page = get(async move || ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()));
+    router.with_state((health, warnings)).route("/metrics", metrics_page)
 }
 
 async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warnings)>) -> Response {

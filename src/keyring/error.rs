@@ -84,6 +84,8 @@ pub enum Part {
     Store,
     /// The snapshot: it is too old to sign from (R10).
     Snapshot,
+    /// The log of calls.
+    Audit,
 }
 
 impl std::fmt::Display for Part {
@@ -92,6 +94,7 @@ impl std::fmt::Display for Part {
             Self::Token => "the token",
             Self::Store => "the store",
             Self::Snapshot => "an up-to-date view of the store",
+            Self::Audit => "the audit log",
         })
     }
 }

@@ -8,6 +8,7 @@ mod clock;
 mod custom;
 mod drive;
 mod error;
+mod events;
 mod generate;
 mod health;
 mod keys;

@@ -12,12 +12,12 @@ pub struct Tip {
 }
 
 /// One record of a log, as its octets say it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its place in the log, from 0.
     pub index: u64,
     /// The hash of the record before; the first has none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Hash>,
     /// What it tells.
     #[serde(flatten)]

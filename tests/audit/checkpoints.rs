@@ -29,9 +29,9 @@ fn event(detail: &str) -> Event {
 /// Opens the logs, records some calls, and makes the checkpoints of a service that ends.
 async fn session(directory: &Path, key: &Arc<ServiceKey>, records: &Arc<Records>, calls: usize) -> Checkpoints {
     let keeper = Keeper::open(&settings(directory), &key.public(), EVERY).expect("opened");
-    let checkpoints = keeper.checkpoints();
+    let checkpoints = keeper.logs().checkpoints().clone();
     for number in 0..calls {
-        keeper.calls().record(event(&number.to_string())).await.expect("recorded");
+        keeper.logs().calls().record(event(&number.to_string())).await.expect("recorded");
     }
     let end = CancellationToken::new();
     end.cancel();
@@ -128,8 +128,8 @@ async fn checkpoints_follow_both_logs_from_one_start_to_the_next() {
         assert_eq!(size_of(&checkpoints, Log::Calls), round * 20);
         assert_eq!(size_of(&checkpoints, Log::Administration), round * 1500);
         let kept = Keeper::open(&settings(dir.path()), &key.public(), EVERY).expect("opened");
-        assert_eq!(kept.checkpoints().latest(Log::Calls), checkpoints.latest(Log::Calls));
-        kept.calls().close().await;
+        assert_eq!(kept.logs().checkpoints().latest(Log::Calls), checkpoints.latest(Log::Calls));
+        kept.logs().calls().close().await;
     }
     // A line that a crash tore is written over.
     let file = dir.path().join("checkpoints-calls.jsonl");

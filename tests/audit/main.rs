@@ -5,4 +5,5 @@ mod checkpoints;
 #[path = "../common/mod.rs"]
 mod common;
 mod keys;
+mod service;
 mod tampering;

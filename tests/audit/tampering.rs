@@ -35,14 +35,14 @@ impl Scene {
         };
         let keeper = Keeper::open(&settings, &self.key.public(), Duration::from_secs(3600)).expect("opened");
         for number in 0..calls {
-            keeper.calls().record(event(&number.to_string())).await.expect("recorded");
+            keeper.logs().calls().record(event(&number.to_string())).await.expect("recorded");
         }
         if checkpoint {
             let end = CancellationToken::new();
             end.cancel();
             keeper.run(self.key.clone(), Arc::new(Records::default()), end).await;
         } else {
-            keeper.calls().close().await;
+            keeper.logs().calls().close().await;
         }
     }
 

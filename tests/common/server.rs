@@ -77,6 +77,11 @@ impl Server {
         &self.announced.grpc
     }
 
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The base URL of the public listener.
     pub(crate) fn public(&self) -> &str {
         &self.announced.public
@@ -107,6 +112,21 @@ impl Server {
     /// The URL of a tenant's JWKS on the canonical path.
     pub(crate) fn jwks_uri(&self, tenant: &str) -> String {
         format!("{}/{tenant}/.well-known/jwks.json", self.public())
+    }
+
+    /// A value of `/metrics`, by the name of the series with its labels; 0 where there is none yet.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let page = super::http::get(&format!("{}/metrics", self.ops()));
+        let page = String::from_utf8(page.body).expect("text");
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// The largest amount of memory that the process has held so far, in KiB (VmHWM in proc_pid_status(5)).
+    pub(crate) fn memory_peak_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells it");
+        peak.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// What the server has logged so far.

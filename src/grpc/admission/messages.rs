@@ -2,12 +2,14 @@
 //! until it is here, and has a row.
 
 use super::super::proto::{
-    BatchSignRequest, BatchSignResponse, CreateTenantRequest, DeleteCustomSigningKeysRequest, DeleteTenantRequest,
-    GetCurrentKeyRequest, GetCurrentKeyResponse, GetCustomSigningKeysRequest, GetCustomSigningKeysResponse,
-    GetSigningKeyRequest, GetTenantRequest, ListSigningKeysRequest, ListSigningKeysResponse, ListTenantsRequest,
-    ListTenantsResponse, PutCustomSigningKeysRequest, PutCustomSigningKeysResponse, RevokeSigningKeyRequest,
-    RotateSigningKeyRequest, RotateSigningKeyResponse, SignJwtRequest, SignJwtResponse, SignRequest, SignResponse,
-    SigningKey, Tenant, UpdateTenantRequest, VerifyJwtRequest, VerifyJwtResponse, batch_sign_input, sign_request,
+    BatchSignRequest, BatchSignResponse, Checkpoint, CreateTenantRequest, DeleteCustomSigningKeysRequest,
+    DeleteTenantRequest, GetCheckpointRequest, GetCurrentKeyRequest, GetCurrentKeyResponse,
+    GetCustomSigningKeysRequest, GetCustomSigningKeysResponse, GetSigningKeyRequest, GetTenantRequest,
+    ListAuditEventsRequest, ListAuditEventsResponse, ListSigningKeysRequest, ListSigningKeysResponse,
+    ListTenantsRequest, ListTenantsResponse, PutCustomSigningKeysRequest, PutCustomSigningKeysResponse,
+    RevokeSigningKeyRequest, RotateSigningKeyRequest, RotateSigningKeyResponse, SignJwtRequest, SignJwtResponse,
+    SignRequest, SignResponse, SigningKey, Tenant, UpdateTenantRequest, VerifyJwtRequest, VerifyJwtResponse,
+    batch_sign_input, sign_request,
 };
 use crate::auth::methods::{self, Method};
 use crate::domain::{Algorithm, Digest, Kid, Octets, TenantId};
@@ -148,6 +150,8 @@ asks!(GetTenantRequest, "/keyward.v1.TenantService/GetTenant", tenant = id);
 asks!(ListTenantsRequest, "/keyward.v1.TenantService/ListTenants");
 asks!(UpdateTenantRequest, "/keyward.v1.TenantService/UpdateTenant" in tenant);
 asks!(DeleteTenantRequest, "/keyward.v1.TenantService/DeleteTenant", tenant = id);
+asks!(ListAuditEventsRequest, "/keyward.v1.AuditService/ListAuditEvents", tenant = tenant);
+asks!(GetCheckpointRequest, "/keyward.v1.AuditService/GetCheckpoint");
 
 macro_rules! answers {
     ($($message:ty),* $(,)?) => {
@@ -165,6 +169,8 @@ answers!(
     PutCustomSigningKeysResponse,
     Tenant,
     ListTenantsResponse,
+    ListAuditEventsResponse,
+    Checkpoint,
     (),
 );
 

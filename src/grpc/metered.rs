@@ -1,0 +1,101 @@
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use metrics::{Counter, Histogram};
+use tonic::Code;
+use tower::{Layer, Service};
+
+use super::door;
+use super::status::code_name;
+use crate::auth::methods::{self, METHODS};
+
+/// Counts each call by method and code, and says in words why the transport turned one away. The outermost layer: it sees what
+/// the caller is told.
+#[derive(Clone)]
+pub(super) struct MeteredLayer(Arc<Meters>);
+
+#[derive(Clone)]
+pub(super) struct Metered<S> {
+    meters: Arc<Meters>,
+    inner: S,
+}
+
+struct Meters {
+    message_bytes_max: usize,
+    /// One for each row of the methods' table, and one for all else.
+    methods: Vec<Meter>,
+}
+
+/// What is counted of one method. The handles are kept: no label is looked at while calls are made.
+struct Meter {
+    method: &'static str,
+    duration: Histogram,
+    /// By the number of the code. Made at the first call that ends so: most methods end in few ways.
+    codes: [OnceLock<Counter>; CODES],
+}
+
+/// The codes of gRPC, OK to UNAUTHENTICATED.
+const CODES: usize = 17;
+
+impl MeteredLayer {
+    pub(super) fn new(message_bytes_max: usize) -> Self {
+        let names = METHODS.iter().map(|method| method.name).chain(["unknown"]);
+        Self(Arc::new(Meters { message_bytes_max, methods: names.map(Meter::new).collect() }))
+    }
+}
+
+impl<S> Layer<S> for MeteredLayer {
+    type Service = Metered<S>;
+
+    fn layer(&self, inner: S) -> Metered<S> {
+        Metered { meters: Arc::clone(&self.0), inner }
+    }
+}
+
+impl<S, B, R> Service<http::Request<B>> for Metered<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<R>, Error = Infallible, Future: Send + 'static>,
+    R: Default,
+{
+    type Response = http::Response<R>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<R>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let begun = Instant::now();
+        let method = methods::position(request.uri().path()).unwrap_or(METHODS.len());
+        let meters = Arc::clone(&self.meters);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = door::explain_rejection(answer.await?, meters.message_bytes_max);
+            meters.methods[method].count(answer.headers(), begun);
+            Ok(answer)
+        })
+    }
+}
+
+impl Meter {
+    fn new(method: &'static str) -> Self {
+        let method = method.trim_start_matches('/');
+        let duration = metrics::histogram!("keyward_call_duration_seconds", "method" => method);
+        Self { method, duration, codes: [const { OnceLock::new() }; CODES] }
+    }
+
+    /// A call that has been answered. A code in the head ends a call; without it the call went well so far, which is to the
+    /// end for all but streams.
+    fn count(&self, headers: &http::HeaderMap, begun: Instant) {
+        let code = headers.get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+        let counter = self.codes[code as usize].get_or_init(
+            || metrics::counter!("keyward_calls_total", "method" => self.method, "code" => code_name(code)),
+        );
+        counter.increment(1);
+        self.duration.record(begun.elapsed().as_secs_f64());
+    }
+}

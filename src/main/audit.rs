@@ -1,0 +1,286 @@
+//! `keyward audit`: what was done, and whether the record of it is what was written.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use keyward::audit::{self, Findings, Walk, evidence};
+use keyward::config::Places;
+use keyward::domain::TenantId;
+use keyward::setup;
+use keyward::store::{EventPage, LogReader, Start};
+use keyward::tlog::{Log, LogKey, Record};
+
+use super::{Failure, runtime};
+
+/// Records read from the store at once.
+const PAGE: u32 = 1000;
+
+#[derive(clap::Subcommand)]
+pub(super) enum AuditCommand {
+    /// Checks every record of both logs against the ones around it, and against all checkpoints. Exits with 1 and the first bad
+    /// record if they do not agree.
+    ///
+    /// What was written after the last checkpoint, or by somebody who could also remove the checkpoints, is found with a
+    /// checkpoint that was kept elsewhere.
+    Verify {
+        #[command(flatten)]
+        places: PlacesArguments,
+        /// A checkpoint that was kept elsewhere (GetCheckpoint, or a copy of a checkpoints file). Can be given several times.
+        #[arg(long = "checkpoint", value_name = "FILE")]
+        checkpoints: Vec<PathBuf>,
+    },
+    /// Prints records, the oldest first.
+    List {
+        #[command(flatten)]
+        places: PlacesArguments,
+        /// Which log.
+        #[arg(long, value_enum, default_value = "administration")]
+        log: LogName,
+        /// Only records about this tenant.
+        #[arg(long, value_name = "ID")]
+        tenant: Option<TenantId>,
+        /// The record to begin with; without it, the latest are printed.
+        #[arg(long, value_name = "INDEX")]
+        from: Option<u64>,
+        /// At most this many.
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        limit: u32,
+        /// One JSON object a line, as the log has it.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(clap::Args)]
+pub(super) struct PlacesArguments {
+    /// The configuration, for the places of the files below; its PIN is not read.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The file that pins the service key.
+    #[arg(long, value_name = "FILE")]
+    service_key: Option<PathBuf>,
+    /// The directory of the log of calls and of the checkpoints (audit.directory).
+    #[arg(long = "directory", value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// The store, which has the log of administration, or a copy of it.
+    #[arg(long, value_name = "FILE")]
+    store: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogName {
+    Administration,
+    Calls,
+}
+
+/// Where everything is, as far as it was said.
+struct Found {
+    service_key: Option<PathBuf>,
+    directory: Option<PathBuf>,
+    store: Option<PathBuf>,
+}
+
+impl PlacesArguments {
+    fn find(self) -> Result<Found, Failure> {
+        let places =
+            self.config.map(|path| Places::load(&path)).transpose().map_err(|problems| problems.to_string())?;
+        let of = |place: fn(&Places) -> &PathBuf| places.as_ref().map(|places| place(places).clone());
+        Ok(Found {
+            service_key: self.service_key.or_else(|| of(|places| &places.service_key)),
+            directory: self.directory.or_else(|| of(|places| &places.audit_directory)),
+            store: self.store.or_else(|| of(|places| &places.store)),
+        })
+    }
+}
+
+pub(super) fn run(command: AuditCommand) -> Result<(), Failure> {
+    match command {
+        AuditCommand::Verify { places, checkpoints } => verify(&places.find()?, &checkpoints),
+        AuditCommand::List { places, log, tenant, from, limit, json } => {
+            let records = match (log, places.find()?) {
+                (LogName::Administration, Found { store: Some(store), .. }) => {
+                    runtime()?.block_on(of_store(&store, tenant, from, limit))?
+                }
+                (LogName::Calls, Found { directory: Some(directory), .. }) => {
+                    of_files(&directory, tenant.as_ref(), from, limit)?
+                }
+                (LogName::Administration, _) => return Err("--config or --store must say where the log is".to_owned()),
+                (LogName::Calls, _) => return Err("--config or --directory must say where the log is".to_owned()),
+            };
+            records.iter().for_each(|record| println!("{}", if json { as_json(record) } else { as_text(record) }));
+            Ok(())
+        }
+    }
+}
+
+fn verify(found: &Found, checkpoints: &[PathBuf]) -> Result<(), Failure> {
+    let Found { service_key: Some(service_key), directory, store } = found else {
+        return Err("--config or --service-key must say which key signed the checkpoints".to_owned());
+    };
+    let public = setup::service_public_key(service_key).map_err(|error| error.to_string())?;
+    let key = LogKey::new(&public).map_err(|error| error.to_string())?;
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |error: std::io::Error| format!("{}: {error}", path.display())
+    };
+    let (mut kept, mut good) = (Vec::new(), true);
+    for path in checkpoints {
+        let (known, problem) = evidence::elsewhere(path, &key).map_err(unreadable(path))?;
+        kept.extend(known);
+        if let Some(problem) = problem {
+            good = false;
+            println!("BAD: {}", visible(&problem));
+        }
+    }
+    let walk = |log| -> Result<Walk, Failure> {
+        let beside = directory.as_ref().map(|path| evidence::beside(path, log, &key).map_err(unreadable(path)));
+        let (mut known, problem) = beside.transpose()?.unwrap_or_default();
+        known.extend(kept.iter().cloned());
+        Ok(Walk::new(log, known, problem))
+    };
+    let mut looked = false;
+    if let Some(store) = store {
+        let findings = runtime()?.block_on(verify_store(store, walk(Log::Administration)?))?;
+        good &= tell(&findings);
+        looked = true;
+    }
+    if let Some(directory) = directory {
+        let findings = audit::verify_calls(directory, &key.origin(Log::Calls), walk(Log::Calls)?);
+        good &= tell(&findings.map_err(unreadable(directory))?);
+        looked = true;
+    }
+    if !looked {
+        return Err("--config, --directory or --store must say where the logs are".to_owned());
+    }
+    if good { Ok(()) } else { Err("the audit logs are not as they were written".to_owned()) }
+}
+
+async fn verify_store(path: &Path, mut walk: Walk) -> Result<Findings, Failure> {
+    let log = LogReader::open(path).await.map_err(|error| error.to_string())?;
+    let mut from = 0;
+    loop {
+        let page = EventPage { tenant: None, start: Start::Oldest(from), limit: PAGE };
+        let records = log.events(&page).await.map_err(|error| error.to_string())?;
+        records.iter().for_each(|record| walk.record(record));
+        from += u64::from(PAGE);
+        if records.len() < PAGE as usize {
+            return Ok(walk.finish());
+        }
+    }
+}
+
+/// Prints what was found, and says whether it is good.
+fn tell(findings: &Findings) -> bool {
+    let Findings { log, first, size, root, segments, checkpoints, confirmed, bad, notes } = findings;
+    let mut line = format!("{log}: {} records", size - first);
+    if *first > 0 {
+        let _ = write!(line, " from {first} on");
+    }
+    if *log == Log::Calls {
+        let _ = write!(line, " in {segments} segments");
+    }
+    let _ = write!(line, ", {checkpoints} checkpoints");
+    if let Some(confirmed) = confirmed {
+        let _ = write!(line, ", the last of {confirmed} records");
+    }
+    println!("{line}, root {root}");
+    notes.iter().for_each(|note| println!("{log}: note: {}", visible(note)));
+    match bad {
+        Some(bad) => println!("{log}: BAD: {}", visible(&bad.to_string())),
+        None if confirmed.is_none() && size > first => {
+            println!("{log}: note: no checkpoint confirms it: its records fit together, and that is all");
+        }
+        None => println!("{log}: ok"),
+    }
+    bad.is_none()
+}
+
+async fn of_store(
+    path: &Path,
+    tenant: Option<TenantId>,
+    from: Option<u64>,
+    limit: u32,
+) -> Result<Vec<Record>, Failure> {
+    let log = LogReader::open(path).await.map_err(|error| error.to_string())?;
+    let start = from.map_or(Start::Newest(None), Start::Oldest);
+    let records = log.events(&EventPage { tenant, start, limit }).await.map_err(|error| error.to_string())?;
+    let parse = |octets: &Vec<u8>| Record::parse(octets).map_err(|broken| visible(&broken.to_string()));
+    let mut records = records.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    if from.is_none() {
+        records.reverse();
+    }
+    Ok(records)
+}
+
+fn of_files(
+    directory: &Path,
+    tenant: Option<&TenantId>,
+    from: Option<u64>,
+    limit: u32,
+) -> Result<Vec<Record>, Failure> {
+    let failure = |error: std::io::Error| format!("{}: {}", directory.display(), visible(&error.to_string()));
+    let (limit, mut records) = (limit as usize, Vec::new());
+    if let Some(from) = from {
+        let take = |record: Record| {
+            if tenant.is_none_or(|tenant| record.event.tenant.as_ref() == Some(tenant)) {
+                records.push(record);
+            }
+            records.len() < limit
+        };
+        audit::records_from(directory, from, take).map_err(failure)?;
+        return Ok(records);
+    }
+    let mut before = None;
+    loop {
+        let page = audit::page(directory, tenant, limit - records.len(), before).map_err(failure)?;
+        records.extend(page.records);
+        before = page.next;
+        if records.len() == limit || before.is_none() {
+            records.reverse();
+            return Ok(records);
+        }
+    }
+}
+
+/// A record as its log has it.
+fn as_json(record: &Record) -> String {
+    visible(&serde_json::to_string(record).expect("a record has a form in JSON"))
+}
+
+/// A record for people.
+fn as_text(Record { index, event, .. }: &Record) -> String {
+    let principals: Vec<String> = event.principals.iter().map(ToString::to_string).collect();
+    let mut line = format!("{index} {} {} {} {}", event.time, event.action, event.result, principals.join(" and "));
+    let hash = event.input_sha256.as_ref().map(|hash| hash.0.iter().map(|octet| format!("{octet:02x}")).collect());
+    let members = [
+        ("tenant", event.tenant.as_ref().map(ToString::to_string)),
+        ("algorithm", event.algorithm.map(|algorithm| algorithm.to_string())),
+        ("kid", event.kid.as_ref().map(ToString::to_string)),
+        ("input_sha256", hash),
+        ("request_id", event.request_id.clone()),
+        ("method", Some(event.method.to_string())),
+        ("detail", Some(event.detail.clone()).filter(|detail| !detail.is_empty())),
+    ];
+    for (name, value) in members {
+        if let Some(value) = value {
+            let _ = write!(line, " {name}={value}");
+        }
+    }
+    visible(&line)
+}
+
+/// The text without what a terminal takes for orders, or shows in another order: whoever calls chooses parts of it.
+fn visible(text: &str) -> String {
+    let hidden = |letter: char| {
+        letter.is_control()
+            || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, letter| {
+        if hidden(letter) {
+            let _ = write!(shown, "\\u{:04x}", u32::from(letter));
+        } else {
+            shown.push(letter);
+        }
+        shown
+    })
+}
