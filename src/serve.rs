@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{Administration, Keeper, Sign};
+use crate::audit::{Administration, CallLog, Keeper, Sign};
 use crate::auth::{Bearer, Callers, Fetched, IssuerKeys, Jwts};
 use crate::config::{CallerSettings, Config, JwtKeys, JwtSettings, ManagementSettings, Watched};
 use crate::domain::Algorithm;
@@ -172,13 +172,14 @@ pub async fn run(
     let listener = Listener::tcp("ops", listeners.ops);
     faces.spawn(serve(ops, listener, None, Bounds::OPS, shutdown.clone(), Arc::clone(&nobody)));
     if let (Some(settings), Some(listener)) = (&config.management, listeners.management) {
-        let (router, identity) = management(settings, &keyrings, &listener, &warnings, &shutdown)?;
+        let (router, identity) =
+            management(settings, &keyrings, &listener, logs.calls().clone(), &warnings, &shutdown)?;
         let listener = Listener::tcp("management", listener);
         faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), Arc::clone(&nobody)));
     }
     let limit = config.grpc.message_bytes_max;
     let (grpc, greeter) =
-        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown)?, logs, limit, health);
+        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown), logs, limit, health);
     let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max);
     if let Some(listener) = listeners.grpc {
         let identity = config.grpc.identity.as_ref();
@@ -264,6 +265,7 @@ fn management(
     settings: &ManagementSettings,
     keyrings: &Arc<Keyrings>,
     listener: &TcpListener,
+    log: CallLog,
     warnings: &Warnings,
     shutdown: &CancellationToken,
 ) -> Result<(axum::Router, Option<LatestIdentity>), String> {
@@ -276,27 +278,24 @@ fn management(
     );
     let identity = settings.identity.as_ref();
     let identity = identity.map(|identity| keep_up_identity("management", identity, warnings, shutdown));
-    Ok((http::management_router(Arc::clone(keyrings), bearer, base_url), identity))
+    Ok((http::management_router(Arc::clone(keyrings), bearer, base_url, log), identity))
 }
 
 /// Who may call gRPC, as it is at any time until `shutdown`.
-fn callers(settings: &CallerSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Result<Callers, String> {
-    let CallerSettings::Known { grants, common_name, jwt } = settings else { return Ok(Callers::anybody()) };
-    let jwts = jwt.as_ref().map(|jwt| jwts(jwt, warnings, shutdown)).transpose()?;
-    Ok(Callers::known(grants.clone(), *common_name, jwts))
+fn callers(settings: &CallerSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Callers {
+    let CallerSettings::Known { grants, common_name, jwt } = settings else { return Callers::anybody() };
+    let jwts = jwt.as_ref().map(|jwt| jwts(jwt, warnings, shutdown));
+    Callers::known(grants.clone(), *common_name, jwts)
 }
 
-fn jwts(settings: &JwtSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Result<Jwts, String> {
+fn jwts(settings: &JwtSettings, warnings: &Warnings, shutdown: &CancellationToken) -> Jwts {
     let keys = match &settings.keys {
         JwtKeys::File(file) => IssuerKeys::File(keep_up(file, warnings, shutdown)),
         JwtKeys::Url { url, roots, times } => {
             let roots = match roots {
                 Some(roots) => keep_up(roots, warnings, shutdown),
-                None => {
-                    let system = Roots::of_system().map_err(|problem| format!("grpc.jwt.jwks_ca_file {problem}"))?;
-                    // Who only receives keeps the last value.
-                    watch::channel(Arc::new(system)).1
-                }
+                // Who only receives keeps the last value.
+                None => watch::channel(Arc::new(Roots::of_system())).1,
             };
             let fetched = Arc::new(Fetched::new(url.clone(), roots, *times));
             tokio::spawn(Arc::clone(&fetched).keep_up("grpc.jwt.jwks_url", warnings.clone(), shutdown.clone()));
@@ -304,7 +303,7 @@ fn jwts(settings: &JwtSettings, warnings: &Warnings, shutdown: &CancellationToke
         }
     };
     let bearer = Bearer::new(settings.issuer.clone(), &settings.algorithms, keys);
-    Ok(Jwts::new(bearer, settings.audience.clone()))
+    Jwts::new(bearer, settings.audience.clone())
 }
 
 /// What files say, at any time until `shutdown`.

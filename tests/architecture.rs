@@ -48,7 +48,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 29] = [
+const HOMES: [(&str, &str); 30] = [
     ("arc_swap", "keyring"),
     ("askama", "http"),
     ("aws_lc_rs", "jose"),
@@ -59,6 +59,7 @@ const HOMES: [(&str, &str); 29] = [
     ("crossbeam_channel", "token"),
     ("cryptoki", "token"),
     ("curve25519_dalek", "jose"),
+    ("h2", "serving"),
     ("http_body", "serving"),
     ("http_body_util", "auth"),
     ("jiff", "domain"),

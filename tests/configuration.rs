@@ -345,3 +345,49 @@ fn token_objects(installation: &Installation) -> usize {
     let names = objects.map(|object| object.expect("an object").file_name().into_string().expect("an ASCII name"));
     names.filter(|name| name.ends_with(".object") && name != "token.object").count()
 }
+
+#[test]
+fn who_may_call_is_checked_at_start_with_all_that_is_wrong() {
+    let required = || Installation::bare().set("grpc.auth", r#""required""#);
+    refused_by_all(
+        &required(),
+        &["grpc.auth", "nobody could call", "grpc.client_ca_file", "[grpc.jwt]", "grpc.unix_socket"],
+    );
+    refused_by_all(
+        &Installation::bare().set("grpc.auth", r#""some""#),
+        &["grpc.auth must be \"required\" or \"none\""],
+    );
+    let problems = [
+        "grpc.certificate_file must be set",
+        "grpc.jwt.issuer must be",
+        "grpc.jwt.audience must be set",
+        "grpc.jwt.algorithms must be an array",
+        "grpc.jwt.jwks_url must be an https URL",
+        "grpc.jwt.jwks_cooldown_secs must be a whole number",
+        "grpc.jwt.jku is not a key",
+        "grants must not name a user (unix:) unless grpc.unix_socket is set",
+        "grants must not name certificates (uri:, dns:, cn:) unless grpc.client_ca_file is set",
+        "grants[2].principal must be uri:URI, dns:NAME, cn:NAME or unix:UID",
+        "grants[3].roles[1] must be issuer:TENANT",
+        "grants[4].principal must not stand twice",
+        "grants[5].roles must be 1 to 256 roles",
+        "grants[6].principal must not be a JWT's",
+    ];
+    let installation = required()
+        .set("grpc.listen", r#""192.0.2.1:50051""#)
+        .set("grpc.jwt.issuer", r#""issuer""#)
+        .set("grpc.jwt.algorithms", r#"["ES256", "HS256"]"#)
+        .set("grpc.jwt.jwks_url", r#""http://issuer.example/jwks.json""#)
+        .set("grpc.jwt.jwks_cooldown_secs", "0")
+        .set("grpc.jwt.jku", "true")
+        .grant("unix:0", &["admin"])
+        .grant("uri:a", &["auditor"])
+        .grant("root", &["admin"])
+        .grant("dns:a.example", &["admin", "root"])
+        .grant("uri:a", &["admin"])
+        .grant("uri:b", &[])
+        .grant("jwt:https://issuer.example/#a", &["admin"]);
+    refused_by_all(&installation, &problems);
+    let none = Installation::bare().set("grpc.jwt.issuer", r#""https://issuer.example""#).grant("unix:0", &["admin"]);
+    refused_by_all(&none, &["grpc.jwt.issuer has no effect while grpc.auth is \"none\"", "grants has no effect"]);
+}

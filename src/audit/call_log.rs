@@ -78,6 +78,7 @@ impl CallLog {
             // It was never acknowledged: an event is on the disk with its newline when a caller hears of it.
             tracing::warn!(octets = torn.octets, "the last record of the audit log had no end, and was cut off");
         }
+        metrics::gauge!("keyward_audit_writable").set(1.0);
         let now = Instant::now();
         let shared = Arc::new(Shared {
             queue: Queue::default(),
@@ -212,6 +213,7 @@ impl Shared {
         let wanted = rate.admits(Instant::now());
         if !wanted {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
+            metrics::counter!("keyward_audit_refusals_not_recorded_total").increment(1);
         }
         wanted
     }
@@ -224,6 +226,7 @@ impl Shared {
     /// An event that is not recorded.
     fn lose(&self) -> Result<(), Unwritten> {
         self.lost.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("keyward_audit_events_lost_total").increment(1);
         match self.on_failure {
             OnFailure::Refuse => Err(self.cause()),
             OnFailure::Allow => Ok(()),
@@ -235,6 +238,7 @@ impl Shared {
         let unwritten = Unwritten::new(cause);
         *self.cause.lock().unwrap_or_else(PoisonError::into_inner) = unwritten.clone();
         if self.writable.swap(false, Ordering::Relaxed) {
+            metrics::gauge!("keyward_audit_writable").set(0.0);
             match self.on_failure {
                 OnFailure::Refuse => tracing::error!(%unwritten, "signing stops until it can"),
                 OnFailure::Allow => tracing::error!(%unwritten, "signing goes on without a record"),
@@ -246,6 +250,7 @@ impl Shared {
     /// The log can be written.
     pub(super) fn recover(&self) {
         if !self.writable.swap(true, Ordering::Relaxed) {
+            metrics::gauge!("keyward_audit_writable").set(1.0);
             let lost = self.lost.load(Ordering::Relaxed);
             tracing::warn!(events_lost = lost, "the audit log can be written again");
         }

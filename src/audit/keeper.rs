@@ -97,6 +97,7 @@ impl Keeper {
         let mut troubled = false;
         for log in Log::ALL {
             if let Err(problem) = self.make(log, sign, administration).await {
+                metrics::counter!("keyward_audit_checkpoint_failures_total", "log" => log.name()).increment(1);
                 // Once for each time that it begins to fail.
                 if !self.troubled {
                     tracing::error!(%log, problem, "no checkpoint of the audit log was made");

@@ -11,6 +11,8 @@ pub struct Bounds {
     pub streams_max: u32,
     /// Octets of a header, and in HTTP/1.1 of what is read ahead.
     pub header_bytes_max: u32,
+    /// Octets of bodies that have not come to their end, of all calls together. Beyond it calls fail.
+    pub arriving_bytes_max: usize,
     /// How long a TLS handshake may take.
     pub handshake_max: Duration,
     /// How long a new connection may take to bring the whole header of its first call.
@@ -95,6 +97,8 @@ impl Bounds {
             streams_max: 100,
             // A JWT and cookies fit many times over, and all places together stay within some hundred MiB.
             header_bytes_max: 32 * 1024,
+            // Ordinary messages are whole at once: 128 of the largest that gRPC takes are on their way side by side.
+            arriving_bytes_max: 128 << 20,
             // Some round trips over a slow line.
             handshake_max: Duration::from_secs(10),
             // The same, and what a browser that connects in advance may wait.

@@ -1,14 +1,33 @@
+use std::error::Error;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Buf as _;
+use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, sleep_until};
 
+/// Octets of bodies that have not come to their end, of all calls of a listener. The clients decide how long these are kept,
+/// so their sum is what must be bounded.
+#[derive(Clone)]
+pub(super) struct Budget(Arc<Spending>);
+
+struct Spending {
+    bytes_max: usize,
+    bytes: AtomicUsize,
+}
+
 /// The calls of one connection, from the whole header to the head of the answer.
-#[derive(Clone, Default)]
-pub(super) struct Calls(Arc<Mutex<State>>);
+#[derive(Clone)]
+pub(super) struct Calls(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    budget: Budget,
+}
 
 #[derive(Default)]
 struct State {
@@ -27,9 +46,31 @@ pub(super) struct Call(Calls);
 pub(super) struct Arriving<B> {
     body: B,
     calls: Option<Calls>,
+    /// What it has taken of the budget.
+    bytes: usize,
+}
+
+impl Budget {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self(Arc::new(Spending { bytes_max, bytes: AtomicUsize::new(0) }))
+    }
+
+    /// Takes so much of it, and says whether it was there. It is to be given back in any case.
+    fn take(&self, bytes: usize) -> bool {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.0.bytes_max
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Calls {
+    /// None yet.
+    pub(super) fn new(budget: Budget) -> Self {
+        Self(Arc::new(Shared { state: Mutex::default(), budget }))
+    }
+
     pub(super) fn begin<B: Body>(&self, body: B) -> (Call, Arriving<B>) {
         let arriving = !body.is_end_stream();
         let mut state = self.state();
@@ -37,7 +78,7 @@ impl Calls {
         state.arriving += usize::from(arriving);
         state.latest = Some(Instant::now());
         drop(state);
-        (Call(self.clone()), Arriving { body, calls: arriving.then(|| self.clone()) })
+        (Call(self.clone()), Arriving { body, calls: arriving.then(|| self.clone()), bytes: 0 })
     }
 
     /// Whether the service has something to do for this client.
@@ -67,7 +108,7 @@ impl Calls {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain values: nobody can leave them half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,6 +131,7 @@ impl<B> Arriving<B> {
     fn arrived(&mut self) {
         if let Some(calls) = self.calls.take() {
             calls.state().arriving -= 1;
+            calls.0.budget.give_back(std::mem::take(&mut self.bytes));
         }
     }
 }
@@ -100,15 +142,25 @@ impl<B> Drop for Arriving<B> {
     }
 }
 
-impl<B: Body + Unpin> Body for Arriving<B> {
+impl<B: Body<Error: Error + Send + Sync + 'static> + Unpin> Body for Arriving<B> {
     type Data = B::Data;
-    type Error = B::Error;
+    type Error = Box<dyn Error + Send + Sync>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+    ) -> Poll<Option<Result<Frame<B::Data>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context)).map(|frame| frame.map_err(Into::into));
+        if let (Some(calls), Some(Ok(frame))) = (&self.calls, &frame) {
+            let bytes = frame.data_ref().map_or(0, |data| data.remaining());
+            let was_there = calls.0.budget.take(bytes);
+            self.bytes += bytes;
+            if !was_there {
+                self.arrived();
+                // The word of HTTP/2 for it, which gRPC knows as RESOURCE_EXHAUSTED.
+                return Poll::Ready(Some(Err(h2::Error::from(Reason::ENHANCE_YOUR_CALM).into())));
+            }
+        }
         if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
             self.arrived();
         }

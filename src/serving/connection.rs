@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use super::bounds::Bounds;
-use super::calls::Calls;
+use super::calls::{Budget, Calls};
 use super::listener::Connection;
 use super::peer::{Greeter, Peer, Proof};
 use super::places::{Leaving, Places};
@@ -28,6 +28,7 @@ pub(super) struct Terms {
     pub(super) protocol: Arc<Builder<TokioExecutor>>,
     pub(super) router: Router,
     pub(super) bounds: Bounds,
+    pub(super) budget: Budget,
     pub(super) places: Places,
     pub(super) shutdown: CancellationToken,
     pub(super) identity: Option<Arc<Identity>>,
@@ -98,7 +99,7 @@ impl Terms {
     async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: I, peer: Peer) {
         let mut extensions = Extensions::new();
         self.greeter.greet(&peer, &mut extensions);
-        let calls = Calls::default();
+        let calls = Calls::new(self.budget.clone());
         let (router, counted) = (self.router.clone(), calls.clone());
         let service = tower::service_fn(move |request: Request<Incoming>| {
             let (mut parts, body) = request.into_parts();

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::tls::Identity;
+use calls::Budget;
 use connection::Terms;
 use places::Places;
 
@@ -40,6 +41,7 @@ pub async fn serve(
     greeter: Arc<dyn Greeter>,
 ) {
     let places = Places::new(bounds.connections_max);
+    let budget = Budget::new(bounds.arriving_bytes_max);
     let protocol = Arc::new(protocol(&bounds));
     let mut connections = JoinSet::new();
     let connected = metrics::gauge!("keyward_connections", "listener" => listener.name);
@@ -66,6 +68,7 @@ pub async fn serve(
             protocol: Arc::clone(&protocol),
             router: router.clone(),
             bounds,
+            budget: budget.clone(),
             places: places.clone(),
             shutdown: shutdown.clone(),
             identity: identity.as_ref().map(|identity| Arc::clone(&identity.borrow())),

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -63,7 +63,12 @@ impl Served {
             "through"
         };
         let large = bytes::Bytes::from(vec![b'.'; LARGE_BYTES]);
-        let router = Router::new().route("/", get("well")).route("/large", get(large)).route("/gate", get(gated));
+        let taken = post(async |body: bytes::Bytes| body.len().to_string());
+        let router = Router::new()
+            .route("/", get("well"))
+            .route("/body", taken)
+            .route("/large", get(large))
+            .route("/gate", get(gated));
         let shutdown = CancellationToken::new();
         let listener = Listener::tcp("test", listener);
         let serving = tokio::spawn(serve(router, listener, None, bounds, shutdown.clone(), Arc::new(NoGreeter)));
@@ -250,6 +255,42 @@ async fn a_connection_ends_at_its_age_and_after_a_whole_answer() {
     })
     .await;
     assert!(is_well(&call(&mut served.connect().await).await));
+}
+
+/// Begins a body of 100,000 octets, and sends all but one.
+async fn hold_a_body(client: &mut TcpStream) {
+    client.write_all(b"POST /body HTTP/1.1\r\nHost: keyward\r\nContent-Length: 100000\r\n\r\n").await.expect("sent");
+    client.write_all(&[b'.'; 99_999]).await.expect("sent");
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_end_take_no_more_than_their_share() {
+    let served = Served::with(Bounds { arriving_bytes_max: 250_000, ..WIDE }).await;
+    let mut held = Vec::new();
+    // Two fit. Of three, the one that comes to the limit is told at once; the others can end.
+    for _ in 0..3 {
+        let mut client = served.connect().await;
+        hold_a_body(&mut client).await;
+        held.push(client);
+    }
+    let mut statuses = Vec::new();
+    for mut client in held {
+        // The one that was refused may be closed already.
+        let _ = client.write_all(b".").await;
+        let mut answer = [0; 12];
+        within(client.read_exact(&mut answer)).await.expect("an answer");
+        statuses.push(String::from_utf8_lossy(&answer).into_owned());
+    }
+    assert_eq!(statuses.iter().filter(|status| *status == "HTTP/1.1 200").count(), 2, "{statuses:?}");
+    // What they took is there again.
+    for _ in 0..5 {
+        let mut client = served.connect().await;
+        hold_a_body(&mut client).await;
+        client.write_all(b".").await.expect("sent");
+        let mut answer = [0; 12];
+        within(client.read_exact(&mut answer)).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    }
 }
 
 #[tokio::test]

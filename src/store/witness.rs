@@ -146,11 +146,8 @@ impl Witness {
         let row = format!("tenant {}", shown.tenant);
         let mut news = Vec::new();
         let tenancy = self.seen.tenants.get(shown.tenant);
-        if let Some(tenancy) = tenancy {
-            if shown.create_time < tenancy.create_time || (tenancy.removed && shown.create_time == tenancy.create_time)
-            {
-                return Err(format!("{row}: it was deleted, and an old record of it was put back"));
-            }
+        if tenancy.is_some_and(|tenancy| tenancy.outlives(shown.create_time)) {
+            return Err(format!("{row}: it was deleted, and an old record of it was put back"));
         }
         let tenancy = tenancy.filter(|tenancy| tenancy.create_time == shown.create_time);
         if is_news(tenancy.and_then(|tenancy| tenancy.record), shown.revision, shown.hash, &row)? {
@@ -193,7 +190,7 @@ impl Witness {
 
     /// Whether a tenant of this id was removed that was not made before this time.
     pub(super) fn outlives(&self, tenant: &TenantId, create_time: Timestamp) -> bool {
-        self.seen.tenants.get(tenant).is_some_and(|tenancy| tenancy.removed && tenancy.create_time >= create_time)
+        self.seen.tenants.get(tenant).is_some_and(|tenancy| tenancy.removed && tenancy.outlives(create_time))
     }
 
     /// When the tenant of this id was made, as far as this replica knows.
@@ -256,6 +253,13 @@ impl Witness {
             }
         }
         Ok(())
+    }
+}
+
+impl Tenancy {
+    /// Whether a tenant made at this time is an earlier one of the same id.
+    fn outlives(&self, create_time: Timestamp) -> bool {
+        create_time < self.create_time || (self.removed && create_time == self.create_time)
     }
 }
 

@@ -15,14 +15,15 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 pub struct Roots(Arc<ClientConfig>);
 
 impl Roots {
-    /// Those that the system trusts.
-    ///
-    /// # Errors
-    /// There are none.
-    pub fn of_system() -> Result<Self, String> {
-        let found = rustls_native_certs::load_native_certs();
+    /// Those that the system trusts. There may be none, and then no server is believed.
+    #[must_use]
+    pub fn of_system() -> Self {
         // Some systems have one that cannot be read, and trust the others.
-        Self::new(found.certs).map_err(|_| "must be set: this system has no certificates of authorities".to_owned())
+        let mut roots = RootCertStore::empty();
+        if roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs).0 == 0 {
+            tracing::warn!("this system has no certificates of authorities");
+        }
+        Self::new(roots)
     }
 
     /// Those in a PEM file.
@@ -32,20 +33,20 @@ impl Roots {
     pub fn parse(pem: &[u8]) -> Result<Self, String> {
         const WANTED: &str = "must name a PEM file with certificates of authorities, and nothing that is none";
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        Self::new(certificates.map_err(|_| WANTED.to_owned())?).map_err(|()| WANTED.to_owned())
+        let mut roots = RootCertStore::empty();
+        if roots.add_parsable_certificates(certificates.map_err(|_| WANTED)?).0 == 0 {
+            return Err(WANTED.to_owned());
+        }
+        Ok(Self::new(roots))
     }
 
-    fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Self, ()> {
-        let mut roots = RootCertStore::empty();
-        if roots.add_parsable_certificates(certificates).0 == 0 {
-            return Err(());
-        }
+    fn new(roots: RootCertStore) -> Self {
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|_| ())?
+            .expect("the provider has TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self(Arc::new(config)))
+        Self(Arc::new(config))
     }
 
     /// The client's side of a handshake with the server of this name or address.

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use crate::common::http::{Answer, send};
-use crate::house::{ALL_SCOPES, DOMAIN, House, assert_refused, now};
+use crate::house::{ALL_SCOPES, DOMAIN, House, ISSUER, assert_refused, now, wait_until};
 
 const LIST: &str = "/keys/signing";
 
@@ -188,4 +188,29 @@ async fn without_a_jwt_there_is_a_challenge_and_no_error_in_it() {
 fn call_on(house: &House, host: &str, jwt: &str) -> Answer {
     let url = format!("{}/api/v2{LIST}", house.server.management());
     send("GET", &url, &[("host", host), ("authorization", &format!("Bearer {jwt}"))])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_in_the_log_of_calls_with_its_caller_where_there_is_one() {
+    let mut house = House::open().await;
+    let reader = house.jwt("acme", "read:signing_keys");
+    assert_eq!(house.call("POST", "acme", "/keys/signing/rotate", &reader).status, 403);
+    assert_eq!(house.call("GET", "acme", LIST, "no.jwt.this").status, 401);
+    let recorded = |method: &str, result: &str, principals: Value| {
+        let log = std::fs::read_dir(house.installation.dir().join("audit")).expect("the log's directory");
+        let files = log.map(|entry| entry.expect("an entry").path());
+        let segments = files.filter(|file| file.extension().is_some_and(|extension| extension == "jsonl"));
+        let text: String = segments.map(|file| std::fs::read_to_string(file).expect("UTF-8")).collect();
+        text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).any(|record| {
+            let about = (&record["method"], &record["result"], &record["tenant"]);
+            about == (&json!(method), &json!(result), &json!("acme")) && record["principals"] == principals
+        })
+    };
+    let ops = json!([format!("jwt:{ISSUER}#ops")]);
+    wait_until("the record of a scope that is missing", || {
+        recorded("POST /api/v2/keys/signing/rotate", "PERMISSION_DENIED", ops.clone())
+    });
+    wait_until("the record of a JWT that is none", || {
+        recorded("GET /api/v2/keys/signing", "UNAUTHENTICATED", json!([]))
+    });
 }

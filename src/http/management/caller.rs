@@ -4,6 +4,7 @@ use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 
+use super::record::Known;
 use super::{Face, Problem};
 use crate::auth::Refused;
 use crate::domain::{self, TenantId};
@@ -61,6 +62,9 @@ impl FromRequestParts<Arc<Face>> for Caller {
         let tenant = named.tenant.ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "there is no tenant of this name or domain (any more)")
         })?;
+        if let Some(known) = parts.extensions.get::<Known>() {
+            known.tell(&access.principal, &tenant);
+        }
         Ok(Self { tenant, access })
     }
 }

@@ -5,16 +5,18 @@ mod body;
 mod caller;
 mod custom;
 mod problem;
+mod record;
 mod signing;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{from_fn, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{get, post, put};
 
+use crate::audit::CallLog;
 use crate::auth::Bearer;
 use crate::keyring::Keyrings;
 use caller::Caller;
@@ -25,12 +27,13 @@ struct Face {
     keyrings: Arc<Keyrings>,
     bearer: Bearer,
     base_url: String,
+    log: CallLog,
 }
 
 /// The Management API of all tenants: by path prefix, where JWTs are for `{base_url}/{tenant}/api/v2/`, and on their
-/// custom domains, where they are for `https://{domain}/api/v2/`.
-pub fn management_router(keyrings: Arc<Keyrings>, bearer: Bearer, base_url: String) -> Router {
-    let face = Arc::new(Face { keyrings, bearer, base_url });
+/// custom domains, where they are for `https://{domain}/api/v2/`. What is refused is recorded in `log`.
+pub fn management_router(keyrings: Arc<Keyrings>, bearer: Bearer, base_url: String, log: CallLog) -> Router {
+    let face = Arc::new(Face { keyrings, bearer, base_url, log });
     Router::new()
         .nest("/{tenant}/api/v2", calls())
         .nest("/api/v2", calls())
@@ -42,6 +45,7 @@ pub fn management_router(keyrings: Arc<Keyrings>, bearer: Bearer, base_url: Stri
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this is no method of this path; Allow lists those that are")
         })
         .layer(from_fn(body::heard_out))
+        .layer(from_fn_with_state(Arc::clone(&face), record::told))
         .layer(map_response(not_to_be_stored))
         .with_state(face)
 }

@@ -209,6 +209,10 @@ impl Store for SqliteStore {
 
     async fn probe(&self) -> Result<(), StoreError> {
         self.binding().await?;
+        {
+            let witness = self.witness.read().await;
+            write::goes_on(&self.read_tip().await?, witness.log_end())?;
+        }
         self.write(write::Work::probe()).await
     }
 

@@ -232,14 +232,7 @@ pub(super) async fn append(
 ) -> Result<LogEnd, StoreError> {
     let row = query("select log_tip from meta").fetch_one(&mut *connection).await.map_err(store_error)?;
     let mut tip = parse_tip(&column::<String>(&row, "log_tip")?)?;
-    if let Some((size, root)) = seen
-        && (tip.size() < size || (tip.size() == size && tip.root() != root))
-    {
-        return Err(StoreError::Damaged(format!(
-            "the administration log was put back or rewritten: it has {} records, and {size} were seen",
-            tip.size()
-        )));
-    }
+    goes_on(&tip, seen)?;
     for event in events {
         let position = i64::try_from(tip.size()).map_err(|_| StoreError::Damaged("the log is full".to_owned()))?;
         let record = String::from_utf8(tip.append(event)).expect("JSON is UTF-8");
@@ -254,6 +247,19 @@ pub(super) async fn append(
     let changed = query("update meta set log_tip = ?1").bind(tip_text(&tip));
     changed.execute(&mut *connection).await.map_err(store_error)?;
     Ok((tip.size(), tip.root()))
+}
+
+/// Sees that the log ends where it ended when it was last looked at, or later.
+pub(super) fn goes_on(tip: &Tip, seen: Option<LogEnd>) -> Result<(), StoreError> {
+    match seen {
+        Some((size, root)) if tip.size() < size || (tip.size() == size && tip.root() != root) => {
+            Err(StoreError::Damaged(format!(
+                "the administration log was put back or rewritten: it has {} records, and {size} were seen",
+                tip.size()
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The end of a log as its column holds it.
