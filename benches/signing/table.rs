@@ -100,10 +100,11 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}; {}; medians of {} repetitions\n", processor(), self.cores, self.repetitions)?;
+        writeln!(f, "{}; {}; medians of {} repetitions", processor(), self.cores, self.repetitions)?;
         if self.rows.is_empty() {
             return Ok(());
         }
+        writeln!(f)?;
         writeln!(
             f,
             "| call | raw /s | served /s | served / raw (min to max) | load busy | raw p50, p99 µs | served p50, p99 µs at 70 % |"
