@@ -1,5 +1,6 @@
 //! The documentation against the repository: tests that it names are there, and so are the files that it links to.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,4 +59,15 @@ fn every_link_to_a_file_leads_to_one() {
             assert!(linked.exists(), "{}: {target} leads nowhere", page.display());
         }
     }
+}
+
+#[test]
+fn every_metric_stands_in_the_table_of_metrics() {
+    let sources: String = files(&root().join("src"), "rs", true).iter().map(|path| read(path)).collect();
+    let page = read(&root().join("docs/operations.md"));
+    let is_name = |text: &&str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let counted: BTreeSet<&str> = between(&sources, "\"keyward_", "\"").filter(is_name).collect();
+    let told: BTreeSet<&str> = between(&page, "| `keyward_", "`").filter(is_name).collect();
+    assert!(counted.len() > 10, "the sources count: {counted:?}");
+    assert_eq!(counted, told, "keyward_*, counted and told");
 }
