@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,9 +104,7 @@ pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), Setup
     }
     // 4. The pin, which ends the set-up.
     let file = ServiceKeyFile { cka_id: object, public_key: Some(public_key) };
-    let complete = pinned.with_extension("complete");
-    write_pin(&complete, &file)?;
-    fs::rename(&complete, pinned).map_err(|error| SetupError::File { path: pinned.clone(), error })?;
+    write_pin(pinned, &file)?;
     fs::remove_file(&begun).map_err(|error| SetupError::File { path: begun.clone(), error })
 }
 
@@ -224,11 +222,14 @@ fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {
 /// Writes the file so that a crash leaves it whole or not at all, in its directory as on the disk.
 fn write_pin(path: &Path, pin: &ServiceKeyFile) -> Result<(), SetupError> {
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
-        file.write_all(&serde_json::to_vec_pretty(pin)?)?;
-        file.sync_all()?;
-        fs::File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-            .sync_all()
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut draft = tempfile::Builder::new().prefix(".keyward-init-").tempfile_in(directory)?;
+        draft.write_all(&serde_json::to_vec_pretty(pin)?)?;
+        // No secret: whoever verifies audit logs reads it.
+        draft.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        draft.as_file().sync_all()?;
+        draft.persist(path)?;
+        fs::File::open(directory)?.sync_all()
     };
     write().map_err(|error| SetupError::File { path: path.to_owned(), error })
 }

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::http::get;
+use common::http::{Answer, get, send};
 use common::{Clients, Installation, Server, claims, short_policy};
+use keyward::grpc::proto::{CreateTenantRequest, Tenant};
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Row as _, SqliteConnection};
@@ -29,6 +30,9 @@ struct Scene {
 
 const TENANTS: [&str; 2] = ["acme", "other"];
 
+/// The domain of `acme`.
+const DOMAIN: &str = "login.acme.example";
+
 impl Scene {
     async fn prepare() -> Self {
         let installation = Installation::prepare();
@@ -36,7 +40,13 @@ impl Scene {
         let mut clients = Clients::connect(&server).await;
         let mut issuers = Vec::new();
         for tenant in TENANTS {
-            issuers.push(clients.create_tenant(tenant, &["ES256"], short_policy()).await.issuer);
+            let custom_domain = if tenant == "acme" { DOMAIN.to_owned() } else { String::new() };
+            let algorithms = vec!["ES256".to_owned()];
+            let rotation_policy = Some(short_policy());
+            let tenant =
+                Tenant { id: tenant.to_owned(), custom_domain, algorithms, rotation_policy, ..Tenant::default() };
+            let created = clients.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await;
+            issuers.push(created.expect("created").into_inner().issuer);
         }
         clients.force_rotation("acme", "ES256").await;
         let (_, jwks) = jwks(&server, "acme");
@@ -86,6 +96,7 @@ impl Scene {
         let server = self.installation.serve();
         let good = jwks(&server, "acme");
         assert_eq!(good.0, 200);
+        assert_eq!(on_domain(&server).status, 200);
         edit(self).await;
         let deadline = Instant::now() + NOTICE_WAIT_MAX;
         loop {
@@ -97,6 +108,7 @@ impl Scene {
             assert!(Instant::now() < deadline, "nobody noticed");
             thread::sleep(POLL);
         }
+        assert_eq!(on_domain(&server).status, 503, "so that caches go on with what they have");
         self.acme_alone_is_out(&server).await;
         assert!(server.terminate().success());
         let server = self.installation.serve();
@@ -142,6 +154,11 @@ impl Scene {
 fn jwks(server: &Server, tenant: &str) -> (u16, Value) {
     let answer = get(&server.jwks_uri(tenant));
     (answer.status.as_u16(), answer.json())
+}
+
+/// The JWKS of `acme` on its own domain.
+fn on_domain(server: &Server) -> Answer {
+    send("GET", &format!("{}/.well-known/jwks.json", server.public()), &[("host", DOMAIN)])
 }
 
 fn kid_in(jwks: &Value, state: &str) -> String {
@@ -208,7 +225,6 @@ async fn a_custom_key_added() {
         .is_noticed(async |scene| {
             scene
                 .forge("tenant", |document| {
-                    document["custom_domain"] = "login.acme.example".into();
                     document["custom_keys"] = serde_json::json!([{"kty": "EC", "crv": "P-256", "kid": "mine", "use": "sig",
                         "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
                         "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]);
@@ -326,7 +342,7 @@ async fn yesterdays_file_put_back() {
     let rotation =
         keyward::grpc::proto::RotateSigningKeyRequest { tenant: "other".to_owned(), force: true, ..Default::default() };
     let refused = clients.keys.rotate_signing_key(rotation).await.expect_err("no event can be recorded");
-    assert_eq!(refused.code(), Code::Internal, "{refused:?}");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
     assert!(server.terminate().success());
 
     let accept = |confirm: bool| {
@@ -347,4 +363,25 @@ async fn yesterdays_file_put_back() {
     assert_ne!(published, latest, "it is yesterday's");
     scene.other_goes_on(&server).await;
     Clients::connect(&server).await.sign_jwt("acme", "", claims(&scene.issuers[0], 60)).await.expect("it signs again");
+}
+
+/// A row that somebody put in, and took out again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_came_and_went() {
+    let scene = Scene::prepare().await;
+    let server = scene.installation.serve();
+    scene
+        .run(
+            "insert into tenant (id, revision, issuer, document, seal) \
+             select 'bogus', revision, 'https://bogus.example/', document, seal from tenant where id = 'acme'",
+        )
+        .await;
+    wait_for(&server, |readyz| readyz["quarantined"]["bogus"].is_string());
+    assert_eq!(jwks(&server, "acme").0, 200);
+    scene.run("delete from tenant where id = 'bogus'").await;
+    wait_for(&server, |readyz| readyz["quarantined"].as_object().is_some_and(serde_json::Map::is_empty));
+    assert_eq!(jwks(&server, "bogus").0, 404);
+    let mut clients = Clients::connect(&server).await;
+    clients.create_tenant("bogus", &["ES256"], short_policy()).await;
+    assert_eq!(jwks(&server, "bogus").0, 200);
 }

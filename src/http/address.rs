@@ -47,7 +47,12 @@ impl FromRequestParts<Arc<Keyrings>> for Addressed {
                 (id.and_then(|id| snapshot.tenant(&id).cloned()), false)
             }
             None => {
-                (domain_of(&parts.uri, &parts.headers).and_then(|name| snapshot.tenant_of_domain(&name).cloned()), true)
+                let domain = domain_of(&parts.uri, &parts.headers);
+                let view = domain.as_ref().and_then(|domain| snapshot.tenant_of_domain(domain).cloned());
+                if view.is_none() && domain.is_some_and(|domain| snapshot.is_quarantined_domain(&domain)) {
+                    return Err(out_of_service());
+                }
+                (view, true)
             }
         };
         view.map(|view| Self { view, by_domain }).ok_or_else(no_tenant)

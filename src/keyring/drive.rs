@@ -98,9 +98,11 @@ impl Keyrings {
     }
 
     pub(super) fn publish(&self, record: &TenantRecord) -> Result<(), StoreError> {
-        self.published
-            .publish(record)
-            .map_err(|bad| StoreError::Untrusted(format!("tenant {}: {bad}", record.tenant.id)))
+        let tenant = &record.tenant.id;
+        let published = self.published.publish(record);
+        published.map_err(|bad| StoreError::Untrusted(format!("tenant {tenant}: {bad}")))?;
+        self.quarantine.release(tenant.as_str());
+        Ok(())
     }
 
     /// What this process may do about the pending key.

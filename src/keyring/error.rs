@@ -175,12 +175,11 @@ impl From<StoreError> for Error {
         match error {
             StoreError::Conflict => Self::Aborted("another change came first; read it again and retry".to_owned()),
             StoreError::Taken { field } => Self::AlreadyExists(format!("{field} is taken by another tenant")),
-            StoreError::ReadOnly(_) | StoreError::Unavailable(_) | StoreError::Refused(_) => {
+            StoreError::ReadOnly(_) | StoreError::Unavailable(_) | StoreError::Refused(_) | StoreError::Damaged(_) => {
                 Self::Unavailable { part: Part::Store, cause: error.to_string() }
             }
             StoreError::Unsealed(_) => Self::Unavailable { part: Part::Token, cause: error.to_string() },
             StoreError::Untrusted(cause) => Self::Quarantined { cause },
-            StoreError::Damaged(cause) => Self::Internal(cause),
         }
     }
 }

@@ -41,6 +41,11 @@ impl Quarantine {
         self.entries().get(tenant).is_some_and(|entry| entry.looked.elapsed() < RETRY_EVERY)
     }
 
+    /// Those of whom nothing is in the store, believed or not, any more.
+    pub(super) fn gone(&self, is_there: impl Fn(&str) -> bool) -> Vec<String> {
+        self.entries().keys().filter(|tenant| !is_there(tenant)).cloned().collect()
+    }
+
     /// Everybody who is kept out, and why.
     pub(super) fn list(&self) -> BTreeMap<String, String> {
         self.entries().iter().map(|(tenant, entry)| (tenant.clone(), entry.problem.clone())).collect()

@@ -1,6 +1,6 @@
 //! The immutable view of all keyrings that this replica signs and publishes from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -15,8 +15,8 @@ use crate::token::KeyRef;
 pub struct Snapshot {
     tenants: HashMap<TenantId, Arc<TenantView>>,
     domains: HashMap<Domain, TenantId>,
-    /// Tenants whose records are not to be believed (R15).
-    quarantined: HashSet<TenantId>,
+    /// Tenants whose records are not to be believed (R15), and the domain that each was served on.
+    quarantined: HashMap<TenantId, Option<Domain>>,
 }
 
 /// One tenant: its record, what signs, and the documents that verifiers fetch.
@@ -111,14 +111,22 @@ impl Snapshot {
     #[must_use]
     pub fn quarantining(&self, id: &TenantId) -> Self {
         let mut snapshot = self.without(id);
-        snapshot.quarantined.insert(id.clone());
+        let served_on = self.domains.iter().find(|(_, tenant)| *tenant == id).map(|(domain, _)| domain.clone());
+        let known = self.quarantined.get(id).cloned().flatten();
+        snapshot.quarantined.insert(id.clone(), served_on.or(known));
         snapshot
     }
 
     /// Whether the tenant of this id is out of service, because its record is not to be believed.
     #[must_use]
     pub fn is_quarantined(&self, id: &TenantId) -> bool {
-        self.quarantined.contains(id)
+        self.quarantined.contains_key(id)
+    }
+
+    /// Whether a tenant that is out of service was served on this domain, as far as this process knows.
+    #[must_use]
+    pub fn is_quarantined_domain(&self, domain: &Domain) -> bool {
+        self.quarantined.values().any(|served_on| served_on.as_ref() == Some(domain))
     }
 
     /// This snapshot without one tenant.

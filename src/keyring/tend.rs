@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Keyrings};
 use crate::domain::rotation::{Plan, plan};
 use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
-use crate::store::{Damage, StoreError, TenantRecord};
+use crate::store::{Damage, StoreError, TenantRecord, TenantRevisions};
 
 /// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
 const TICK: Duration = Duration::from_secs(1);
@@ -119,6 +119,17 @@ impl Keyrings {
                 self.reload(id).await?;
             }
         }
+        let is_there = |name: &str| {
+            let by_name = |revisions: &TenantRevisions| revisions.tenant.as_str().cmp(name);
+            stored.tenants.binary_search_by(by_name).is_ok()
+                || stored.damaged.iter().any(|damage| damage.tenant == name)
+        };
+        for name in self.quarantine.gone(is_there) {
+            self.quarantine.release(&name);
+            if let Ok(id) = name.parse() {
+                self.published.withdraw(&id);
+            }
+        }
         self.published.confirm(asked);
         Ok(())
     }
@@ -154,7 +165,7 @@ impl Keyrings {
     fn publish_or_quarantine(&self, record: &TenantRecord) -> Result<(), StoreError> {
         let tenant = &record.tenant.id;
         match self.publish(record) {
-            Ok(()) => self.quarantine.release(tenant.as_str()),
+            Ok(()) => {}
             Err(StoreError::Untrusted(problem)) => self.keep_out(&Damage { tenant: tenant.to_string(), problem }),
             Err(error) => return Err(error),
         }

@@ -1,24 +1,21 @@
 //! What this replica has seen of the store, kept in a file of its own: an older state that is put back, a single row or the
 //! whole file, has whole seals, and only somebody who remembers can tell (R15).
 //!
-//! The file is a journal of JSON lines. A crash leaves the last line torn at most, and that one is passed over: what it told
-//! was not acknowledged. Octets are set aside at its end before a change is made, so that a full disk refuses the change
+//! The file is a journal of lines, each a JSON array of what was seen at once. A crash leaves the last line torn at most, and
+//! that one is passed over: what it told was not acknowledged. A file that tells nothing at all is not one that we made. Octets are set aside at its end before a change is made, so that a full disk refuses the change
 //! instead of losing the memory of it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Damage, StoreError};
 use crate::domain::{Algorithm, Revision, TenantId, Timestamp};
-use crate::tlog::Hash;
-
-/// Owner only, as the store.
-const FILE_MODE: u32 = 0o600;
+use crate::tlog::{Hash, Tip};
 
 /// Octets set aside before a change: a tenant with a keyring for each algorithm takes a tenth.
 const RESERVE_BYTES: u64 = 64 * 1024;
@@ -40,7 +37,7 @@ pub(super) enum Sight {
     /// That the tenant made at this time was removed.
     Removed { tenant: TenantId, create_time: Timestamp },
     /// Where the administration log ended.
-    Administration { size: u64, root: Hash },
+    Administration { tip: Tip },
 }
 
 /// A record as it is, for comparison with what was seen.
@@ -52,9 +49,6 @@ pub(super) struct Shown<'a> {
     pub(super) keyrings: Vec<(Algorithm, Revision, Hash)>,
 }
 
-/// The end of the administration log: how many records there were, and their root.
-pub(super) type LogEnd = (u64, Hash);
-
 /// The memory, and its file.
 #[derive(Debug)]
 pub(super) struct Witness {
@@ -63,13 +57,15 @@ pub(super) struct Witness {
     /// Octets of the file that are lines; what follows is set aside.
     used: u64,
     reserved: u64,
+    /// How long the journal may become.
+    compact_at: u64,
     seen: Seen,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     tenants: BTreeMap<TenantId, Tenancy>,
-    log_end: Option<LogEnd>,
+    log_end: Option<Tip>,
 }
 
 /// A tenant from its making to its removal.
@@ -90,46 +86,57 @@ struct Mark {
 }
 
 impl Witness {
-    /// Makes an empty memory. One that is there already must be empty, too.
+    /// Makes a memory of a store without anything in it. One that is there already must be such a one, too.
     pub(super) fn create(path: &Path) -> Result<(), StoreError> {
-        match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
-            Ok(file) => file.sync_all().map_err(|error| unusable(path, &error)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let empty = fs::metadata(path).map_err(|error| unusable(path, &error))?.len() == 0;
-                let text = format!("{} exists already and tells of another store; move it away", path.display());
-                if empty { Ok(()) } else { Err(StoreError::Refused(text)) }
-            }
-            Err(error) => Err(unusable(path, &error)),
+        if path.exists() {
+            let seen = Self::read(path)?;
+            let new = seen.tenants.is_empty() && seen.log_end.is_none_or(|tip| tip.size() == 0);
+            let text = format!("{} exists already and tells of another store; move it away", path.display());
+            return if new { Ok(()) } else { Err(StoreError::Refused(text)) };
         }
+        Self::write(path, &Seen { log_end: Some(Tip::default()), ..Seen::default() }).map(drop)
     }
 
     /// Reads the memory of the store.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let seen = Self::read(path)?;
+        if seen.log_end.is_none() {
+            return Err(forgotten(path, "is empty"));
+        }
+        let (file, used) = Self::write(path, &seen)?;
+        let compact_at = COMPACT_AT_BYTES.max(COMPACT_AT_TIMES * used);
+        Ok(Self { path: path.to_owned(), file, used, reserved: used, compact_at, seen })
+    }
+
+    /// A memory of nothing, for a store whose own is lost. It is kept at `path` from [`Witness::replace_with`] on.
+    pub(super) fn lost(path: &Path) -> Result<Self, StoreError> {
+        let file = tempfile::tempfile().map_err(|error| unusable(path, &error))?;
+        let (used, reserved, compact_at) = (0, 0, COMPACT_AT_BYTES);
+        Ok(Self { path: path.to_owned(), file, used, reserved, compact_at, seen: Seen::default() })
+    }
+
+    fn read(path: &Path) -> Result<Seen, StoreError> {
         let octets = fs::read(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError::Refused(format!(
-                "there is no {}, which remembers what this store was like; restore it, or, if the store is known to be \
-                 good, run `keyward accept-store`",
-                path.display()
-            )),
+            io::ErrorKind::NotFound => forgotten(path, "is not there"),
             _ => unusable(path, &error),
         })?;
         let mut seen = Seen::default();
+        let mut torn = false;
         for line in octets.split_inclusive(|octet| *octet == b'\n') {
+            // What was set aside, and a line without its end.
             let Some(line) = line.strip_suffix(b"\n") else { break };
-            let sight = serde_json::from_slice(line).map_err(|error| {
-                StoreError::Refused(format!("{} has a line that is none of ours: {error}", path.display()))
-            })?;
-            seen.apply(&sight);
+            if torn {
+                return Err(forgotten(path, "has a line in the middle that is none of ours"));
+            }
+            match serde_json::from_slice::<Vec<Sight>>(line) {
+                Ok(sights) => sights.iter().for_each(|sight| seen.apply(sight)),
+                Err(_) => torn = true,
+            }
         }
-        Self::write(path, seen)
+        Ok(seen)
     }
 
-    /// A memory of nothing, in place of whatever stands at `path`.
-    pub(super) fn anew(path: &Path) -> Result<Self, StoreError> {
-        Self::write(path, Seen::default())
-    }
-
-    fn write(path: &Path, seen: Seen) -> Result<Self, StoreError> {
+    fn write(path: &Path, seen: &Seen) -> Result<(File, u64), StoreError> {
         let write = || -> io::Result<(File, u64)> {
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let mut draft = tempfile::Builder::new().prefix(".keyward-witness-").tempfile_in(directory)?;
@@ -140,8 +147,7 @@ impl Witness {
             File::open(directory)?.sync_all()?;
             Ok((file, lines.len() as u64))
         };
-        let (file, used) = write().map_err(|error| unusable(path, &error))?;
-        Ok(Self { path: path.to_owned(), file, used, reserved: used, seen })
+        write().map_err(|error| unusable(path, &error))
     }
 
     /// What is new in a record, or why it is not to be believed.
@@ -150,7 +156,7 @@ impl Witness {
         let mut news = Vec::new();
         let tenancy = self.seen.tenants.get(shown.tenant);
         if tenancy.is_some_and(|tenancy| tenancy.outlives(shown.create_time)) {
-            return Err(format!("{row}: it was deleted, and an old record of it was put back"));
+            return Err(format!("{row}: it was deleted, and an old record of it was put back; {IF_ON_PURPOSE}"));
         }
         let tenancy = tenancy.filter(|tenancy| tenancy.create_time == shown.create_time);
         if is_news(tenancy.and_then(|tenancy| tenancy.record), shown.revision, shown.hash, &row)? {
@@ -202,8 +208,8 @@ impl Witness {
     }
 
     /// Where the administration log ended when it was last looked at.
-    pub(super) fn log_end(&self) -> Option<LogEnd> {
-        self.seen.log_end
+    pub(super) fn log_end(&self) -> Option<&Tip> {
+        self.seen.log_end.as_ref()
     }
 
     /// Sets octets aside for what a change will have to be remembered by.
@@ -222,10 +228,10 @@ impl Witness {
 
     /// Takes a store that was put back as it is: what it says is what was seen from now on.
     pub(super) fn replace_with(&mut self, sights: &[Sight]) -> Result<(), StoreError> {
-        let mut seen = std::mem::take(&mut self.seen);
-        seen.log_end = None;
+        let mut seen = Seen { log_end: None, ..std::mem::take(&mut self.seen) };
         sights.iter().for_each(|sight| seen.apply(sight));
-        *self = Self::write(&self.path, seen)?;
+        (self.file, self.used) = Self::write(&self.path, &seen)?;
+        (self.reserved, self.seen) = (self.used, seen);
         Ok(())
     }
 
@@ -234,28 +240,31 @@ impl Witness {
         if sights.is_empty() {
             return Ok(());
         }
-        let mut lines = Vec::new();
-        for sight in sights {
-            // In memory in any case: a disk that is full must not make this process forget.
-            self.seen.apply(sight);
-            write_line(&mut lines, sight)?;
-        }
-        if let Err(error) = self.file.write_all_at(&lines, self.used).and_then(|()| self.file.sync_data()) {
+        // In memory in any case: a disk that is full must not make this process forget.
+        sights.iter().for_each(|sight| self.seen.apply(sight));
+        let mut line = Vec::new();
+        write_line(&mut line, sights)?;
+        if let Err(error) = self.file.write_all_at(&line, self.used).and_then(|()| self.file.sync_data()) {
             // Nothing of it may stand behind what is written next.
             self.file.set_len(self.used)?;
             self.reserved = self.used;
             return Err(error);
         }
-        self.used += lines.len() as u64;
+        self.used += line.len() as u64;
         self.reserved = self.reserved.max(self.used);
-        if self.used > COMPACT_AT_BYTES && self.used > COMPACT_AT_TIMES * self.seen.lines()?.len() as u64 {
-            let seen = std::mem::take(&mut self.seen);
-            match Self::write(&self.path, seen) {
-                Ok(written) => *self = written,
-                Err(error) => return Err(io::Error::other(error)),
-            }
+        if self.used > self.compact_at {
+            self.compact();
         }
         Ok(())
+    }
+
+    /// Writes the journal anew without what later lines have overtaken. It can wait: a failure leaves everything as it is.
+    fn compact(&mut self) {
+        match Self::write(&self.path, &self.seen) {
+            Ok((file, used)) => (self.file, self.used, self.reserved) = (file, used, used),
+            Err(error) => tracing::warn!(%error, "the memory of the store was not made shorter"),
+        }
+        self.compact_at = COMPACT_AT_BYTES.max(COMPACT_AT_TIMES * self.used);
     }
 }
 
@@ -304,9 +313,9 @@ impl Seen {
                 let gone = Tenancy { create_time, leaving: true, removed: true, record: None, keyrings };
                 self.tenants.insert(tenant.clone(), gone);
             }
-            Sight::Administration { size, root } => {
-                if self.log_end.is_none_or(|(seen, _)| seen < *size) {
-                    self.log_end = Some((*size, *root));
+            Sight::Administration { tip } => {
+                if self.log_end.as_ref().is_none_or(|seen| seen.size() < tip.size()) {
+                    self.log_end = Some(tip.clone());
                 }
             }
         }
@@ -318,29 +327,29 @@ impl Seen {
         for (tenant, Tenancy { create_time, leaving, removed, record, keyrings }) in &self.tenants {
             let (tenant, create_time) = (tenant.clone(), *create_time);
             if *removed {
-                write_line(&mut lines, &Sight::Removed { tenant, create_time })?;
+                write_line(&mut lines, &[Sight::Removed { tenant, create_time }])?;
                 continue;
             }
             if let Some(Mark { revision, hash }) = *record {
-                write_line(&mut lines, &Sight::Tenant { tenant: tenant.clone(), create_time, revision, hash })?;
+                write_line(&mut lines, &[Sight::Tenant { tenant: tenant.clone(), create_time, revision, hash }])?;
             }
             for (algorithm, Mark { revision, hash }) in keyrings {
                 let (algorithm, revision, hash) = (*algorithm, *revision, *hash);
-                write_line(&mut lines, &Sight::Keyring { tenant: tenant.clone(), algorithm, revision, hash })?;
+                write_line(&mut lines, &[Sight::Keyring { tenant: tenant.clone(), algorithm, revision, hash }])?;
             }
             if *leaving {
-                write_line(&mut lines, &Sight::Leaving { tenant, create_time })?;
+                write_line(&mut lines, &[Sight::Leaving { tenant, create_time }])?;
             }
         }
-        if let Some((size, root)) = self.log_end {
-            write_line(&mut lines, &Sight::Administration { size, root })?;
+        if let Some(tip) = self.log_end.clone() {
+            write_line(&mut lines, &[Sight::Administration { tip }])?;
         }
         Ok(lines)
     }
 }
 
-fn write_line(lines: &mut Vec<u8>, sight: &Sight) -> io::Result<()> {
-    serde_json::to_writer(&mut *lines, sight)?;
+fn write_line(lines: &mut Vec<u8>, sights: &[Sight]) -> io::Result<()> {
+    serde_json::to_writer(&mut *lines, sights)?;
     lines.push(b'\n');
     Ok(())
 }
@@ -355,18 +364,31 @@ fn raise(mark: &mut Option<Mark>, revision: Revision, hash: Hash) {
 fn is_news(mark: Option<Mark>, revision: Revision, hash: Hash, row: &str) -> Result<bool, String> {
     let Some(mark) = mark else { return Ok(true) };
     if revision < mark.revision {
-        let problem = format!("{row}: it was put back to revision {revision}; {} was seen already", mark.revision);
+        let seen = mark.revision;
+        let problem =
+            format!("{row}: it was put back to revision {revision}, and {seen} was seen already; {IF_ON_PURPOSE}");
         return Err(problem);
     }
     if revision == mark.revision && hash != mark.hash {
-        return Err(format!("{row}: it is another revision {revision} than the one that was seen"));
+        return Err(format!("{row}: it is another revision {revision} than the one that was seen; {IF_ON_PURPOSE}"));
     }
     Ok(revision > mark.revision)
 }
 
+/// What is to be done about a state that is not the latest.
+pub(super) const IF_ON_PURPOSE: &str = "if a backup was put back on purpose, `keyward accept-store` takes it as it is";
+
+fn forgotten(path: &Path, what: &str) -> StoreError {
+    StoreError::Refused(format!(
+        "{}, which remembers what this store was like, {what}; restore it, or, if the store is known to be good, run \
+         `keyward accept-store`",
+        path.display()
+    ))
+}
+
 /// What is wrong where a tenant's record is not there.
 pub(super) fn gone(tenant: &TenantId) -> String {
-    format!("tenant {tenant}: its record is gone, and nobody deleted it through Keyward")
+    format!("tenant {tenant}: its record is gone, and nobody deleted it through Keyward; {IF_ON_PURPOSE}")
 }
 
 fn unusable(path: &Path, error: &io::Error) -> StoreError {

@@ -97,6 +97,9 @@ async fn an_edited_record_is_not_believed_and_the_others_are() {
         "delete from keyring where tenant = 'acme' and algorithm = 'EdDSA'",
         "delete from keyring where tenant = 'acme'; delete from tenant where id = 'acme'",
         "update keyring set tenant = 'evil' where tenant = 'acme'; update tenant set id = 'evil' where id = 'acme'",
+        // Octets that are no text.
+        "update tenant set document = cast(x'ff' as text) || document, revision = revision + 1 where id = 'acme'",
+        "update keyring set document = cast(x'ff' as text), revision = revision + 1 where tenant = 'acme'",
     ];
     for edit in edits {
         let place = Place::prepare().await;
@@ -193,7 +196,7 @@ async fn a_crash_between_a_removal_and_its_memory_is_no_theft() {
     store.commit(&remove).await.unwrap();
     store.close().await;
     let noted = fs::read_to_string(&witness).unwrap();
-    let end = noted.find("{\"seen\":\"removed\"").expect("the removal was noted");
+    let end = noted.find("[{\"seen\":\"removed\"").expect("the removal was noted");
     fs::write(&witness, &noted[..end]).unwrap();
     assert_eq!(place.believed().await, (vec!["other".to_owned()], vec![]));
     // An id that is free again is used again.
@@ -215,18 +218,27 @@ async fn what_was_seen_is_remembered_over_crashes_and_torn_lines() {
     let witness = witness_of(&place.path());
     let whole = fs::read(&witness).unwrap();
     let lines = whole.iter().filter(|octet| **octet == b'\n').count();
-    assert!(lines >= 7, "two tenants, four keyrings and the log: {lines}");
+    assert!(lines >= 2, "what was there at the start, and a change: {lines}");
     // What a crash in the middle of a line leaves behind it.
-    fs::write(&witness, [&whole[..], b"{\"seen\":\"tenant\",\"ten"].concat()).unwrap();
-    assert_eq!(place.believed().await.0, ["acme", "other"]);
+    for torn in [&b"[{\"seen\":\"tenant\",\"ten"[..], b"\0\0\0\0\0\0ision\":7}]\n", b"\0\0\0\0"] {
+        fs::write(&witness, [&whole[..], torn].concat()).unwrap();
+        assert_eq!(place.believed().await.0, ["acme", "other"]);
+    }
     // A newer store than the memory of it is one that a crash came between.
     let remembered = fs::read(&witness).unwrap();
     place.change_acme().await;
     fs::write(&witness, remembered).unwrap();
     assert_eq!(place.believed().await.0, ["acme", "other"]);
-    fs::remove_file(&witness).unwrap();
-    let outcome = open(&place.path()).await;
-    assert!(matches!(&outcome, Err(StoreError::Refused(text)) if text.contains("accept-store")), "{outcome:?}");
+    // A memory that is empty, or broken in the middle, is none.
+    let broken = [b"[{}]\n", &whole[..]].concat();
+    for lost in [Some(&b""[..]), Some(&broken[..]), None] {
+        match lost {
+            Some(octets) => fs::write(&witness, octets).unwrap(),
+            None => fs::remove_file(&witness).unwrap(),
+        }
+        let outcome = open(&place.path()).await;
+        assert!(matches!(&outcome, Err(StoreError::Refused(text)) if text.contains("accept-store")), "{outcome:?}");
+    }
 }
 
 #[tokio::test]
@@ -287,6 +299,69 @@ async fn a_restored_store_holds_once_it_is_accepted() {
     assert_eq!(place.believed().await.0, Vec::<String>::new());
 }
 
+/// A store whose memory is lost is taken as it is, and what was there before does not come back either.
+#[tokio::test]
+async fn a_store_is_accepted_without_its_memory() {
+    let place = Place::prepare().await;
+    place.edit("create table kept as select * from keyring where tenant = 'acme'").await;
+    // Its end brings the log of SQLite into the file.
+    place.open().await.close().await;
+    let yesterday = place.copy();
+    place.change_acme().await;
+    let given_up = place.copy();
+    fs::write(place.path(), yesterday).unwrap();
+    fs::remove_file(witness_of(&place.path())).unwrap();
+    let unlooked = SqliteStore::restore(&place.path(), guard(&place.path()), None).await;
+    assert!(matches!(unlooked, Err(StoreError::Refused(_))), "{unlooked:?}");
+
+    // One that fails leaves no memory: the next start must not believe what nobody has accepted.
+    struct Away;
+    #[async_trait::async_trait]
+    impl keyward::store::Seals for Away {
+        async fn seal(&self, _: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, String> {
+            Err("the token is away".to_owned())
+        }
+        fn holds(&self, message: &[u8], seal: &[u8]) -> bool {
+            Word("sesame").holds(message, seal)
+        }
+    }
+    let accept = || Some(Event::new(now(), "accept_store", &Caller::timer()));
+    let away = Guard { seals: Arc::new(Away), witness: witness_of(&place.path()) };
+    SqliteStore::restore(&place.path(), away, accept()).await.unwrap_err();
+    assert!(matches!(open(&place.path()).await, Err(StoreError::Refused(_))));
+
+    SqliteStore::restore(&place.path(), guard(&place.path()), accept()).await.unwrap();
+    assert_eq!(place.believed().await.0, ["acme", "other"]);
+    let accepted = place.copy();
+    fs::write(place.path(), given_up).unwrap();
+    assert_eq!(place.believed().await.0, Vec::<String>::new());
+    fs::write(place.path(), accepted).unwrap();
+    place.edit("delete from keyring where tenant = 'acme'; insert into keyring select * from kept").await;
+    assert_eq!(place.believed().await.0, ["other"]);
+}
+
+/// A log in which other records stand than those that were seen does not grow, be it longer than it was.
+#[tokio::test]
+async fn a_rewritten_log_that_grew_is_noticed() {
+    let place = Place::prepare().await;
+    let mut tip = keyward::tlog::Tip::default();
+    let forged: Vec<String> =
+        (0..4).map(|_| String::from_utf8(tip.append(&event("nothing", "acme"))).unwrap()).collect();
+    let mut shell = shell(&place.path()).await;
+    shell.execute(raw_sql("delete from audit_event")).await.unwrap();
+    for (position, record) in (0_i64..).zip(forged) {
+        let insert = sqlx::query("insert into audit_event (position, tenant, record) values (?1, 'acme', ?2)");
+        insert.bind(position).bind(record).execute(&mut shell).await.unwrap();
+    }
+    let update = sqlx::query("update meta set log_tip = ?1").bind(serde_json::to_string(&tip).unwrap());
+    update.execute(&mut shell).await.unwrap();
+    drop(shell);
+    let store = place.open().await;
+    assert!(matches!(store.probe().await, Err(StoreError::Damaged(_))));
+    let outcome = store.commit(&Change { events: vec![event("a", "other")], ..Change::default() }).await;
+    assert!(matches!(outcome, Err(StoreError::Damaged(_))), "{outcome:?}");
+}
+
 /// Documents written and sealed before a member was there are read.
 #[tokio::test]
 async fn documents_of_an_earlier_version_are_read() {
@@ -324,8 +399,12 @@ async fn documents_of_an_earlier_version_are_read() {
     let update = sqlx::query("update keyring set document = ?1, seal = ?2 where tenant = 'acme' and algorithm = ?3");
     let algorithm = record.keyrings[0].algorithm.to_string();
     update.bind(keyring).bind(keyring_seal).bind(algorithm).execute(&mut shell).await.unwrap();
-    // The memory is of other documents.
-    fs::write(witness_of(&place.path()), "").unwrap();
+    // The memory is of other documents: it knows the log alone.
+    let remembered = fs::read_to_string(witness_of(&place.path())).unwrap();
+    let of_the_log = remembered.rfind("{\"seen\":\"administration\"").expect("it is there");
+    let end = of_the_log + remembered[of_the_log..].find(']').expect("an array of peaks") + 1;
+    let end = end + remembered[end..].find(']').expect("the end of the line");
+    fs::write(witness_of(&place.path()), format!("[{}]\n", &remembered[of_the_log..end])).unwrap();
 
     let read = place.open().await.load(&id("acme")).await.unwrap().unwrap();
     assert_eq!(read, record);

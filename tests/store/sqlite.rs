@@ -261,7 +261,7 @@ async fn a_file_that_init_did_not_make_is_refused_untouched() {
     damage(open(&path).await);
     query("pragma application_id = 1264941431").execute(&mut other).await.unwrap();
     other.close().await.unwrap();
-    fs::write(witness_of(&path), "").unwrap();
+    SqliteStore::create(&directory.path().join("aside.db"), &binding(), &witness_of(&path)).await.unwrap();
     damage(open(&path).await);
 }
 

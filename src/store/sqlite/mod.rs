@@ -211,7 +211,8 @@ impl Store for SqliteStore {
         self.binding().await?;
         {
             let witness = self.witness.read().await;
-            write::goes_on(&self.read_tip().await?, witness.log_end())?;
+            let mut connection = self.readers.acquire().await.map_err(store_error)?;
+            write::goes_on(&mut connection, &self.read_tip().await?, witness.log_end()).await?;
         }
         self.write(write::Work::probe()).await
     }

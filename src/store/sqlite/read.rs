@@ -7,7 +7,7 @@ use super::error::store_error;
 use crate::domain::{Algorithm, TenantId};
 use crate::store::record::{self, KeyringRow, TenantRow};
 use crate::store::witness::{self, Shown, Sight, Witness};
-use crate::store::{Damage, EventPage, Loaded, Revisions, Seals, Start, StoreError, TenantRecord};
+use crate::store::{Damage, EventPage, Loaded, Revisions, Seals, Start, StoreError, TenantRecord, TenantRevisions};
 use crate::tlog::{Hash, leaf_hash};
 
 /// A tenant's rows, as they stand there.
@@ -34,7 +34,8 @@ pub(super) async fn tenant(
         let gone = || StoreError::Untrusted(witness::gone(tenant));
         return if witness.expects(tenant) { Err(gone()) } else { Ok(None) };
     }
-    believe(Rows::read(&rows)?, seals, witness).map(Some)
+    let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
+    believe(rows, seals, witness).map(Some)
 }
 
 /// Every tenant, and what is new of them.
@@ -70,7 +71,19 @@ pub(super) async fn every(pool: &SqlitePool) -> Result<Vec<(String, Result<Rows,
          from tenant t left join keyring k on k.tenant = t.id order by t.id",
     );
     let rows = rows.fetch_all(pool).await.map_err(store_error)?;
-    Ok(of_tenants(&rows).map(|(id, rows)| (id, Rows::read(rows))).collect())
+    let read = of_tenants(&rows).map(|(id, rows)| {
+        let read = Rows::read(rows).map_err(|error| of_tenant(&id, error));
+        (id, read)
+    });
+    Ok(read.collect())
+}
+
+/// What cannot be read of one tenant's rows is that tenant's trouble.
+fn of_tenant(id: &str, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Damaged(text) => StoreError::Untrusted(format!("tenant {id}: {text}")),
+        other => other,
+    }
 }
 
 pub(super) async fn revisions(pool: &SqlitePool, witness: &Witness) -> Result<Revisions, StoreError> {
@@ -82,13 +95,7 @@ pub(super) async fn revisions(pool: &SqlitePool, witness: &Witness) -> Result<Re
     let mut read = Revisions::default();
     let mut present = Vec::new();
     for (id, rows) in of_tenants(&rows) {
-        let mut keyrings = Vec::new();
-        for row in rows {
-            if let Some(algorithm) = column(row, "algorithm")? {
-                keyrings.push((algorithm, column(row, "keyring_revision")?));
-            }
-        }
-        match record::revisions(&id, column(&rows[0], "revision")?, keyrings) {
+        match read_revisions(&id, rows).map_err(|error| of_tenant(&id, error)) {
             Ok(revisions) => read.tenants.push(revisions),
             Err(StoreError::Untrusted(problem)) => read.damaged.push(Damage { tenant: id.clone(), problem }),
             Err(other) => return Err(other),
@@ -102,15 +109,25 @@ pub(super) async fn revisions(pool: &SqlitePool, witness: &Witness) -> Result<Re
     Ok(read)
 }
 
+fn read_revisions(id: &str, rows: &[SqliteRow]) -> Result<TenantRevisions, StoreError> {
+    let mut keyrings = Vec::new();
+    for row in rows {
+        if let Some(algorithm) = column(row, "algorithm")? {
+            keyrings.push((algorithm, column(row, "keyring_revision")?));
+        }
+    }
+    record::revisions(id, column(&rows[0], "revision")?, keyrings)
+}
+
 pub(super) async fn events(pool: &SqlitePool, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
     let (statement, place) = match page.start {
         Start::Newest(before) => (
-            "select record from audit_event where position < ?1 and (?2 is null or tenant = ?2) \
+            "select cast(record as blob) as record from audit_event where position < ?1 and (?2 is null or tenant = ?2) \
              order by position desc limit ?3",
             before.unwrap_or(u64::MAX),
         ),
         Start::Oldest(from) => (
-            "select record from audit_event where position >= ?1 and (?2 is null or tenant = ?2) \
+            "select cast(record as blob) as record from audit_event where position >= ?1 and (?2 is null or tenant = ?2) \
              order by position limit ?3",
             from,
         ),
@@ -122,7 +139,7 @@ pub(super) async fn events(pool: &SqlitePool, page: &EventPage) -> Result<Vec<Ve
         .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    rows.iter().map(|row| column::<String>(row, "record").map(String::into_bytes)).collect()
+    rows.iter().map(|row| column(row, "record")).collect()
 }
 
 impl Rows {

@@ -13,12 +13,12 @@ use crate::domain::{Event, TenantId, Timestamp};
 use crate::store::record::{KeyringRow, TenantRow};
 use crate::store::witness::{Sight, Witness};
 use crate::store::{Damage, Seals, StoreError, TenantRecord};
-use crate::tlog::{Hash, leaf_hash};
+use crate::tlog::{Hash, Tip, leaf_hash};
 
 /// What a store that is put back differs in from what was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// Tenants whose records are older than what was seen, and hold for now on.
+    /// Tenants whose records are older than what was seen, or of which nothing is known any more; they hold from now on.
     pub older: Vec<TenantId>,
     /// Tenants that were deleted since, and are removed again.
     pub deleted: Vec<TenantId>,
@@ -49,33 +49,31 @@ impl SqliteStore {
     /// call again finishes the memory of it.
     pub async fn restore(path: &Path, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
         let place = Place::occupied(path)?;
-        let forgotten = !guard.witness.exists();
-        if forgotten && accept.is_none() {
-            return Err(StoreError::Refused(format!(
-                "there is no {}, so that nothing is known of what this store was like",
-                guard.witness.display()
-            )));
-        }
-        let witness = if forgotten { Witness::anew(&guard.witness)? } else { Witness::open(&guard.witness)? };
+        let (witness, forgotten) = match Witness::open(&guard.witness) {
+            Ok(witness) => (witness, false),
+            // What the store was like is not known any more: all of it is taken anew.
+            Err(StoreError::Refused(_)) if accept.is_some() => (Witness::lost(&guard.witness)?, true),
+            Err(error) => return Err(error),
+        };
         let store = Self::connect(place, Arc::clone(&guard.seals), witness).await?;
-        let outcome = store.accept(accept).await;
+        let outcome = store.accept(accept, forgotten).await;
         store.close().await;
         outcome
     }
 
-    async fn accept(&self, accept: Option<Event>) -> Result<Restored, StoreError> {
+    async fn accept(&self, accept: Option<Event>, forgotten: bool) -> Result<Restored, StoreError> {
         let mut witness = self.witness.write().await;
         let tip = self.read_tip().await?;
         let mut restored =
-            Restored { log: (tip.size(), witness.log_end().map_or(0, |(size, _)| size)), ..Restored::default() };
+            Restored { log: (tip.size(), witness.log_end().map_or(0, Tip::size)), ..Restored::default() };
         let (mut renewed, mut sights) = (Vec::new(), Vec::new());
         let mut present = Vec::new();
         for (id, rows) in read::every(&self.readers).await? {
             match rows.and_then(|rows| rows.decode(&*self.seals)) {
                 Ok((record, hash, hashes)) => match witness.compare(&shown(&record, hash, &hashes)) {
-                    Ok(news) => sights.extend(news),
+                    Ok(news) if !forgotten => sights.extend(news),
                     Err(_) if witness.has_removed(&record.tenant.id) => restored.deleted.push(record.tenant.id),
-                    Err(_) => {
+                    _ => {
                         restored.older.push(record.tenant.id.clone());
                         let since = witness.create_time(&record.tenant.id);
                         renewed.push(renew(record, since, &*self.seals).await?);
@@ -113,8 +111,8 @@ impl SqliteStore {
             sights.extend(new);
         }
         let event = Event { detail: restored.to_string(), ..event };
-        let (size, root) = write::append(&mut transaction, &[event], None).await?;
-        sights.push(Sight::Administration { size, root });
+        let tip = write::append(&mut transaction, &[event], None).await?;
+        sights.push(Sight::Administration { tip });
         transaction.commit().await.map_err(store_error)?;
         witness.replace_with(&sights)?;
         Ok(restored)

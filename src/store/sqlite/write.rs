@@ -10,7 +10,7 @@ use super::place::Anchor;
 use super::read::column;
 use crate::domain::{Event, Revision, TenantId, Timestamp};
 use crate::store::record::{self, KeyringRow, TenantRow};
-use crate::store::witness::{LogEnd, Sight, Witness};
+use crate::store::witness::{IF_ON_PURPOSE, Sight, Witness};
 use crate::store::{Change, Seals, StoreError};
 use crate::tlog::{Tip, leaf_hash};
 
@@ -103,7 +103,7 @@ impl Work {
     fn steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         if self.probe {
-            steps.push(Step { statement: query("update meta set probes = probes + 1"), missed: None });
+            steps.push(Step { statement: query("update meta set probes = (probes & 65535) + 1"), missed: None });
         }
         if let Some((tenant, revision)) = self.remove.take() {
             let remove_keyrings = query("delete from keyring where tenant = ?1").bind(tenant.to_string());
@@ -218,8 +218,8 @@ async fn transaction(
         }
     }
     if !work.events.is_empty() {
-        let (size, root) = append(&mut transaction, &work.events, witness.log_end()).await?;
-        sights.push(Sight::Administration { size, root });
+        let tip = append(&mut transaction, &work.events, witness.log_end()).await?;
+        sights.push(Sight::Administration { tip });
     }
     // Last, so that as little as possible can happen between this look and the commit.
     anchor.check()?;
@@ -239,11 +239,11 @@ fn not_remembered(error: std::io::Error) -> StoreError {
 pub(super) async fn append(
     connection: &mut SqliteConnection,
     events: &[Event],
-    seen: Option<LogEnd>,
-) -> Result<LogEnd, StoreError> {
+    seen: Option<&Tip>,
+) -> Result<Tip, StoreError> {
     let row = query("select log_tip from meta").fetch_one(&mut *connection).await.map_err(store_error)?;
     let mut tip = parse_tip(&column::<String>(&row, "log_tip")?)?;
-    goes_on(&tip, seen)?;
+    goes_on(connection, &tip, seen).await?;
     for event in events {
         let position = i64::try_from(tip.size()).map_err(|_| StoreError::Damaged("the log is full".to_owned()))?;
         let record = String::from_utf8(tip.append(event)).expect("JSON is UTF-8");
@@ -257,20 +257,39 @@ pub(super) async fn append(
     }
     let changed = query("update meta set log_tip = ?1").bind(tip_text(&tip));
     changed.execute(&mut *connection).await.map_err(store_error)?;
-    Ok((tip.size(), tip.root()))
+    Ok(tip)
 }
 
-/// Sees that the log ends where it ended when it was last looked at, or later.
-pub(super) fn goes_on(tip: &Tip, seen: Option<LogEnd>) -> Result<(), StoreError> {
-    match seen {
-        Some((size, root)) if tip.size() < size || (tip.size() == size && tip.root() != root) => {
-            Err(StoreError::Damaged(format!(
-                "the administration log was put back or rewritten: it has {} records, and {size} were seen",
-                tip.size()
-            )))
+/// Sees that the log ends where it ended when it was last looked at, or that it has grown from there.
+pub(super) async fn goes_on(
+    connection: &mut SqliteConnection,
+    tip: &Tip,
+    seen: Option<&Tip>,
+) -> Result<(), StoreError> {
+    let Some(seen) = seen.filter(|seen| *seen != tip) else { return Ok(()) };
+    let mut followed = seen.clone();
+    if tip.size() > seen.size() {
+        // Only after a crash, or behind another replica.
+        let rows = query(
+            "select cast(record as blob) as record from audit_event where position >= ?1 order by position limit ?2",
+        );
+        let position = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let rows = rows.bind(position(seen.size())).bind(position(tip.size() - seen.size()));
+        for row in rows.fetch_all(connection).await.map_err(store_error)? {
+            if followed.follow(&column::<Vec<u8>>(&row, "record")?).is_err() {
+                break;
+            }
         }
-        _ => Ok(()),
     }
+    if followed == *tip {
+        return Ok(());
+    }
+    Err(StoreError::Damaged(format!(
+        "the administration log was put back or rewritten: it has {} records that do not go on from the {} that were \
+         seen; {IF_ON_PURPOSE}",
+        tip.size(),
+        seen.size()
+    )))
 }
 
 /// The end of a log as its column holds it.
