@@ -30,7 +30,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Makes the store, binds it to the token, and makes the service key and the file that pins it. Touches nothing that exists.
+    /// Makes the store, its witness file, the service key and the file that pins it. Touches nothing that exists.
     Init {
         #[command(flatten)]
         config: ConfigFile,
@@ -43,16 +43,18 @@ enum Command {
         #[arg(long)]
         announce: bool,
     },
-    /// Shows in what the store differs from what this replica has seen of it, after a backup was put back; with --confirm, takes
-    /// it as it is. No service may run on it.
+    /// Says how a store that was put back from a backup differs from what was seen of it; with --confirm, makes it hold.
+    ///
+    /// Stop the service first. Records that somebody edited do not hold with --confirm either: they stay in quarantine.
     AcceptStore {
         #[command(flatten)]
         config: ConfigFile,
-        /// Takes the store as it is, seals it anew, and says so in the administration log.
+        /// Makes the older records hold, with new seals; forgets tenants that are not there; removes those that were deleted
+        /// since; and says so in the administration log. Without it nothing is changed.
         #[arg(long)]
         confirm: bool,
     },
-    /// Tells all problems of a configuration at once, and what the token can do.
+    /// Tells all problems of a configuration at once, and which algorithms the token has. Logs in to the token once.
     Check {
         #[command(flatten)]
         config: ConfigFile,
@@ -171,12 +173,25 @@ fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
     let restored = runtime()?.block_on(setup::restore(config, &token, event));
     token.close();
     let restored = restored.map_err(|error| error.to_string())?;
-    println!("{restored}");
+    let (records, seen) = restored.log;
+    println!("administration log: {records} records, and {seen} were seen");
+    for (tenants, what) in [
+        (&restored.older, "is older than what was seen"),
+        (&restored.deleted, "was deleted since"),
+        (&restored.missing, "was seen, and is not in the store"),
+    ] {
+        tenants.iter().for_each(|tenant| println!("{tenant}: {what}"));
+    }
     for damage in &restored.damaged {
-        println!("stays in quarantine: {}", damage.problem);
+        println!("{}: stays in quarantine: {}", damage.tenant, damage.problem);
     }
     if !confirm {
         println!("nothing was changed; with --confirm the store holds as it is");
+    } else if records < seen {
+        println!(
+            "the checkpoints of the administration log are of the one that was given up: move {} away, and keep it",
+            config.audit.log.directory.join("checkpoints-administration.jsonl").display()
+        );
     }
     Ok(())
 }

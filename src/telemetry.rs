@@ -59,6 +59,11 @@ fn describe() {
     );
     describe_gauge!("keyward_ready", "1: this part is well");
     describe_gauge!("keyward_tenants_quarantined", "Tenants whose records are not believed");
+    describe_gauge!("keyward_jwks_usable", "0: the issuer's URL gives no keys; the last ones stay for a time");
+    describe_gauge!("keyward_audit_writable", "0: the log of calls cannot be written");
+    describe_counter!("keyward_audit_events_lost_total", "Calls that no record tells of");
+    describe_counter!("keyward_audit_refusals_not_recorded_total", "Refused calls that came too fast to be recorded");
+    describe_counter!("keyward_audit_checkpoint_failures_total", "Checkpoints of audit logs that could not be made");
 }
 
 /// What is not as it should be and yet no reason to take the service out of use, by the configuration key that it is about.

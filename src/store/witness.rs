@@ -105,7 +105,7 @@ impl Witness {
         let octets = fs::read(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => StoreError::Refused(format!(
                 "there is no {}, which remembers what this store was like; restore it, or, if the store is known to be \
-                 good, run `keyward accept-store`",
+                 good, run `keyward accept-store --confirm`",
                 path.display()
             )),
             _ => unusable(path, &error),

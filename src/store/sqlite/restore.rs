@@ -52,7 +52,8 @@ impl SqliteStore {
         let forgotten = !guard.witness.exists();
         if forgotten && accept.is_none() {
             return Err(StoreError::Refused(format!(
-                "there is no {}, so that nothing is known of what this store was like",
+                "there is no {}, so that nothing is known of what this store was like; restore it, or, if the store is \
+                 known to be good, confirm",
                 guard.witness.display()
             )));
         }
