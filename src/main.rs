@@ -1,9 +1,6 @@
 //! The command line: flags, and the wiring of the parts.
 
-#[path = "main/audit.rs"]
-mod audit;
-
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +16,18 @@ use keyward::setup;
 use keyward::token::Pkcs11Token;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Prints a line for whoever ran the command. A reader that goes away, such as `head`, ends the command without a word.
+macro_rules! say {
+    ($($text:tt)*) => {
+        if writeln!(std::io::stdout(), $($text)*).is_err() {
+            std::process::exit(1);
+        }
+    };
+}
+
+#[path = "main/audit.rs"]
+mod audit;
 
 /// Signing keys on a PKCS#11 token: issuers sign over gRPC, verifiers fetch the JWKS.
 #[derive(Parser)]
@@ -174,21 +183,21 @@ fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
     token.close();
     let restored = restored.map_err(|error| error.to_string())?;
     let (records, seen) = restored.log;
-    println!("administration log: {records} records, and {seen} were seen");
+    say!("administration log: {records} records, and {seen} were seen");
     for (tenants, what) in [
         (&restored.older, "is older than what was seen"),
         (&restored.deleted, "was deleted since"),
         (&restored.missing, "was seen, and is not in the store"),
     ] {
-        tenants.iter().for_each(|tenant| println!("{tenant}: {what}"));
+        tenants.iter().for_each(|tenant| say!("{tenant}: {what}"));
     }
     for damage in &restored.damaged {
-        println!("{}: stays in quarantine: {}", damage.tenant, damage.problem);
+        say!("{}: stays in quarantine: {}", damage.tenant, damage.problem);
     }
     if !confirm {
-        println!("nothing was changed; with --confirm the store holds as it is");
+        say!("nothing was changed; with --confirm the store holds as it is");
     } else if records < seen {
-        println!(
+        say!(
             "the checkpoints of the administration log are of the one that was given up: move {} away, and keep it",
             config.audit.log.directory.join("checkpoints-administration.jsonl").display()
         );
@@ -201,10 +210,10 @@ fn check(config: &Config) -> Result<(), Failure> {
     let identity = token.identity().clone();
     let support = token.mechanisms();
     token.close();
-    println!("configuration: ok");
-    println!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
+    say!("configuration: ok");
+    say!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
     for (algorithm, supported) in support.map_err(|error| error.to_string())? {
-        println!("  {algorithm}: {}", supported.err().unwrap_or_else(|| "ok".to_owned()));
+        say!("  {algorithm}: {}", supported.err().unwrap_or_else(|| "ok".to_owned()));
     }
     Ok(())
 }
