@@ -52,6 +52,7 @@ fn describe() {
     describe_counter!("keyward_connections_refused_total", "Connections given up because all places were taken");
     describe_counter!("keyward_handshakes_refused_total", "TLS handshakes that made no connection, and why");
     describe_gauge!("keyward_file_usable", "0: the file was changed and cannot be used; what it said before stays");
+    describe_gauge!("keyward_jwks_usable", "0: the URL gave no usable keys; those of before stay for a time");
     describe_gauge!("keyward_certificate_not_after_seconds", "When a server certificate expires, since 1970");
     describe_gauge!(
         "keyward_revocation_list_next_update_seconds",
@@ -59,11 +60,13 @@ fn describe() {
     );
     describe_gauge!("keyward_ready", "1: this part is well");
     describe_gauge!("keyward_tenants_quarantined", "Tenants whose records are not believed");
-    describe_gauge!("keyward_jwks_usable", "0: the issuer's URL gives no keys; the last ones stay for a time");
     describe_gauge!("keyward_audit_writable", "0: the log of calls cannot be written");
-    describe_counter!("keyward_audit_events_lost_total", "Calls that no record tells of");
-    describe_counter!("keyward_audit_refusals_not_recorded_total", "Refused calls that came too fast to be recorded");
-    describe_counter!("keyward_audit_checkpoint_failures_total", "Checkpoints of audit logs that could not be made");
+    describe_counter!("keyward_audit_events_lost_total", "Calls without a record, as the log could not be written");
+    describe_counter!(
+        "keyward_audit_refusals_not_recorded_total",
+        "Refusals and failures that came too fast for a record each"
+    );
+    describe_counter!("keyward_audit_checkpoint_failures_total", "Checkpoints of a log that could not be made");
 }
 
 /// What is not as it should be and yet no reason to take the service out of use, by the configuration key that it is about.

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -87,4 +88,15 @@ fn certificates_made_as_the_operations_page_says_are_taken() {
         .grant("uri:spiffe://example.com/login", &["issuer:acme"]);
     let output = installation.command("check").output().expect("keyward starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_metric_stands_in_the_table_of_metrics() {
+    let sources: String = files(&root().join("src"), "rs", true).iter().map(|path| read(path)).collect();
+    let page = read(&root().join("docs/operations.md"));
+    let is_name = |text: &&str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let counted: BTreeSet<&str> = between(&sources, "\"keyward_", "\"").filter(is_name).collect();
+    let told: BTreeSet<&str> = between(&page, "| `keyward_", "`").filter(is_name).collect();
+    assert!(counted.len() > 10, "the sources count: {counted:?}");
+    assert_eq!(counted, told, "keyward_*, counted and told");
 }

@@ -1,5 +1,6 @@
 //! The issuers: the generated client on a few connections, on one thread.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -9,15 +10,16 @@ use keyward::grpc::proto::signing_service_client::SigningServiceClient;
 use keyward::grpc::proto::{BatchSignInput, BatchSignRequest, SignJwtRequest, SignRequest};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::{LocalSet, spawn_local, yield_now};
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
-use crate::common::{Clients, Server, claims};
+use crate::common::{Clients, Dial, claims};
 use crate::table::Latency;
 
 const CONNECTIONS: usize = 2;
 /// Calls under way at full speed, over all connections.
-const CALLS_IN_FLIGHT: usize = 32;
+pub(crate) const CALLS_IN_FLIGHT: usize = 32;
 const BATCHES_IN_FLIGHT: usize = 4;
 const WARM_UP: Duration = Duration::from_millis(150);
 
@@ -37,19 +39,35 @@ impl Call {
         unary("Sign").into_iter().chain(unary("SignJwt")).chain(batch)
     }
 
+    pub(crate) fn name(self) -> String {
+        let Self { method, algorithm, batch } = self;
+        batch.map_or_else(|| format!("{method} {algorithm}"), |count| format!("{method} {algorithm}, {count} inputs"))
+    }
+
+    /// How many are under way at full speed.
+    pub(crate) const fn flights(self) -> usize {
+        if self.batch.is_some() { BATCHES_IN_FLIGHT } else { CALLS_IN_FLIGHT }
+    }
+
+    pub(crate) fn signatures(self) -> f64 {
+        self.batch.map_or(1.0, |count| f64::from(u32::try_from(count).unwrap_or(u32::MAX)))
+    }
+
     async fn once(self, client: &mut SigningServiceClient<Channel>, load: &Load) -> Result<(), Status> {
         let (tenant, algorithm) = (load.tenant.clone(), self.algorithm.to_owned());
         let message = vec![7; 32];
         if let Some(count) = self.batch {
             let inputs = vec![BatchSignInput { input: Some(BatchInput::Message(message)) }; count];
             let request = BatchSignRequest { tenant, algorithm, inputs, ..BatchSignRequest::default() };
-            client.batch_sign(request).await?;
+            client.batch_sign(load.with_jwt(request)).await?;
         } else if self.method == "Sign" {
             let input = Some(Input::Message(message));
-            client.sign(SignRequest { tenant, algorithm, input, ..SignRequest::default() }).await?;
+            let request = SignRequest { tenant, algorithm, input, ..SignRequest::default() };
+            client.sign(load.with_jwt(request)).await?;
         } else {
             let claims_json = load.claims.clone();
-            client.sign_jwt(SignJwtRequest { tenant, algorithm, claims_json, ..SignJwtRequest::default() }).await?;
+            let request = SignJwtRequest { tenant, algorithm, claims_json, ..SignJwtRequest::default() };
+            client.sign_jwt(load.with_jwt(request)).await?;
         }
         Ok(())
     }
@@ -59,6 +77,10 @@ impl Call {
 pub(crate) struct Served {
     pub(crate) per_second: f64,
     pub(crate) load_busy: f64,
+    /// How long each call took.
+    pub(crate) latency: Latency,
+    /// Calls answered from the first to the last, those of the warm-up too.
+    pub(crate) calls: usize,
 }
 
 /// Latency at a pace, from the time that a call was due; and how many were refused because the server's queue was full.
@@ -72,39 +94,63 @@ pub(crate) struct Load {
     clients: Vec<SigningServiceClient<Channel>>,
     tenant: String,
     claims: Vec<u8>,
+    /// What calls bring as their Authorization, each the next one; none: calls without.
+    credentials: Vec<MetadataValue<Ascii>>,
+    next: Cell<usize>,
 }
 
 impl Load {
-    pub(crate) async fn connect(server: &Server) -> Rc<Self> {
+    pub(crate) async fn connect(dial: &Dial, tenant: &str, issuer: &str, jwts: &[String]) -> Rc<Self> {
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS {
-            clients.push(Clients::connect(server).await.signing);
+            clients.push(Clients::over(dial.connect().await.expect("a connection")).signing);
         }
-        let (tenant, issuer, _) = server.demo();
-        Rc::new(Self { clients, tenant: tenant.to_owned(), claims: claims(issuer, 1800) })
+        let credentials = jwts.iter().map(|jwt| format!("Bearer {jwt}").parse().expect("ASCII")).collect();
+        let (tenant, claims) = (tenant.to_owned(), claims(issuer, 1800));
+        Rc::new(Self { clients, tenant, claims, credentials, next: Cell::new(0) })
     }
 
-    /// As many calls as are answered when the next one follows each answer at once.
+    fn with_jwt<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if !self.credentials.is_empty() {
+            let next = self.next.get();
+            self.next.set((next + 1) % self.credentials.len());
+            request.metadata_mut().insert("authorization", self.credentials[next].clone());
+        }
+        request
+    }
+
+    /// As many calls as are answered when the next one follows each answer at once, with so many `flights` under way.
     ///
     /// # Errors
     /// What the server answered.
-    pub(crate) async fn flat_out(self: &Rc<Self>, call: Call, duration: Duration) -> Result<Served, String> {
+    pub(crate) async fn flat_out(
+        self: &Rc<Self>,
+        call: Call,
+        flights: usize,
+        duration: Duration,
+    ) -> Result<Served, String> {
         let start = Instant::now() + WARM_UP;
         let end = start + duration;
-        let flights = if call.batch.is_some() { BATCHES_IN_FLIGHT } else { CALLS_IN_FLIGHT };
         let tasks = LocalSet::new();
         let flights: Vec<_> = (0..flights)
             .map(|number| {
                 let (load, mut client) = (Rc::clone(self), self.clients[number % CONNECTIONS].clone());
                 tasks.spawn_local(async move {
-                    let mut answered = 0_u32;
+                    let (mut warm, mut latencies) = (0, Vec::new());
+                    let mut last = Instant::now();
                     loop {
                         call.once(&mut client, &load).await?;
                         let now = Instant::now();
-                        if now >= end {
-                            return Ok::<_, Status>(answered);
+                        let took = now - std::mem::replace(&mut last, now);
+                        if now < start || now >= end {
+                            warm += 1;
+                        } else {
+                            latencies.push(took);
                         }
-                        answered += u32::from(now >= start);
+                        if now >= end {
+                            return Ok::<_, Status>((warm, latencies));
+                        }
                     }
                 })
             })
@@ -113,14 +159,16 @@ impl Load {
         let began = Instant::now();
         tasks.await;
         let load_busy = (cpu_time() - busy).as_secs_f64() / began.elapsed().as_secs_f64();
-        let mut answered = 0;
+        let (mut calls, mut latencies) = (0, Vec::new());
         for flight in flights {
             let flight = flight.await.map_err(|panic| panic.to_string())?;
-            answered += flight.map_err(|status| format!("{} {}: {status}", call.method, call.algorithm))?;
+            let (warm, more) = flight.map_err(|status| format!("{} {}: {status}", call.method, call.algorithm))?;
+            calls += warm + more.len();
+            latencies.extend(more);
         }
-        let signatures =
-            f64::from(answered) * call.batch.map_or(1.0, |count| f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
-        Ok(Served { per_second: signatures / duration.as_secs_f64(), load_busy })
+        let answered = f64::from(u32::try_from(latencies.len()).unwrap_or(u32::MAX));
+        let per_second = answered * call.signatures() / duration.as_secs_f64();
+        Ok(Served { per_second, load_busy, latency: Latency::of(latencies), calls })
     }
 
     /// Calls at even intervals, whether or not those before are answered.

@@ -1,22 +1,26 @@
 //! `make bench`: signing through the service beside the token's own speed; docs/benchmarks.md tells what each column means.
 //!
 //! The released binary runs on one core and the load on another. "Raw" is a loop of C_Sign over the same token on the
-//! server's core. Raw and served take turns, so that what else the machine does meets both.
+//! server's core. Raw and served take turns, so that what else the machine does meets both; so do the servers that have TLS, the
+//! proof of who calls and the record of it, and the one that has none of them.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod cores;
+mod costs;
 mod load;
 mod raw;
 mod table;
+mod variants;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use common::Server;
+use common::{Dial, Server};
 use cores::Cores;
+use costs::Costs;
 use load::{Call, Load};
 use table::{Row, Table};
 
@@ -38,12 +42,24 @@ struct Arguments {
     /// Measures only the lines whose name begins with this, for example "Sign ES256".
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Measures one table and not the other.
+    #[arg(long, value_enum)]
+    table: Option<Part>,
     /// What cargo tells every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
     /// The benchmark's own second process: the raw loop for this algorithm over the token of this state directory.
     #[arg(long, hide = true, num_args = 2, value_names = ["ALGORITHM", "STATE_DIR"])]
     raw: Option<Vec<String>>,
+}
+
+/// The tables.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Served beside raw.
+    Signing,
+    /// TLS, authorisation and audit beside a service without them.
+    Costs,
 }
 
 fn main() -> ExitCode {
@@ -64,37 +80,57 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> Result<(), String> {
     let cores = Cores::choose()?;
-    let server = cores.on_servers(Server::dev)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    let wants = |part| arguments.table.is_none_or(|wanted| wanted == part);
+    let calls = Call::all().filter(|call| wants(Part::Signing) && call.name().starts_with(&arguments.only));
     let mut table = Table::new(cores.describe(), arguments.repetitions);
-    let mut rows: Vec<Row> = Call::all().map(Row::new).filter(|row| row.name().starts_with(&arguments.only)).collect();
-    if rows.is_empty() {
+    table.rows = calls.map(Row::new).collect();
+    let costs = wants(Part::Costs).then(|| Costs::new(&cores, &runtime, &arguments.only)).transpose()?;
+    let mut costs = costs.filter(|costs| !costs.is_empty());
+    if table.rows.is_empty() && costs.is_none() {
         return Err(format!("no line begins with {:?}", arguments.only));
     }
-    let load = runtime.block_on(Load::connect(&server));
+    if !table.rows.is_empty() {
+        serve_beside_raw(arguments, &cores, &runtime, &mut table)?;
+    }
+    println!("{table}");
+    if let Some(costs) = &mut costs {
+        for repetition in 1..=arguments.repetitions {
+            eprintln!("bench: {repetition} of {}: costs", arguments.repetitions);
+            costs.repeat(&cores, &runtime, repetition)?;
+        }
+        println!("{costs}");
+    }
+    let Some(path) = &arguments.json else { return Ok(()) };
+    let mut json = table.json();
+    json["costs"] = costs.map_or(serde_json::Value::Null, |costs| costs.json());
+    let json = serde_json::to_vec_pretty(&json).map_err(|error| error.to_string())?;
+    std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn serve_beside_raw(
+    arguments: &Arguments,
+    cores: &Cores,
+    runtime: &tokio::runtime::Runtime,
+    table: &mut Table,
+) -> Result<(), String> {
+    let server = cores.on_servers(Server::dev)?;
+    let (tenant, issuer, _) = server.demo();
+    let load = runtime.block_on(Load::connect(&Dial::tcp(server.grpc()), tenant, issuer, &[]));
     for repetition in 1..=arguments.repetitions {
-        for row in &mut rows {
-            eprintln!("bench: {repetition} of {}: {}", arguments.repetitions, row.name());
-            let raw = cores.on_servers(|| raw::measure(row.call.algorithm, server.state_dir()))??;
-            let served = runtime.block_on(load.flat_out(row.call, SERVED_DURATION))?;
+        for row in &mut table.rows {
+            let call = row.call;
+            eprintln!("bench: {repetition} of {}: {}", arguments.repetitions, call.name());
+            let raw = cores.on_servers(|| raw::measure(call.algorithm, server.state_dir()))??;
+            let served = runtime.block_on(load.flat_out(call, call.flights(), SERVED_DURATION))?;
             // A batch is not a call that somebody waits for one by one.
-            let paced = match row.call.batch {
-                None => {
-                    Some(runtime.block_on(load.paced(row.call, served.per_second * PACED_LOAD, SERVED_DURATION))?)
-                }
+            let paced = match call.batch {
+                None => Some(runtime.block_on(load.paced(call, served.per_second * PACED_LOAD, SERVED_DURATION))?),
                 Some(_) => None,
             };
             row.add(raw, served, paced);
         }
     }
-    table.rows = rows;
-    println!("{table}");
-    match &arguments.json {
-        Some(path) => {
-            let json = serde_json::to_vec_pretty(&table.json()).map_err(|error| error.to_string())?;
-            std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }

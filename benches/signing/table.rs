@@ -12,8 +12,8 @@ use crate::raw::Raw;
 /// Half of the calls, and all but the slowest hundredth, took at most so many microseconds.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Latency {
-    p50_us: f64,
-    p99_us: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
 }
 
 impl Latency {
@@ -24,7 +24,7 @@ impl Latency {
         Self { p50_us: at(50), p99_us: at(99) }
     }
 
-    fn median(of: &[Self]) -> Self {
+    pub(crate) fn median(of: &[Self]) -> Self {
         Self { p50_us: median(of.iter().map(|one| one.p50_us)), p99_us: median(of.iter().map(|one| one.p99_us)) }
     }
 }
@@ -41,11 +41,6 @@ impl Row {
         Self { call, repetitions: Vec::new(), paced: Vec::new() }
     }
 
-    pub(crate) fn name(&self) -> String {
-        let Call { method, algorithm, batch } = self.call;
-        batch.map_or_else(|| format!("{method} {algorithm}"), |count| format!("{method} {algorithm}, {count} inputs"))
-    }
-
     pub(crate) fn add(&mut self, raw: Raw, served: Served, paced: Option<Paced>) {
         self.repetitions.push((raw, served));
         self.paced.extend(paced);
@@ -55,7 +50,7 @@ impl Row {
         let over = |figure: fn(&(Raw, Served)) -> f64| median(self.repetitions.iter().map(figure));
         let latencies = |of: &mut dyn Iterator<Item = Latency>| Latency::median(&of.collect::<Vec<_>>());
         Figures {
-            name: self.name(),
+            name: self.call.name(),
             raw_per_second: over(|(raw, _)| raw.per_second),
             served_per_second: over(|(_, served)| served.per_second),
             // The median of the pairs' ratios, for the two of a pair were measured a second apart.
@@ -105,7 +100,11 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}; {}; medians of {} repetitions\n", processor(), self.cores, self.repetitions)?;
+        writeln!(f, "{}; {}; medians of {} repetitions", processor(), self.cores, self.repetitions)?;
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "| call | raw /s | served /s | served / raw (min to max) | load busy | raw p50, p99 µs | served p50, p99 µs at 70 % |"
@@ -135,13 +134,13 @@ fn ratio((raw, served): &(Raw, Served)) -> f64 {
     served.per_second / raw.per_second
 }
 
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(figures: impl Iterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.collect();
     figures.sort_unstable_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn processor() -> String {
+pub(crate) fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
     name.unwrap_or("an unknown processor").to_owned()

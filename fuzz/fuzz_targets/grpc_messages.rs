@@ -41,6 +41,8 @@ fn assert_is_valid(asked: Asked) {
             assert!((1..=1000).contains(&size));
             after.iter().for_each(is_tenant);
         }
+        Asked::Events(size) => assert!((1..=1000).contains(&size)),
+        Asked::Checkpoint(log) => assert!(keyward::tlog::Log::ALL.contains(&log)),
         Asked::Rotate(rotate) => {
             is_tenant(&rotate.tenant);
             assert!(rotate.trigger.manual, "only the timer rotates by schedule");

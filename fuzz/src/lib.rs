@@ -17,7 +17,7 @@ pub const SECRET: &str = "5ecret-Va1ue";
 
 /// Every method of the contract, by its short name. The first octet of an input of `grpc_messages` is a place in this list:
 /// append, and never reorder.
-pub const METHODS: [&str; 17] = [
+pub const METHODS: [&str; 19] = [
     "SignJwt",
     "Sign",
     "BatchSign",
@@ -35,6 +35,8 @@ pub const METHODS: [&str; 17] = [
     "ListTenants",
     "UpdateTenant",
     "DeleteTenant",
+    "ListAuditEvents",
+    "GetCheckpoint",
 ];
 
 /// Octets of an answer's status that every client takes: gRPC implementations begin at 8 KiB for all headers together.

@@ -109,7 +109,9 @@ impl Queue {
             let asleep = |waiting: &mut Waiting| waiting.events.is_empty() && !waiting.urgent;
             waiting = self.wake.wait_timeout_while(waiting, wait, asleep).unwrap_or_else(PoisonError::into_inner).0;
             waiting.idle = false;
-        } else if !waiting.urgent {
+        }
+        // Also after a sleep: else a caller with one call at a time would wake the writer for each.
+        if !waiting.urgent && !waiting.events.is_empty() {
             let few = |waiting: &mut Waiting| !waiting.urgent && waiting.events.len() < EVENTS_MAX / 2;
             waiting = self.wake.wait_timeout_while(waiting, GATHER, few).unwrap_or_else(PoisonError::into_inner).0;
         }

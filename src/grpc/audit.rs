@@ -18,10 +18,10 @@ pub(super) struct AuditFace {
 }
 
 /// A page of a log, as it is asked for.
-struct Listing {
+pub(super) struct Listing {
     log: Log,
     tenant: Option<TenantId>,
-    size: usize,
+    pub(super) size: usize,
     /// What a page token holds for.
     query: String,
     place: Option<String>,
@@ -77,7 +77,7 @@ impl AuditService for AuditFace {
     }
 }
 
-fn listing(request: &ListAuditEventsRequest) -> Result<Listing, Error> {
+pub(super) fn listing(request: &ListAuditEventsRequest) -> Result<Listing, Error> {
     let log = log(request.log)?;
     let query = format!("events {log} {}", request.tenant);
     Ok(Listing {
@@ -89,7 +89,7 @@ fn listing(request: &ListAuditEventsRequest) -> Result<Listing, Error> {
     })
 }
 
-fn log(log: i32) -> Result<Log, Error> {
+pub(super) fn log(log: i32) -> Result<Log, Error> {
     match WireLog::try_from(log) {
         Ok(WireLog::Unspecified | WireLog::Administration) => Ok(Log::Administration),
         Ok(WireLog::Calls) => Ok(Log::Calls),

@@ -3,9 +3,10 @@
 
 use prost::Message;
 
-use super::{door, keys, proto, signing, tenants};
+use super::{audit, door, keys, proto, signing, tenants};
 use crate::domain::{Kid, RotationPolicy, TenantId};
 use crate::keyring::{Choice, Error, Input, ListKeys, RotateKeys, TenantSpec, TenantUpdate};
+use crate::tlog::Log;
 
 /// What one request says in the domain's words.
 #[derive(Debug)]
@@ -24,6 +25,10 @@ pub enum Asked {
     Current(Choice),
     /// Tenants: how many, and after which one.
     ListTenants(usize, Option<TenantId>),
+    /// Events of an audit log: how many.
+    Events(usize),
+    /// The latest checkpoint of an audit log.
+    Checkpoint(Log),
     /// A new tenant.
     Create(TenantSpec),
     /// A changed tenant.
@@ -88,6 +93,10 @@ pub fn ask(method: &str, octets: &[u8]) -> Option<Result<Asked, Error>> {
             Ok(Asked::Update(id, tenants::update(&wanted, &mask, RotationPolicy::default())?))
         })?,
         "DeleteTenant" => read(octets, |request| Ok(Asked::Named(tenants::deletion(&request)?, None)))?,
+        "ListAuditEvents" => read(octets, |request| Ok(Asked::Events(audit::listing(&request)?.size)))?,
+        "GetCheckpoint" => {
+            read(octets, |request: proto::GetCheckpointRequest| audit::log(request.log).map(Asked::Checkpoint))?
+        }
         _ => return None,
     })
 }

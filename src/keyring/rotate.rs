@@ -36,6 +36,9 @@ pub struct Rotated {
 /// How often a rotation or revocation that lost a compare-and-swap decides again before it gives up.
 pub(super) const TRIES_MAX: usize = 8;
 
+/// When to ask again for a rotation whose next key is being generated: the timer looks after it as often.
+const GENERATION_PAUSE: Duration = Duration::from_secs(1);
+
 /// How often the fence looks whether the last request with a revoked key has ended: requests take milliseconds.
 const FENCE_LOOK: Duration = Duration::from_millis(1);
 
@@ -118,7 +121,7 @@ impl Keyrings {
         if let (Some(expected), Some(current)) = (&trigger.expected_current, current)
             && *expected != current.kid
         {
-            return Err(refusal(RotateRefused::Stale { current: current.kid.clone() }));
+            return Err(refusal(RotateRefused::Stale { current: current.kid.clone() }, now));
         }
         let mut manual: Vec<Timestamp> =
             record.keyrings.iter().flat_map(|keyring| keyring.manual_rotations(now)).collect();
@@ -137,7 +140,7 @@ impl Keyrings {
                 retry_time,
             });
         }
-        self.rotated(keyring, record, trigger, now).map_err(refusal)
+        self.rotated(keyring, record, trigger, now).map_err(|refused| refusal(refused, now))
     }
 
     /// Revokes a previous key.
@@ -226,7 +229,7 @@ fn keyring_of(record: &TenantRecord, algorithm: Algorithm) -> Result<&Keyring, E
     found.ok_or_else(|| Error::not_of_tenant(&record.tenant))
 }
 
-fn refusal(refused: RotateRefused) -> Error {
+fn refusal(refused: RotateRefused, now: Timestamp) -> Error {
     match refused {
         RotateRefused::Stale { current } => Error::Aborted(format!(
             "expected_current_kid is not the current key, which is {current}; somebody may have rotated already"
@@ -242,7 +245,7 @@ fn refusal(refused: RotateRefused) -> Error {
         RotateRefused::Generating => Error::Precondition {
             reason: "NEXT_KEY_GENERATING",
             message: "the next key is still being generated; retry in a moment".to_owned(),
-            retry_time: None,
+            retry_time: Some(after(now, GENERATION_PAUSE)),
         },
         RotateRefused::TooEarly { ready_time } => Error::Precondition {
             reason: "PUBLISH_LEAD",
@@ -303,7 +306,7 @@ fn rotated_answer(record: &TenantRecord, algorithm: Algorithm, now: Timestamp) -
         // Retired since the rotation, and perhaps taken up again.
         let policy = record.tenant.binding_policy(now);
         return Err(match keyring.next() {
-            Some(next) => refusal(RotateRefused::FirstKeyWaits { ready_time: Keyring::ready_time(next, &policy) }),
+            Some(next) => refusal(RotateRefused::FirstKeyWaits { ready_time: Keyring::ready_time(next, &policy) }, now),
             None => retired_since(),
         });
     };

@@ -35,6 +35,8 @@ pub(super) enum Sight {
     Tenant { tenant: TenantId, create_time: Timestamp, revision: Revision, hash: Hash },
     /// A keyring's record.
     Keyring { tenant: TenantId, algorithm: Algorithm, revision: Revision, hash: Hash },
+    /// That the tenant made at this time is about to be removed: after a crash it may be there or not.
+    Leaving { tenant: TenantId, create_time: Timestamp },
     /// That the tenant made at this time was removed.
     Removed { tenant: TenantId, create_time: Timestamp },
     /// Where the administration log ended.
@@ -74,6 +76,7 @@ struct Seen {
 #[derive(Debug)]
 struct Tenancy {
     create_time: Timestamp,
+    leaving: bool,
     removed: bool,
     record: Option<Mark>,
     keyrings: BTreeMap<Algorithm, Mark>,
@@ -173,14 +176,14 @@ impl Witness {
     /// The tenants that must be in the store and are not among `present`, which is sorted.
     pub(super) fn missing(&self, present: &[&str]) -> Vec<Damage> {
         let there = |tenant: &&TenantId| present.binary_search(&tenant.as_str()).is_ok();
-        let known = self.seen.tenants.iter().filter(|(_, tenancy)| !tenancy.removed).map(|(tenant, _)| tenant);
+        let known = self.seen.tenants.iter().filter(|(_, tenancy)| tenancy.stays()).map(|(tenant, _)| tenant);
         let missing = known.filter(|tenant| !there(tenant));
         missing.map(|tenant| Damage { tenant: tenant.to_string(), problem: gone(tenant) }).collect()
     }
 
     /// Whether this tenant must be in the store.
     pub(super) fn expects(&self, tenant: &TenantId) -> bool {
-        self.seen.tenants.get(tenant).is_some_and(|tenancy| !tenancy.removed)
+        self.seen.tenants.get(tenant).is_some_and(Tenancy::stays)
     }
 
     /// Whether the tenant of this id was removed, and none was made under it since.
@@ -257,6 +260,11 @@ impl Witness {
 }
 
 impl Tenancy {
+    /// Whether its record must be in the store.
+    fn stays(&self) -> bool {
+        !self.leaving && !self.removed
+    }
+
     /// Whether a tenant made at this time is an earlier one of the same id.
     fn outlives(&self, create_time: Timestamp) -> bool {
         create_time < self.create_time || (self.removed && create_time == self.create_time)
@@ -267,8 +275,13 @@ impl Seen {
     fn apply(&mut self, sight: &Sight) {
         match sight {
             Sight::Tenant { tenant, create_time, revision, hash } => {
-                let new =
-                    || Tenancy { create_time: *create_time, removed: false, record: None, keyrings: BTreeMap::new() };
+                let new = || Tenancy {
+                    create_time: *create_time,
+                    leaving: false,
+                    removed: false,
+                    record: None,
+                    keyrings: BTreeMap::new(),
+                };
                 let tenancy = self.tenants.entry(tenant.clone()).or_insert_with(new);
                 if tenancy.create_time < *create_time {
                     *tenancy = new();
@@ -282,9 +295,14 @@ impl Seen {
                     tenancy.keyrings.extend(mark.map(|mark| (*algorithm, mark)));
                 }
             }
+            Sight::Leaving { tenant, create_time } => {
+                let tenancy = self.tenants.get_mut(tenant).filter(|tenancy| tenancy.create_time == *create_time);
+                tenancy.into_iter().for_each(|tenancy| tenancy.leaving = true);
+            }
             Sight::Removed { tenant, create_time } => {
                 let (create_time, keyrings) = (*create_time, BTreeMap::new());
-                self.tenants.insert(tenant.clone(), Tenancy { create_time, removed: true, record: None, keyrings });
+                let gone = Tenancy { create_time, leaving: true, removed: true, record: None, keyrings };
+                self.tenants.insert(tenant.clone(), gone);
             }
             Sight::Administration { size, root } => {
                 if self.log_end.is_none_or(|(seen, _)| seen < *size) {
@@ -297,7 +315,7 @@ impl Seen {
     /// All of it as lines of the journal.
     fn lines(&self) -> io::Result<Vec<u8>> {
         let mut lines = Vec::new();
-        for (tenant, Tenancy { create_time, removed, record, keyrings }) in &self.tenants {
+        for (tenant, Tenancy { create_time, leaving, removed, record, keyrings }) in &self.tenants {
             let (tenant, create_time) = (tenant.clone(), *create_time);
             if *removed {
                 write_line(&mut lines, &Sight::Removed { tenant, create_time })?;
@@ -309,6 +327,9 @@ impl Seen {
             for (algorithm, Mark { revision, hash }) in keyrings {
                 let (algorithm, revision, hash) = (*algorithm, *revision, *hash);
                 write_line(&mut lines, &Sight::Keyring { tenant: tenant.clone(), algorithm, revision, hash })?;
+            }
+            if *leaving {
+                write_line(&mut lines, &Sight::Leaving { tenant, create_time })?;
             }
         }
         if let Some((size, root)) = self.log_end {

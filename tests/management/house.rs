@@ -110,9 +110,14 @@ impl House {
         self.issuer.jwt(&self.claims(tenant, scope))
     }
 
+    /// Where a path of a tenant's API is.
+    pub(crate) fn url(&self, tenant: &str, path: &str) -> String {
+        format!("{}/{tenant}/api/v2{path}", self.server.management())
+    }
+
     /// A call of a tenant's API with a JWT, held against the description.
     pub(crate) fn call(&mut self, method: &str, tenant: &str, path: &str, jwt: &str) -> Answer {
-        let url = format!("{}/{tenant}/api/v2{path}", self.server.management());
+        let url = self.url(tenant, path);
         let answer = send(method, &url, &[("authorization", &format!("Bearer {jwt}"))]);
         self.description.hold(method, path, &answer);
         answer

@@ -144,13 +144,16 @@ fn what_is_wrong_with_the_section_is_told_at_once_and_by_name() {
     let (one, other) = (authority.issue("one"), authority.issue("other"));
     let mixed = with_identity(configured(), &one);
     std::fs::copy(other.key, mixed.dir().join("server.key")).expect("copied");
-    told_of(mixed, &["management.certificate_file and management.key_file cannot be used"]);
+    told_of(mixed, &["management.certificate_file and its key cannot be used together"]);
     let open = with_identity(configured(), &one);
     std::fs::set_permissions(open.dir().join("server.key"), Permissions::from_mode(0o644)).expect("opened");
     told_of(open, &["management.key_file must not be open to everybody"]);
-    for (name, problem) in [("server.pem", "must name a PEM file with the certificate"), ("server.key", "has no key")] {
+    for (name, problem) in [
+        ("server.pem", "must name a PEM file with the certificate"),
+        ("server.key", "must name a PEM file with a private key"),
+    ] {
         let broken = file(with_identity(configured(), &one), name, "-----BEGIN c2VjcmV0-----\n");
-        told_of(broken, &["management.certificate_file", problem]);
+        told_of(broken, &["management.", problem]);
     }
     assert!(told.iter().all(|said| !said.contains("c2VjcmV0")), "what a file holds is told: {told:?}");
     assert!(with_identity(configured(), &one).command("check").output().expect("it starts").status.success());

@@ -182,6 +182,32 @@ async fn a_deleted_tenant_does_not_come_back() {
     assert_eq!(place.believed().await.0, ["other"]);
 }
 
+/// The one change that leaves nothing behind to tell of it.
+#[tokio::test]
+async fn a_crash_between_a_removal_and_its_memory_is_no_theft() {
+    let place = Place::prepare().await;
+    let store = place.open().await;
+    let witness = witness_of(&place.path());
+    let revision = store.load(&id("acme")).await.unwrap().unwrap().tenant.revision;
+    let remove = Change { remove: Some((id("acme"), revision)), ..Change::default() };
+    store.commit(&remove).await.unwrap();
+    store.close().await;
+    let noted = fs::read_to_string(&witness).unwrap();
+    let end = noted.find("{\"seen\":\"removed\"").expect("the removal was noted");
+    fs::write(&witness, &noted[..end]).unwrap();
+    assert_eq!(place.believed().await, (vec!["other".to_owned()], vec![]));
+    // An id that is free again is used again.
+    let create_time = after(now(), std::time::Duration::from_secs(1));
+    let made = Change { tenant: Some(Tenant { create_time, ..tenant("acme") }), ..Change::default() };
+    let store = place.open().await;
+    store.commit(&made).await.unwrap();
+    store.close().await;
+    assert_eq!(place.believed().await.0, ["acme", "other"]);
+    place.edit("delete from tenant where id = 'acme'").await;
+    assert_eq!(place.believed().await.0, ["other"]);
+    assert!(place.believed().await.1[0].contains("gone"));
+}
+
 #[tokio::test]
 async fn what_was_seen_is_remembered_over_crashes_and_torn_lines() {
     let place = Place::prepare().await;

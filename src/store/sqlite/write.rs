@@ -198,10 +198,17 @@ async fn transaction(
     mut work: Work,
 ) -> Result<(), StoreError> {
     // A change that could not be remembered must not be made.
-    witness.reserve().map_err(|error| {
-        StoreError::ReadOnly(format!("the file that remembers the store's state cannot be written: {error}"))
-    })?;
+    witness.reserve().map_err(not_remembered)?;
     let mut sights = std::mem::take(&mut work.sights);
+    // What is not there any more tells nothing of itself: a crash between the commit and its note must not look like a theft.
+    let leaving = sights.iter().filter_map(|sight| match sight {
+        Sight::Removed { tenant, create_time } => {
+            Some(Sight::Leaving { tenant: tenant.clone(), create_time: *create_time })
+        }
+        _ => None,
+    });
+    let leaving: Vec<Sight> = leaving.collect();
+    witness.note(&leaving).map_err(not_remembered)?;
     // Immediate: the one wait for a lock is here, before anything was read or written.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
     for Step { statement, missed } in work.steps() {
@@ -222,6 +229,10 @@ async fn transaction(
     witness
         .note(&sights)
         .map_err(|error| StoreError::Unavailable(format!("the change was made, and could not be remembered: {error}")))
+}
+
+fn not_remembered(error: std::io::Error) -> StoreError {
+    StoreError::ReadOnly(format!("the file that remembers the store's state cannot be written: {error}"))
 }
 
 /// Appends to the administration log, which must end where it ended before, or later; where it ends now.
