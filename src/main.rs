@@ -1,9 +1,6 @@
 //! The command line: flags, and the wiring of the parts.
 
-#[path = "main/audit.rs"]
-mod audit;
-
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +17,18 @@ use keyward::token::Pkcs11Token;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Prints a line for whoever ran the command. A reader that goes away, such as `head`, ends the command without a word.
+macro_rules! say {
+    ($($text:tt)*) => {
+        if writeln!(std::io::stdout(), $($text)*).is_err() {
+            std::process::exit(1);
+        }
+    };
+}
+
+#[path = "main/audit.rs"]
+mod audit;
+
 /// Signing keys on a PKCS#11 token: issuers sign over gRPC, verifiers fetch the JWKS.
 #[derive(Parser)]
 #[command(name = "keyward", version, after_help = "Log lines go to standard error; KEYWARD_LOG=debug shows more.")]
@@ -30,7 +39,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Makes the store, binds it to the token, and makes the service key and the file that pins it. Touches nothing that exists.
+    /// Makes the store, its witness file, the service key and the file that pins it. Touches nothing that exists.
     Init {
         #[command(flatten)]
         config: ConfigFile,
@@ -43,16 +52,18 @@ enum Command {
         #[arg(long)]
         announce: bool,
     },
-    /// Shows in what the store differs from what this replica has seen of it, after a backup was put back; with --confirm, takes
-    /// it as it is. No service may run on it.
+    /// Says how a store that was put back from a backup differs from what was seen of it; with --confirm, makes it hold.
+    ///
+    /// Stop the service first. Records that somebody edited do not hold with --confirm either: they stay in quarantine.
     AcceptStore {
         #[command(flatten)]
         config: ConfigFile,
-        /// Takes the store as it is, seals it anew, and says so in the administration log.
+        /// Makes the older records hold, with new seals; forgets tenants that are not there; removes those that were deleted
+        /// since; and says so in the administration log. Without it nothing is changed.
         #[arg(long)]
         confirm: bool,
     },
-    /// Tells all problems of a configuration at once, and what the token can do.
+    /// Tells all problems of a configuration at once, and which algorithms the token has. Logs in to the token once.
     Check {
         #[command(flatten)]
         config: ConfigFile,
@@ -171,12 +182,25 @@ fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
     let restored = runtime()?.block_on(setup::restore(config, &token, event));
     token.close();
     let restored = restored.map_err(|error| error.to_string())?;
-    println!("{restored}");
+    let (records, seen) = restored.log;
+    say!("administration log: {records} records, and {seen} were seen");
+    for (tenants, what) in [
+        (&restored.older, "is older than what was seen"),
+        (&restored.deleted, "was deleted since"),
+        (&restored.missing, "was seen, and is not in the store"),
+    ] {
+        tenants.iter().for_each(|tenant| say!("{tenant}: {what}"));
+    }
     for damage in &restored.damaged {
-        println!("stays in quarantine: {}", damage.problem);
+        say!("{}: stays in quarantine: {}", damage.tenant, damage.problem);
     }
     if !confirm {
-        println!("nothing was changed; with --confirm the store holds as it is");
+        say!("nothing was changed; with --confirm the store holds as it is");
+    } else if records < seen {
+        say!(
+            "the checkpoints of the administration log are of the one that was given up: move {} away, and keep it",
+            config.audit.log.directory.join("checkpoints-administration.jsonl").display()
+        );
     }
     Ok(())
 }
@@ -186,10 +210,10 @@ fn check(config: &Config) -> Result<(), Failure> {
     let identity = token.identity().clone();
     let support = token.mechanisms();
     token.close();
-    println!("configuration: ok");
-    println!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
+    say!("configuration: ok");
+    say!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
     for (algorithm, supported) in support.map_err(|error| error.to_string())? {
-        println!("  {algorithm}: {}", supported.err().unwrap_or_else(|| "ok".to_owned()));
+        say!("  {algorithm}: {}", supported.err().unwrap_or_else(|| "ok".to_owned()));
     }
     Ok(())
 }

@@ -69,6 +69,16 @@ fn without_pin_file(installation: &Installation) -> String {
 }
 
 #[test]
+fn a_reader_that_goes_away_ends_a_command_without_a_word() {
+    let installation = Installation::prepare();
+    let mut command = installation.command("check");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
 fn a_line_that_is_no_toml_is_named_and_not_shown() {
     let installation = Installation::bare();
     fs::write(installation.config_file(), "[token]\npin = \"hunter2\n").expect("the configuration is written");

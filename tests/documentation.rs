@@ -1,8 +1,13 @@
 //! The documentation against the repository: tests that it names are there, and so are the files that it links to.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::Installation;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -59,6 +64,30 @@ fn every_link_to_a_file_leads_to_one() {
             assert!(linked.exists(), "{}: {target} leads nowhere", page.display());
         }
     }
+}
+
+#[test]
+fn certificates_made_as_the_operations_page_says_are_taken() {
+    let page = read(&root().join("docs/operations.md"));
+    let section = page.split("## Making certificates").nth(1).expect("the section");
+    let block = |kind| between(section, kind, "```").next().expect("a block of it");
+    let installation = Installation::prepare();
+    let directory = installation.dir().join("tls");
+    fs::create_dir(&directory).expect("a new directory");
+    fs::write(directory.join("ca.cnf"), block("```ini\n")).expect("written");
+    let output = Command::new("sh").args(["-e", "-c", block("```sh\n")]).current_dir(&directory).output();
+    let output = output.expect("sh starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let installation = installation
+        .set("grpc.auth", r#""required""#)
+        .set("grpc.certificate_file", r#""tls/server.pem""#)
+        .set("grpc.key_file", r#""tls/server.key""#)
+        .set("grpc.client_ca_file", r#""tls/ca.pem""#)
+        .set("grpc.crl_file", r#""tls/crl.pem""#)
+        .grant("uri:spiffe://example.com/login", &["issuer:acme"]);
+    let output = installation.command("check").output().expect("keyward starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

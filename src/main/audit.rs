@@ -1,6 +1,7 @@
 //! `keyward audit`: what was done, and whether the record of it is what was written.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use keyward::audit::{self, Findings, Walk, evidence};
@@ -107,7 +108,7 @@ pub(super) fn run(command: AuditCommand) -> Result<(), Failure> {
                 (LogName::Administration, _) => return Err("--config or --store must say where the log is".to_owned()),
                 (LogName::Calls, _) => return Err("--config or --directory must say where the log is".to_owned()),
             };
-            records.iter().for_each(|record| println!("{}", if json { as_json(record) } else { as_text(record) }));
+            records.iter().for_each(|record| say!("{}", if json { as_json(record) } else { as_text(record) }));
             Ok(())
         }
     }
@@ -129,7 +130,7 @@ fn verify(found: &Found, checkpoints: &[PathBuf]) -> Result<(), Failure> {
         kept.extend(known);
         if let Some(problem) = problem {
             good = false;
-            println!("BAD: {}", visible(&problem));
+            say!("BAD: {}", visible(&problem));
         }
     }
     let walk = |log| -> Result<Walk, Failure> {
@@ -183,14 +184,14 @@ fn tell(findings: &Findings) -> bool {
     if let Some(confirmed) = confirmed {
         let _ = write!(line, ", the last of {confirmed} records");
     }
-    println!("{line}, root {root}");
-    notes.iter().for_each(|note| println!("{log}: note: {}", visible(note)));
+    say!("{line}, root {root}");
+    notes.iter().for_each(|note| say!("{log}: note: {}", visible(note)));
     match bad {
-        Some(bad) => println!("{log}: BAD: {}", visible(&bad.to_string())),
+        Some(bad) => say!("{log}: BAD: {}", visible(&bad.to_string())),
         None if confirmed.is_none() && size > first => {
-            println!("{log}: note: no checkpoint confirms it: its records fit together, and that is all");
+            say!("{log}: note: no checkpoint confirms it: its records fit together, and that is all");
         }
-        None => println!("{log}: ok"),
+        None => say!("{log}: ok"),
     }
     bad.is_none()
 }

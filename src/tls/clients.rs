@@ -65,7 +65,9 @@ impl Clients {
 type Lists = (Vec<CertificateRevocationListDer<'static>>, Option<u64>);
 
 fn read_lists(pem: &[u8], authorities: &RootCertStore) -> Result<Lists, Unusable> {
-    let unusable = || File::RevocationLists.at_fault("must name a PEM file with certificate revocation lists");
+    let unusable = || {
+        File::RevocationLists.at_fault("must name a PEM file with certificate revocation lists of version 2 (X.509v2)")
+    };
     let lists: Vec<CertificateRevocationListDer<'static>> =
         CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| unusable())?;
     let facts = lists.iter().map(|list| x509::RevocationList::read(list).map_err(|_| unusable()));
