@@ -175,7 +175,9 @@ fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
     for damage in &restored.damaged {
         println!("stays in quarantine: {}", damage.problem);
     }
-    if !confirm {
+    if confirm {
+        audit::retire(config)?;
+    } else {
         println!("nothing was changed; with --confirm the store holds as it is");
     }
     Ok(())
