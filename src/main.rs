@@ -194,13 +194,10 @@ fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
     for damage in &restored.damaged {
         say!("{}: stays in quarantine: {}", damage.tenant, damage.problem);
     }
-    if !confirm {
+    if confirm {
+        audit::retire(config)?;
+    } else {
         say!("nothing was changed; with --confirm the store holds as it is");
-    } else if records < seen {
-        say!(
-            "the checkpoints of the administration log are of the one that was given up: move {} away, and keep it",
-            config.audit.log.directory.join("checkpoints-administration.jsonl").display()
-        );
     }
     Ok(())
 }

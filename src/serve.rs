@@ -194,7 +194,7 @@ pub async fn run(
 
     let recorded = CancellationToken::new();
     let (signing, records) = (Arc::new(Signing(Arc::clone(&service_key))), Arc::new(Records(Arc::clone(&keyrings))));
-    let auditing = tokio::spawn(audit.run(signing, records, recorded.clone()));
+    let auditing = tokio::spawn(audit.warning(warnings).run(signing, records, recorded.clone()));
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();

@@ -19,7 +19,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("keyring", &["domain", "x509", "jose", "saml", "tlog", "token", "store"]),
     ("grpc", &["domain", "x509", "jose", "tlog", "keyring", "auth", "audit", "serving"]),
     ("auth", &["domain", "x509", "jose", "telemetry", "tls"]),
-    ("audit", &["domain", "tlog"]),
+    ("audit", &["domain", "tlog", "telemetry"]),
     ("telemetry", &[]),
     ("tls", &["x509"]),
     ("serving", &["tls"]),

@@ -1,4 +1,4 @@
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -8,11 +8,38 @@ use serde::{Deserialize, Serialize};
 
 use super::backwards::LinesBackwards;
 use super::directory::{Directory, FILE_MODE, OpenError, sync_directory};
+use crate::domain::Timestamp;
 use crate::tlog::{Checkpoint, Log, LogKey, Tip};
+
+/// What the name of a file says whose history was given up, before when.
+const GIVEN_UP: &str = "given-up-";
 
 /// The file that keeps a log's checkpoints, a line each.
 pub(super) fn file_of(directory: &Path, log: Log) -> PathBuf {
     directory.join(format!("checkpoints-{log}.jsonl"))
+}
+
+/// The files of checkpoints of a history that was given up.
+pub(super) fn given_up(directory: &Path, log: Log) -> io::Result<Vec<PathBuf>> {
+    let prefix = format!("checkpoints-{log}.{GIVEN_UP}");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        files.extend(
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes())).then_some(path),
+        );
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Puts the checkpoints of a log aside, under a name that says when.
+pub(super) fn give_up(directory: &Directory, log: Log, now: Timestamp) -> io::Result<PathBuf> {
+    let name = format!("checkpoints-{log}.{GIVEN_UP}{}.jsonl", now.strftime("%Y%m%dT%H%M%S.%9fZ"));
+    let path = directory.path().join(name);
+    fs::rename(file_of(directory.path(), log), &path)?;
+    sync_directory(directory.path())?;
+    Ok(path)
 }
 
 /// A checkpoint as its file keeps it.

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use super::checkpoints::{Kept, file_of};
+use super::backwards::LinesBackwards;
+use super::checkpoints::{self, Kept, file_of};
 use super::lines::Lines;
 use crate::tlog::{Checkpoint, Log, LogKey};
 
@@ -31,6 +32,26 @@ pub fn beside(directory: &Path, log: Log, key: &LogKey) -> io::Result<(Vec<Evide
         let (_, checkpoint) = Kept::verified(line, key, log)?;
         Ok((log, checkpoint))
     })
+}
+
+/// What a reader should know of the histories of this log that were given up, from the checkpoints of them that stay.
+///
+/// # Errors
+/// The directory or a file in it cannot be read.
+pub fn given_up(directory: &Path, log: Log, key: &LogKey) -> io::Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for path in checkpoints::given_up(directory, log)? {
+        let name = path.file_name().unwrap_or_default().display().to_string();
+        let last = LinesBackwards::open(&path, None)?.next()?;
+        let last = last.ok_or_else(|| "it is empty".to_owned()).and_then(|line| Kept::verified(&line.octets, key, log));
+        notes.push(match last {
+            Ok((_, Checkpoint { size, .. })) => format!(
+                "a history of {size} records was given up, as keyward accept-store does and records; {name} has its checkpoints"
+            ),
+            Err(problem) => format!("{name} should have the checkpoints of a history that was given up: {problem}"),
+        });
+    }
+    Ok(notes)
 }
 
 /// The checkpoints in a file that was kept elsewhere: a signed note, or a copy of a log's own file.

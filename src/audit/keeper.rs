@@ -1,13 +1,15 @@
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::checkpoints::{CheckpointFile, Signed};
+use super::checkpoints::{CheckpointFile, Signed, file_of, give_up};
 use super::directory::{Directory, OpenError};
 use super::{CallLog, Checkpoints, Logs, Settings};
-use crate::domain::PublicKey;
+use crate::domain::{PublicKey, Timestamp};
+use crate::telemetry::Warnings;
 use crate::tlog::{Checkpoint, Log, LogKey, Tip, leaf_hash};
 
 /// Records after which a checkpoint is made before its time: what can be rewritten unseen is bounded in number, too.
@@ -21,6 +23,10 @@ const SIGN_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Administration records read at once.
 const PAGE: u32 = 1000;
+
+/// The configuration keys under which operators are warned.
+const CHECKPOINTS: &str = "audit.checkpoint_secs";
+const CALLS: &str = "audit.directory";
 
 /// Signs with the key of the checkpoints.
 #[async_trait]
@@ -51,7 +57,9 @@ pub struct Keeper {
     logs: Logs,
     files: [Arc<Mutex<CheckpointFile>>; 2],
     every: Duration,
-    troubled: bool,
+    /// What keeps checkpoints of each log from being made.
+    troubles: [Option<String>; 2],
+    warnings: Warnings,
 }
 
 impl Keeper {
@@ -69,7 +77,20 @@ impl Keeper {
         let files = files.map(|file| Arc::new(Mutex::new(file)));
         let path = directory.path().to_owned();
         let calls = CallLog::begin(directory, settings, key.origin(Log::Calls), known.as_ref())?;
-        Ok(Self { key, logs: Logs::new(path, calls, published), files, every, troubled: false })
+        Ok(Self {
+            key,
+            logs: Logs::new(path, calls, published),
+            files,
+            every,
+            troubles: [None, None],
+            warnings: Warnings::default(),
+        })
+    }
+
+    /// Tells what is wrong with the logs in these warnings, too.
+    #[must_use]
+    pub fn warning(self, warnings: Warnings) -> Self {
+        Self { warnings, ..self }
     }
 
     /// The logs, for the faces.
@@ -83,6 +104,7 @@ impl Keeper {
         self.all(&*sign, &*administration).await;
         let mut made = Instant::now();
         while end.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+            self.warn();
             let size = self.signed_tip(Log::Calls).size();
             if made.elapsed() >= self.every || self.logs.calls().size() >= size.saturating_add(NEW_RECORDS_MAX) {
                 self.all(&*sign, &*administration).await;
@@ -94,18 +116,35 @@ impl Keeper {
     }
 
     async fn all(&mut self, sign: &dyn Sign, administration: &dyn Administration) {
-        let mut troubled = false;
         for log in Log::ALL {
-            if let Err(problem) = self.make(log, sign, administration).await {
+            let problem = self.make(log, sign, administration).await.err();
+            if let Some(problem) = &problem {
                 metrics::counter!("keyward_audit_checkpoint_failures_total", "log" => log.name()).increment(1);
-                // Once for each time that it begins to fail.
-                if !self.troubled {
+                // Once for each problem, however often it is met.
+                if self.troubles[log as usize].as_ref() != Some(problem) {
                     tracing::error!(%log, problem, "no checkpoint of the audit log was made");
                 }
-                troubled = true;
             }
+            self.troubles[log as usize] = problem;
         }
-        self.troubled = troubled;
+        self.warn();
+    }
+
+    /// Tells operators what is wrong with the logs at this moment.
+    fn warn(&self) {
+        let troubled = |log: &Log| self.troubles[*log as usize].is_some();
+        let names: Vec<_> = Log::ALL.into_iter().filter(troubled).map(Log::name).collect();
+        if names.is_empty() {
+            self.warnings.clear(CHECKPOINTS);
+        } else {
+            let text = format!("no checkpoint can be made of the log of {}; the log says why", names.join(" and "));
+            self.warnings.set(CHECKPOINTS, &text);
+        }
+        if self.logs.calls().is_writable() {
+            self.warnings.clear(CALLS);
+        } else {
+            self.warnings.set(CALLS, "the log of calls cannot be written; the log says why");
+        }
     }
 
     /// Makes a checkpoint of a log, if it has grown.
@@ -138,13 +177,13 @@ impl Keeper {
 
 /// The end of the administration log, reached from where it ended at its latest checkpoint.
 async fn follow(mut tip: Tip, administration: &dyn Administration) -> Result<Tip, String> {
-    let signed = tip.size();
-    if let Some(last) = tip.last() {
-        // A store that was put back to an older state, or was changed and made whole again, shows here.
-        let record = administration.records(signed - 1, 1).await?;
-        if record.first().map(|record| leaf_hash(record)) != Some(*last) {
-            return Err(format!("record {} is not the one of which a checkpoint was signed", signed - 1));
-        }
+    if !goes_on(&tip, administration).await? {
+        // A store that was put back to an older state, or was changed and made whole again.
+        return Err(format!(
+            "record {} is not the one of which a checkpoint was signed; after a backup was put back on purpose, `keyward \
+             accept-store --confirm` lets the log go on",
+            tip.size().saturating_sub(1)
+        ));
     }
     loop {
         let records = administration.records(tip.size(), PAGE).await?;
@@ -155,4 +194,36 @@ async fn follow(mut tip: Tip, administration: &dyn Administration) -> Result<Tip
             return Ok(tip);
         }
     }
+}
+
+/// Whether the administration log has the record with which it ended at `tip`, and by the hashes in it all that came before.
+async fn goes_on(tip: &Tip, administration: &dyn Administration) -> Result<bool, String> {
+    let Some(last) = tip.last() else { return Ok(true) };
+    let record = administration.records(tip.size() - 1, 1).await?;
+    Ok(record.first().map(|record| leaf_hash(record)) == Some(*last))
+}
+
+/// Puts the checkpoints of the administration log aside if the log does not go on from the latest of them: a store that was
+/// accepted as it is has given up what came after. They stay beside the new ones, in the file that is answered, and
+/// `keyward audit verify` tells of them.
+///
+/// # Errors
+/// A service runs on the directory, or it cannot be used; the records cannot be read.
+pub async fn retire_administration(
+    directory: &Path,
+    public: &PublicKey,
+    administration: &dyn Administration,
+) -> Result<Option<PathBuf>, String> {
+    let text = |error: OpenError| error.to_string();
+    if !file_of(directory, Log::Administration).exists() {
+        return Ok(None);
+    }
+    let directory = Directory::open(directory).map_err(text)?;
+    let key = LogKey::new(public).map_err(|error| error.to_string())?;
+    let file = CheckpointFile::open(&directory, Log::Administration, &key, Checkpoints::default()).map_err(text)?;
+    let Some(tip) = file.tip() else { return Ok(None) };
+    if goes_on(tip, administration).await? {
+        return Ok(None);
+    }
+    give_up(&directory, Log::Administration, Timestamp::now()).map(Some).map_err(|error| error.to_string())
 }

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 pub use call_log::{CallLog, Unwritten};
 pub use checkpoints::{Checkpoints, Signed};
 pub use directory::OpenError;
-pub use keeper::{Administration, Keeper, Sign};
+pub use keeper::{Administration, Keeper, Sign, retire_administration};
 pub use logs::{Logs, ReadError};
 pub use page::{Page, Place, page, records_from};
 pub use verify::{Bad, Findings, Walk, verify_calls};

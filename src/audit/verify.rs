@@ -175,7 +175,8 @@ impl Walk {
         self.findings
     }
 
-    fn note(&mut self, text: String) {
+    /// Adds what a reader should know.
+    pub fn note(&mut self, text: String) {
         self.findings.notes.push(text);
     }
 

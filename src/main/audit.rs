@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use keyward::audit::{self, Findings, Walk, evidence};
-use keyward::config::Places;
+use keyward::config::{Config, Places};
 use keyward::domain::TenantId;
 use keyward::setup;
 use keyward::store::{EventPage, LogReader, Start};
@@ -137,7 +137,11 @@ fn verify(found: &Found, checkpoints: &[PathBuf]) -> Result<(), Failure> {
         let beside = directory.as_ref().map(|path| evidence::beside(path, log, &key).map_err(unreadable(path)));
         let (mut known, problem) = beside.transpose()?.unwrap_or_default();
         known.extend(kept.iter().cloned());
-        Ok(Walk::new(log, known, problem))
+        let mut walk = Walk::new(log, known, problem);
+        if let Some(path) = directory {
+            evidence::given_up(path, log, &key).map_err(unreadable(path))?.into_iter().for_each(|note| walk.note(note));
+        }
+        Ok(walk)
     };
     let mut looked = false;
     if let Some(store) = store {
@@ -154,6 +158,33 @@ fn verify(found: &Found, checkpoints: &[PathBuf]) -> Result<(), Failure> {
         return Err("--config, --directory or --store must say where the logs are".to_owned());
     }
     if good { Ok(()) } else { Err("the audit logs are not as they were written".to_owned()) }
+}
+
+/// Where the log of a store that was accepted is another than was signed, puts the checkpoints of that aside.
+pub(super) fn retire(config: &Config) -> Result<(), Failure> {
+    let public = setup::service_public_key(&config.service_key_path).map_err(|error| error.to_string())?;
+    let retired = runtime()?.block_on(async {
+        let log = LogReader::open(&config.store_path).await.map_err(|error| error.to_string())?;
+        audit::retire_administration(&config.audit.log.directory, &public, &Records(log)).await
+    });
+    let retired = retired.map_err(|problem| {
+        format!("the store was accepted, and its log cannot go on yet: {problem}; run the same command again")
+    })?;
+    if let Some(path) = retired {
+        println!("the log goes on from here; the checkpoints of what was given up are in {}", path.display());
+    }
+    Ok(())
+}
+
+/// The administration log of a store that nobody has open.
+struct Records(LogReader);
+
+#[async_trait::async_trait]
+impl audit::Administration for Records {
+    async fn records(&self, from: u64, limit: u32) -> Result<Vec<Vec<u8>>, String> {
+        let page = EventPage { tenant: None, start: Start::Oldest(from), limit };
+        self.0.events(&page).await.map_err(|error| error.to_string())
+    }
 }
 
 async fn verify_store(path: &Path, mut walk: Walk) -> Result<Findings, Failure> {

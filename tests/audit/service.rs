@@ -204,6 +204,72 @@ async fn an_edited_store_is_told_with_the_first_bad_record() {
     assert_verifies(&installation, &["--checkpoint", note.to_str().expect("UTF-8")]);
 }
 
+#[tokio::test]
+async fn the_log_of_a_store_that_was_accepted_goes_on() {
+    let installation = Installation::prepare().set("audit.checkpoint_secs", "1");
+    let (server, _) = start(&installation).await;
+    assert!(server.terminate().success());
+    let store = installation.dir().join("store.sqlite");
+    let backup = fs::read(&store).expect("read");
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    for tenant in ["b", "c", "d"] {
+        clients.create_tenant(tenant, &["ES256"], short_policy()).await;
+    }
+    let mut reader = auditor(&server).await;
+    let size = events(&mut reader, Log::Administration, "", 1000).await.len() as u64;
+    let given_up = checkpoint(&mut reader, Log::Administration, size).await;
+    assert!(server.terminate().success());
+    fs::write(&store, &backup).expect("put back");
+
+    // Served without being accepted: operators hear of it once, and at readyz.
+    let server = installation.serve();
+    let ops = server.ops().to_owned();
+    wait_for("a warning", || {
+        let ready = http::get(&format!("{ops}/readyz")).body;
+        let ready: serde_json::Value = serde_json::from_slice(&ready).expect("JSON");
+        let warning = ready["warnings"]["audit.checkpoint_secs"].as_str().unwrap_or_default().to_owned();
+        warning.contains("the log of administration")
+    })
+    .await;
+    wait_for("a third failure", || {
+        let metrics = http::get(&format!("{ops}/metrics")).body;
+        let metrics = String::from_utf8_lossy(&metrics);
+        let failures = r#"keyward_audit_checkpoint_failures_total{log="administration"} "#;
+        let count = metrics.lines().find_map(|line| line.strip_prefix(failures)?.parse::<u64>().ok());
+        count.is_some_and(|count| count >= 3)
+    })
+    .await;
+    let told = server.log().iter().filter(|line| line.contains("no checkpoint of the audit log was made")).count();
+    assert_eq!(told, 1, "{:?}", server.log());
+    assert!(server.terminate().success());
+
+    let accepted = installation.command("accept-store").arg("--confirm").output().expect("keyward runs");
+    assert!(accepted.status.success(), "{}", String::from_utf8_lossy(&accepted.stderr));
+    let server = installation.serve();
+    let mut reader = auditor(&server).await;
+    let size = events(&mut reader, Log::Administration, "", 1000).await.len() as u64;
+    let next = checkpoint(&mut reader, Log::Administration, size).await;
+    assert!(next.size < given_up.size && next.root_hash != given_up.root_hash, "{next:?}");
+    assert!(server.terminate().success());
+    let verified = audit(&installation, &["verify"]);
+    let said = text(&verified);
+    assert!(verified.status.success(), "{said}");
+    assert!(said.contains(&format!("a history of {} records was given up", given_up.size)), "{said}");
+    // Once more changes nothing: the log goes on from its checkpoints.
+    let accepted = installation.command("accept-store").arg("--confirm").output().expect("keyward runs");
+    assert!(accepted.status.success() && !text(&accepted).contains("given up"), "{}", text(&accepted));
+    assert_verifies(&installation, &[]);
+}
+
+async fn wait_for(what: &str, there: impl Fn() -> bool) {
+    let deadline = Instant::now() + WAIT_MAX;
+    while !there() {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 async fn edit_store(path: &Path, statement: &str) {
     use sqlx::Connection as _;
     let mut connection = sqlx::SqliteConnection::connect(path.to_str().expect("UTF-8")).await.expect("opened");
@@ -317,6 +383,12 @@ async fn full_disk(signing: &str) {
         })
     })
     .await;
+    let ops = server.ops().to_owned();
+    let warned = || {
+        let ready: serde_json::Value = serde_json::from_slice(&http::get(&format!("{ops}/readyz")).body).expect("JSON");
+        ready["warnings"]["audit.directory"].as_str() == Some("the log of calls cannot be written; the log says why")
+    };
+    wait_for("a warning", warned).await;
     // Administration cannot commit, and so does nothing.
     limit_files(pid, Some(0));
     let rotate = RotateSigningKeyRequest { tenant: "acme".to_owned(), force: true, ..Default::default() };
@@ -327,6 +399,7 @@ async fn full_disk(signing: &str) {
     limit_files(pid, None);
     sign_until(&mut clients, Result::is_ok).await;
     sign(&mut clients, "after").await.expect("signed");
+    wait_for("the end of the warning", || !warned()).await;
     assert!(server.terminate().success());
     let there = hashes_in_files(&installation);
     assert!((0..10).all(|number| there.contains(&sha256(&number.to_string()))));
