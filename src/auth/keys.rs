@@ -89,6 +89,11 @@ impl TrustedKey {
         Ok(Some(Self { kid, algorithm, verifier, thumbprint: thumbprint(&public) }))
     }
 
+    /// Whether its kid is its thumbprint.
+    pub(super) fn is_named_by_thumbprint(&self) -> bool {
+        self.kid.as_deref() == Some(self.thumbprint.as_str())
+    }
+
     fn may_have_signed(&self, jws: &Jws<'_>) -> bool {
         let named = jws.kid.is_none() || self.kid.is_none() || jws.kid == self.kid;
         named && jws.alg == self.algorithm.name()

@@ -17,7 +17,7 @@ mod keys;
 pub mod methods;
 mod roles;
 
-pub use bearer::{Access, Bearer, IssuerKeys, Refused};
+pub use bearer::{Access, Bearer, IssuerKeys, Ours, Refused};
 pub use callers::{Authenticated, Callers, Identity, Jwts, Presented, Refusal, Shown};
 pub use certificate::{NamesNobody, principal_of};
 pub use fetched::{FetchTimes, Fetched};

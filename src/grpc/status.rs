@@ -66,6 +66,7 @@ impl From<Refusal> for Status {
             Refusal::Certificate(_) => (Code::Unauthenticated, "CERTIFICATE_NAMES_NOBODY"),
             Refusal::Authorization => (Code::Unauthenticated, "AUTHORIZATION_MALFORMED"),
             Refusal::Jwt(Refused::KeysAway) => return away("JWKS_UNAVAILABLE", &refusal),
+            Refusal::Jwt(Refused::CannotTell) => return away("TENANT_QUARANTINED", &refusal),
             Refusal::Jwt(Refused::UnknownKey | Refused::Audience | Refused::Wrong(_)) => {
                 (Code::Unauthenticated, "JWT_REFUSED")
             }

@@ -88,8 +88,8 @@ where
 impl Admission {
     fn authenticate(&self, shown: &Shown, headers: &HeaderMap) -> Result<Authenticated, Refusal> {
         let keyrings = &self.0.keyrings;
-        let is_served = |thumbprint: &_| self.0.served.has(thumbprint, &keyrings.snapshot());
-        self.0.callers.authenticate(shown, presented(headers), keyrings.now(), is_served)
+        let whose = |thumbprint: &_| self.0.served.whose(thumbprint, &keyrings.snapshot());
+        self.0.callers.authenticate(shown, presented(headers), keyrings.now(), whose)
     }
 
     /// A key that is unknown may be a new one. What is refused for good is recorded.

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 
 use super::record::Known;
 use super::{Face, Problem};
-use crate::auth::Refused;
+use crate::auth::{Ours, Refused};
 use crate::domain::{self, TenantId};
 use crate::http::address::domain_of;
 
@@ -49,12 +49,13 @@ impl FromRequestParts<Arc<Face>> for Caller {
         let named = named(parts, face).await?;
         let jwt = bearer(&parts.headers)?;
         let snapshot = face.keyrings.snapshot();
-        let is_served = |kid: &_| snapshot.all().any(|view| view.key(kid).is_some());
-        let access = face.bearer.verify(jwt, named.audience.as_deref(), face.keyrings.now(), is_served);
+        let whose = |kid: &_| Ours::as_seen(snapshot.has_served(kid), snapshot.has_unseen());
+        let access = face.bearer.verify(jwt, named.audience.as_deref(), face.keyrings.now(), whose);
         let access = access.map_err(|refused| {
             tracing::debug!(%refused, "a JWT was not believed");
             match refused {
                 Refused::Audience => Problem::invalid_token(OTHER_AUDIENCE),
+                refused @ (Refused::CannotTell | Refused::KeysAway) => Problem::away(&refused.to_string()),
                 refused => Problem::invalid_token(&refused.to_string()),
             }
         })?;

@@ -52,6 +52,11 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, message).with(header::WWW_AUTHENTICATE, challenge)
     }
 
+    /// Who calls cannot be told yet.
+    pub(super) fn away(reason: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).retry_after(RETRY_PAUSE)
+    }
+
     fn with(mut self, name: HeaderName, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
