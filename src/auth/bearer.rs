@@ -1,9 +1,10 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::{Fetched, TrustedKeys};
+use super::{Fetched, Looked, TrustedKeys};
 use crate::domain::{Algorithm, Kid, Principal, Timestamp};
 use crate::jose::{Claims, Jws, NumericDate};
 
@@ -117,6 +118,12 @@ pub enum Refused {
     /// Its key is none that is known. A new key of the issuer's may be.
     #[error("no key of the issuer has the kid and alg of the JWT")]
     UnknownKey,
+    /// No key that it may mean has signed it. A new key of the issuer's may have, where keys have no kid, or the same one.
+    #[error("the signature is not one by the issuer")]
+    Signature,
+    /// Its key is none that was known a moment ago, and the issuer is asked again only in so long.
+    #[error("the key of the JWT is not known yet; retry after the pause")]
+    NotYet(Duration),
     /// It is for somebody else.
     #[error("aud does not name this service")]
     Audience,
@@ -173,7 +180,7 @@ impl Bearer {
         if !keys.knows_key_of(&jws) {
             return Err(Refused::UnknownKey);
         }
-        let key = keys.signer_of(&jws).ok_or(Refused::Wrong("the signature is not one by the issuer"))?;
+        let key = keys.signer_of(&jws).ok_or(Refused::Signature)?;
         let signer = Signer { thumbprint: key.thumbprint.clone(), named_like_ours: key.is_named_by_thumbprint() };
         signer.must_not_be_ours(whose)?;
         self.check_claims(&jws.payload, audience, now, signer, keys)
@@ -186,10 +193,10 @@ impl Bearer {
         same && check_time(access.nbf, access.exp, now).is_ok()
     }
 
-    /// Asks for the issuer's keys again because a JWT's is unknown. Whether it is worth a second look.
-    pub(super) async fn look_again(&self) -> bool {
+    /// Asks for the issuer's keys again because a JWT's is unknown.
+    pub(super) async fn look_again(&self) -> Looked {
         match &self.keys {
-            IssuerKeys::File(_) => false,
+            IssuerKeys::File(_) => Looked::Anew,
             IssuerKeys::Url(fetched) => fetched.look_again().await,
         }
     }

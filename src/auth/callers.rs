@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::methods::Needs;
-use super::{Access, Bearer, Grants, NamesNobody, Ours, Refused, Roles, principal_of};
+use super::{Access, Bearer, Grants, Looked, NamesNobody, Ours, Refused, Roles, principal_of};
 use crate::domain::{Kid, Principal, Timestamp};
 
 /// Verified JWTs that are remembered: callers bring the same one until it expires, and verifying it costs as much as a
@@ -182,15 +182,19 @@ impl Callers {
     /// Whether [`Callers::look_again`] may turn this refusal.
     #[must_use]
     pub fn can_look_again(&self, refusal: Refusal) -> bool {
-        refusal == Refusal::Jwt(Refused::UnknownKey)
+        matches!(refusal, Refusal::Jwt(Refused::UnknownKey | Refused::Signature))
             && self.jwts.as_ref().is_some_and(|jwts| jwts.bearer.can_look_again())
     }
 
-    /// Has the issuer asked for its keys, if that was not done a moment ago. Whether it is worth a second look.
-    pub async fn look_again(&self) -> bool {
-        match &self.jwts {
-            Some(jwts) => jwts.bearer.look_again().await,
-            None => false,
+    /// Has the issuer asked for its keys, if that was not done a moment ago.
+    ///
+    /// # Errors
+    /// What there is now is no newer than before; the caller may come again.
+    pub async fn look_again(&self) -> Result<(), Refusal> {
+        let Some(jwts) = &self.jwts else { return Ok(()) };
+        match jwts.bearer.look_again().await {
+            Looked::Anew => Ok(()),
+            Looked::NotYet(pause) => Err(Refusal::Jwt(Refused::NotYet(pause))),
         }
     }
 }

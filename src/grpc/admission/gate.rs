@@ -100,8 +100,9 @@ impl Admission {
         mut refusal: Refusal,
         method: &'static Method,
     ) -> Result<Authenticated, Status> {
-        if self.0.callers.can_look_again(refusal) && self.0.callers.look_again().await {
-            match self.authenticate(shown, headers) {
+        if self.0.callers.can_look_again(refusal) {
+            let looked = self.0.callers.look_again().await;
+            match looked.and_then(|()| self.authenticate(shown, headers)) {
                 Ok(authenticated) => return Ok(authenticated),
                 Err(again) => refusal = again,
             }

@@ -38,6 +38,11 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, reason).with(header::WWW_AUTHENTICATE, challenge)
     }
 
+    /// A client certificate that proves nobody.
+    pub(super) fn certificate(reason: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, reason).with(header::WWW_AUTHENTICATE, r#"Bearer realm="keyward""#)
+    }
+
     /// A request that tells in no proper way who makes it.
     pub(super) fn invalid_request(reason: &str) -> Self {
         let challenge = format!(r#"Bearer realm="keyward", error="invalid_request", error_description="{reason}""#);
