@@ -170,12 +170,12 @@ pub async fn run(
     faces.spawn(serve(public, listener, None, Bounds::PUBLIC, shutdown.clone(), Arc::clone(&nobody)));
     let ops = http::ops_router(health.clone(), warnings.clone(), metrics);
     let listener = Listener::tcp("ops", listeners.ops);
-    faces.spawn(serve(ops, listener, None, Bounds::OPS, shutdown.clone(), Arc::clone(&nobody)));
+    faces.spawn(serve(ops, listener, None, Bounds::OPS, shutdown.clone(), nobody));
     if let (Some(settings), Some(listener)) = (&config.management, listeners.management) {
-        let (router, identity) =
+        let (router, greeter, identity) =
             management(settings, &keyrings, &listener, logs.calls().clone(), &warnings, &shutdown)?;
         let listener = Listener::tcp("management", listener);
-        faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), Arc::clone(&nobody)));
+        faces.spawn(serve(router, listener, identity, Bounds::MANAGEMENT, shutdown.clone(), greeter));
     }
     let limit = config.grpc.message_bytes_max;
     let (grpc, greeter) =
@@ -268,7 +268,7 @@ fn management(
     log: CallLog,
     warnings: &Warnings,
     shutdown: &CancellationToken,
-) -> Result<(axum::Router, Option<LatestIdentity>), String> {
+) -> Result<(axum::Router, Arc<dyn Greeter>, Option<LatestIdentity>), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
     let bearer = Bearer::new(
@@ -278,7 +278,8 @@ fn management(
     );
     let identity = settings.identity.as_ref();
     let identity = identity.map(|identity| keep_up_identity("management", identity, warnings, shutdown));
-    Ok((http::management_router(Arc::clone(keyrings), bearer, base_url, log), identity))
+    let (router, greeter) = http::management_router(Arc::clone(keyrings), bearer, base_url, log);
+    Ok((router, greeter, identity))
 }
 
 /// Who may call gRPC, as it is at any time until `shutdown`.

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::directory::{Directory, OpenError};
 use super::queue::{Queue, Queued};
-use super::rate::Rate;
+use super::rate::Rates;
 use super::segments::Segments;
 use super::writer::{TellEnd, Writer};
 use super::{OnFailure, Settings, Signing};
@@ -43,8 +43,8 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) on_failure: OnFailure,
     signing: Signing,
-    refusals: Rate,
-    failures: Rate,
+    refusals: Rates,
+    failures: Rates,
     /// Whether the last try to write succeeded.
     writable: AtomicBool,
     cause: Mutex<Unwritten>,
@@ -84,8 +84,8 @@ impl CallLog {
             queue: Queue::default(),
             on_failure: settings.on_failure,
             signing: settings.signing,
-            refusals: Rate::new(now),
-            failures: Rate::new(now),
+            refusals: Rates::new(now),
+            failures: Rates::new(now),
             writable: AtomicBool::new(true),
             cause: Mutex::new(Unwritten::new(String::new())),
             suppressed: AtomicU64::new(0),
@@ -203,14 +203,16 @@ impl CallLog {
 impl Shared {
     /// Whether this event is to be recorded. One that comes too fast is counted instead.
     fn wants(&self, event: &Event) -> bool {
-        let rate = match &*event.result {
+        let now = Instant::now();
+        let wanted = match &*event.result {
             // All that succeeds and changes nothing is a signature.
             "OK" => return self.signing != Signing::Off,
             // What a token or a store that is away makes of calls must not hide who was refused, nor the other way round.
-            "INTERNAL" | "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "ABORTED" | "UNKNOWN" | "DATA_LOSS" => &self.failures,
-            _ => &self.refusals,
+            "INTERNAL" | "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "ABORTED" | "UNKNOWN" | "DATA_LOSS" => {
+                self.failures.admits(&event.principals, now)
+            }
+            _ => self.refusals.admits(&event.principals, now),
         };
-        let wanted = rate.admits(Instant::now());
         if !wanted {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("keyward_audit_refusals_not_recorded_total").increment(1);

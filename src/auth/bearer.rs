@@ -1,9 +1,10 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::{Fetched, TrustedKeys};
+use super::{Fetched, Looked, TrustedKeys};
 use crate::domain::{Algorithm, Kid, Principal, Timestamp};
 use crate::jose::{Claims, Jws, NumericDate};
 
@@ -42,13 +43,67 @@ pub enum IssuerKeys {
 pub struct Access {
     /// Whom the issuer let in: `iss` and `sub`.
     pub principal: Principal,
-    /// Of the key that signed it, for as long as that is trusted.
-    pub(super) signer: Kid,
+    /// The key that signed it, for as long as that is trusted.
+    pub(super) signer: Signer,
     /// The keys that it was verified with.
     pub(super) keys: Arc<TrustedKeys>,
     nbf: Option<NumericDate>,
     exp: NumericDate,
     scopes: Vec<String>,
+}
+
+/// Whether Keyward itself signs, or ever signed, with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ours {
+    /// For some tenant.
+    Yes,
+    /// For nobody.
+    No,
+    /// There is a tenant whose keys are not known: its record was damaged before this process could read it.
+    CannotTell,
+}
+
+impl Ours {
+    /// What follows for a key: `served` is whether some tenant is known to have or have had it, `unseen` whether there is a
+    /// tenant whose keys are not known.
+    #[must_use]
+    pub fn as_seen(served: bool, unseen: bool) -> Self {
+        match (served, unseen) {
+            (true, _) => Self::Yes,
+            (false, true) => Self::CannotTell,
+            (false, false) => Self::No,
+        }
+    }
+}
+
+/// The key that signed a JWT.
+#[derive(Clone, Debug)]
+pub(super) struct Signer {
+    thumbprint: Kid,
+    /// Whether its JWK has the thumbprint as kid, as every key has that Keyward publishes.
+    named_like_ours: bool,
+}
+
+impl Signer {
+    /// Goes on unless the key is a tenant's: an issuer that may have claims signed could write itself any scope.
+    ///
+    /// While there is a tenant whose keys are not known, a key is refused that could be one of them, by its kid. To refuse all
+    /// would let one edited record keep every caller with a JWT out; to refuse none would make whoever edits a record, and
+    /// waits for a restart, the administrator. The kid tells, because the JWKS is the operator's: whoever calls cannot rename
+    /// the keys in it.
+    pub(super) fn must_not_be_ours(&self, whose: impl FnOnce(&Kid) -> Ours) -> Result<(), Refused> {
+        match whose(&self.thumbprint) {
+            Ours::Yes => {
+                tracing::warn!(thumbprint = %self.thumbprint, "a JWT was refused whose key is a tenant's; take that key out of the issuer's JWKS");
+                Err(Refused::Wrong("no key of the issuer has the kid and alg of the JWT"))
+            }
+            Ours::CannotTell if self.named_like_ours => {
+                tracing::warn!(thumbprint = %self.thumbprint, "a JWT was refused whose key may be that of a tenant that is quarantined since the start; restore its record");
+                Err(Refused::CannotTell)
+            }
+            Ours::No | Ours::CannotTell => Ok(()),
+        }
+    }
 }
 
 /// Why a JWT is not believed, as a sentence for whoever sent it. It says nothing of keys and tenants.
@@ -57,9 +112,18 @@ pub enum Refused {
     /// Nobody can tell yet: the issuer's keys are not to be had.
     #[error("the keys of the issuer are not known at the moment; retry with a pause")]
     KeysAway,
+    /// Nobody can tell yet: its key may be a tenant's.
+    #[error("the key of the JWT cannot be judged at the moment; retry with a pause")]
+    CannotTell,
     /// Its key is none that is known. A new key of the issuer's may be.
     #[error("no key of the issuer has the kid and alg of the JWT")]
     UnknownKey,
+    /// No key that it may mean has signed it. A new key of the issuer's may have, where keys have no kid, or the same one.
+    #[error("the signature is not one by the issuer")]
+    Signature,
+    /// Its key is none that was known a moment ago, and the issuer is asked again only in so long.
+    #[error("the key of the JWT is not known yet; retry after the pause")]
+    NotYet(Duration),
     /// It is for somebody else.
     #[error("aud does not name this service")]
     Audience,
@@ -88,8 +152,8 @@ impl Bearer {
 
     /// What `jwt` allows at `now` to whoever asks for `audience`; `None` is an audience that no JWT can have.
     ///
-    /// `is_served` tells of a thumbprint whether Keyward itself signs for some tenant with that key. Such a key is never
-    /// believed, even if it stands in the JWKS: an issuer that may have claims signed could write itself any scope.
+    /// `whose` tells of a thumbprint whether Keyward itself signs for some tenant with that key, or did. Such a key is never
+    /// believed, even if it stands in the JWKS.
     /// `jku`, `jwk`, `x5u` and `x5c` in the header are not looked at.
     ///
     /// # Errors
@@ -99,7 +163,7 @@ impl Bearer {
         jwt: &str,
         audience: Option<&str>,
         now: Timestamp,
-        is_served: impl FnOnce(&Kid) -> bool,
+        whose: impl FnOnce(&Kid) -> Ours,
     ) -> Result<Access, Refused> {
         if jwt.len() > JWT_BYTES_MAX {
             return Err(Refused::Wrong("the JWT is longer than 8192 octets"));
@@ -116,12 +180,9 @@ impl Bearer {
         if !keys.knows_key_of(&jws) {
             return Err(Refused::UnknownKey);
         }
-        let key = keys.signer_of(&jws).ok_or(Refused::Wrong("the signature is not one by the issuer"))?;
-        if is_served(&key.thumbprint) {
-            tracing::warn!(thumbprint = %key.thumbprint, "a JWT was refused whose key is a tenant's; take that key out of the issuer's JWKS");
-            return Err(Refused::Wrong("no key of the issuer has the kid and alg of the JWT"));
-        }
-        let signer = key.thumbprint.clone();
+        let key = keys.signer_of(&jws).ok_or(Refused::Signature)?;
+        let signer = Signer { thumbprint: key.thumbprint.clone(), named_like_ours: key.is_named_by_thumbprint() };
+        signer.must_not_be_ours(whose)?;
         self.check_claims(&jws.payload, audience, now, signer, keys)
     }
 
@@ -132,10 +193,10 @@ impl Bearer {
         same && check_time(access.nbf, access.exp, now).is_ok()
     }
 
-    /// Asks for the issuer's keys again because a JWT's is unknown. Whether it is worth a second look.
-    pub(super) async fn look_again(&self) -> bool {
+    /// Asks for the issuer's keys again because a JWT's is unknown.
+    pub(super) async fn look_again(&self) -> Looked {
         match &self.keys {
-            IssuerKeys::File(_) => false,
+            IssuerKeys::File(_) => Looked::Anew,
             IssuerKeys::Url(fetched) => fetched.look_again().await,
         }
     }
@@ -150,7 +211,7 @@ impl Bearer {
         payload: &[u8],
         audience: Option<&str>,
         now: Timestamp,
-        signer: Kid,
+        signer: Signer,
         keys: Arc<TrustedKeys>,
     ) -> Result<Access, Refused> {
         let claims = Claims::parse(payload)

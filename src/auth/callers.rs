@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::methods::Needs;
-use super::{Access, Bearer, Grants, NamesNobody, Refused, Roles, principal_of};
+use super::{Access, Bearer, Grants, Looked, NamesNobody, Ours, Refused, Roles, principal_of};
 use crate::domain::{Kid, Principal, Timestamp};
 
 /// Verified JWTs that are remembered: callers bring the same one until it expires, and verifying it costs as much as a
@@ -156,7 +156,7 @@ impl Callers {
         shown: &Shown,
         presented: Presented<'_>,
         now: Timestamp,
-        is_served: impl FnOnce(&Kid) -> bool,
+        whose: impl FnOnce(&Kid) -> Ours,
     ) -> Result<Authenticated, Refusal> {
         let shown = match &shown.proof {
             Proof::Of(identity) => Some(Arc::clone(identity)),
@@ -170,7 +170,7 @@ impl Callers {
             (Presented::Nothing, _) => None,
             (Presented::Malformed, _) => return Err(Refusal::Authorization),
             (Presented::Jwt(_), None) => return Err(Refusal::Jwt(Refused::Wrong("this service takes no JWTs"))),
-            (Presented::Jwt(jwt), Some(jwts)) => Some(jwts.identity(jwt, now, is_served).map_err(Refusal::Jwt)?),
+            (Presented::Jwt(jwt), Some(jwts)) => Some(jwts.identity(jwt, now, whose).map_err(Refusal::Jwt)?),
         };
         match (shown, borne) {
             (None, None) => Err(Refusal::NoCredentials),
@@ -182,15 +182,19 @@ impl Callers {
     /// Whether [`Callers::look_again`] may turn this refusal.
     #[must_use]
     pub fn can_look_again(&self, refusal: Refusal) -> bool {
-        refusal == Refusal::Jwt(Refused::UnknownKey)
+        matches!(refusal, Refusal::Jwt(Refused::UnknownKey | Refused::Signature))
             && self.jwts.as_ref().is_some_and(|jwts| jwts.bearer.can_look_again())
     }
 
-    /// Has the issuer asked for its keys, if that was not done a moment ago. Whether it is worth a second look.
-    pub async fn look_again(&self) -> bool {
-        match &self.jwts {
-            Some(jwts) => jwts.bearer.look_again().await,
-            None => false,
+    /// Has the issuer asked for its keys, if that was not done a moment ago.
+    ///
+    /// # Errors
+    /// What there is now is no newer than before; the caller may come again.
+    pub async fn look_again(&self) -> Result<(), Refusal> {
+        let Some(jwts) = &self.jwts else { return Ok(()) };
+        match jwts.bearer.look_again().await {
+            Looked::Anew => Ok(()),
+            Looked::NotYet(pause) => Err(Refusal::Jwt(Refused::NotYet(pause))),
         }
     }
 }
@@ -202,24 +206,16 @@ impl Jwts {
         Self { bearer, audience, remembered: RwLock::default() }
     }
 
-    fn identity(
-        &self,
-        jwt: &str,
-        now: Timestamp,
-        is_served: impl FnOnce(&Kid) -> bool,
-    ) -> Result<Arc<Identity>, Refused> {
+    fn identity(&self, jwt: &str, now: Timestamp, whose: impl FnOnce(&Kid) -> Ours) -> Result<Arc<Identity>, Refused> {
         let known = self.remembered.read().unwrap_or_else(PoisonError::into_inner).get(jwt).cloned();
         // What can change while a JWT lives is looked at each time: its time, the issuer's keys and the tenants'.
         if let Some(known) = known
             && self.bearer.still_allows(&known.access, now)
         {
-            return if is_served(&known.access.signer) {
-                Err(Refused::Wrong("no key of the issuer has the kid and alg of the JWT"))
-            } else {
-                Ok(Arc::clone(&known.identity))
-            };
+            known.access.signer.must_not_be_ours(whose)?;
+            return Ok(Arc::clone(&known.identity));
         }
-        let access = self.bearer.verify(jwt, Some(&self.audience), now, is_served)?;
+        let access = self.bearer.verify(jwt, Some(&self.audience), now, whose)?;
         let roles = Roles::among_scopes(access.scopes());
         let identity = Arc::new(Identity::new(access.principal.clone(), roles));
         let mut remembered = self.remembered.write().unwrap_or_else(PoisonError::into_inner);

@@ -34,6 +34,17 @@ pub struct FetchTimes {
     pub age_max: Duration,
 }
 
+/// What came of asking again.
+pub(super) enum Looked {
+    /// The keys are as the issuer has them now.
+    Anew,
+    /// The issuer is left alone for so long, or did not answer.
+    NotYet(Duration),
+}
+
+/// Keys that were passed over and are told of in one line of the log.
+const PASSED_OVER_TOLD_MAX: usize = 8;
+
 #[derive(Default)]
 struct State {
     keys: Option<(Arc<TrustedKeys>, Instant)>,
@@ -42,6 +53,8 @@ struct State {
     under_way: bool,
     ended: u64,
     failing: bool,
+    /// What is wrong with keys of the last answer.
+    passed_over: Vec<String>,
 }
 
 impl Fetched {
@@ -60,20 +73,30 @@ impl Fetched {
         young.map(|(keys, _)| Arc::clone(keys))
     }
 
-    /// Has the URL asked again, unless it was a moment ago, and waits for the answer. Whether there was one to wait for.
-    pub async fn look_again(&self) -> bool {
+    /// Has the URL asked again, unless it was a moment ago, and waits for the answer.
+    pub(super) async fn look_again(&self) -> Looked {
         let mut told = self.state.subscribe();
         let before = {
             let state = told.borrow();
             if !state.under_way {
-                if state.began.is_some_and(|began| began.elapsed() < self.times.cooldown) {
-                    return false;
+                let left = self.left_alone(&state);
+                if !left.is_zero() {
+                    return Looked::NotYet(left);
                 }
                 self.wanted.notify_one();
             }
             state.ended
         };
-        timeout(LOOK_AGAIN_MAX, told.wait_for(|state| state.ended > before)).await.is_ok_and(|told| told.is_ok())
+        match timeout(LOOK_AGAIN_MAX, told.wait_for(|state| state.ended > before)).await {
+            Ok(Ok(state)) if !state.failing => Looked::Anew,
+            Ok(Ok(state)) => Looked::NotYet(self.left_alone(&state)),
+            Ok(Err(_)) | Err(_) => Looked::NotYet(self.times.cooldown),
+        }
+    }
+
+    /// How long it is before the URL may be asked again.
+    fn left_alone(&self, state: &State) -> Duration {
+        state.began.map_or(Duration::ZERO, |began| self.times.cooldown.saturating_sub(began.elapsed()))
     }
 
     /// Keeps [`Fetched::latest`] up to date until `shutdown`; `warnings` tell, under this configuration key, of a URL that
@@ -110,14 +133,22 @@ impl Fetched {
         });
         let roots = Arc::clone(&self.roots.borrow());
         let fetched = fetch::get(self.url.as_str(), &roots).await;
-        let keys = fetched
-            .and_then(|json| TrustedKeys::parse(&json).map_err(|problem| format!("answers with what {problem}")));
+        let keys = fetched.and_then(|json| {
+            TrustedKeys::parse_fetched(&json).map_err(|problem| format!("answers with what {problem}"))
+        });
         let came = keys.is_ok();
         self.state.send_modify(|state| {
             state.under_way = false;
             state.ended += 1;
             match keys {
-                Ok(keys) => {
+                Ok((keys, mut passed_over)) => {
+                    let more = passed_over.len().saturating_sub(PASSED_OVER_TOLD_MAX);
+                    passed_over.truncate(PASSED_OVER_TOLD_MAX);
+                    if state.passed_over != passed_over && !passed_over.is_empty() {
+                        let url = self.url.as_str();
+                        tracing::warn!(url, keys = ?passed_over, more, "keys of the issuer cannot be used: the others are");
+                    }
+                    state.passed_over = passed_over;
                     if std::mem::take(&mut state.failing) || state.keys.is_none() {
                         tracing::info!(url = self.url.as_str(), "the issuer's keys were fetched");
                     }

@@ -36,27 +36,49 @@ impl TrustedKeys {
     /// # Errors
     /// It is no JWKS, holds a private or symmetric key, or no key that could verify a JWT; the text follows a file's name.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
+        let (keys, problems) = Self::parse_fetched(json)?;
+        match problems.into_iter().next() {
+            Some(problem) => Err(format!("has a bad key: {problem}")),
+            None => Ok(keys),
+        }
+    }
+
+    /// The same for a JWKS that somebody else writes: keys that cannot be used are passed over as well (RFC 7517 section 5), and
+    /// so are those after the 32nd; also tells what is wrong with these. The one who writes a file reads the problem and mends
+    /// it; an issuer must not shut its callers out by a key that they do not use.
+    ///
+    /// # Errors
+    /// As [`TrustedKeys::parse`], but for bad keys.
+    pub fn parse_fetched(json: &[u8]) -> Result<(Self, Vec<String>), String> {
         #[derive(Deserialize)]
         struct Set {
-            keys: Vec<Map<String, Value>>,
+            keys: Vec<Value>,
         }
         // The parser's own text may quote the file, which is told in logs.
         let set: Set = serde_json::from_slice(json)
             .map_err(|_| "must hold a JSON Web Key Set: an object with an array of keys".to_owned())?;
-        if set.keys.len() > KEYS_MAX {
-            return Err(format!("must hold at most {KEYS_MAX} keys"));
-        }
-        let mut keys = Vec::new();
+        let (mut keys, mut problems) = (Vec::new(), Vec::new());
         for (index, jwk) in set.keys.into_iter().enumerate() {
+            let Value::Object(jwk) = jwk else {
+                problems.push(format!("keys[{index}] is no object"));
+                continue;
+            };
             if let Some(secret) = PRIVATE_MEMBERS.into_iter().find(|member| jwk.contains_key(*member)) {
                 return Err(format!("must hold public keys alone: keys[{index}] has the member {secret}"));
             }
-            keys.extend(TrustedKey::parse(jwk).map_err(|problem| format!("has a bad key: keys[{index}] {problem}"))?);
+            match TrustedKey::parse(jwk) {
+                Ok(Some(_)) if keys.len() == KEYS_MAX => {
+                    problems.push(format!("keys[{index}] is one too many: at most {KEYS_MAX} are kept"));
+                }
+                Ok(key) => keys.extend(key),
+                Err(problem) => problems.push(format!("keys[{index}] {problem}")),
+            }
         }
-        if keys.is_empty() {
-            return Err("must hold a public key for signatures (RSA, EC or Ed25519)".to_owned());
+        match (keys.is_empty(), problems.first()) {
+            (false, _) => Ok((Self(keys), problems)),
+            (true, Some(problem)) => Err(format!("has a bad key and no good one: {problem}")),
+            (true, None) => Err("must hold a public key for signatures (RSA, EC or Ed25519)".to_owned()),
         }
-        Ok(Self(keys))
     }
 
     /// The key that made the signature of `jws`.
@@ -87,6 +109,11 @@ impl TrustedKey {
         let verifier = Verifier::new(algorithm, &public)
             .map_err(|_| format!("is not a valid key for {algorithm} (RSA: from 2048 bits)"))?;
         Ok(Some(Self { kid, algorithm, verifier, thumbprint: thumbprint(&public) }))
+    }
+
+    /// Whether its kid is its thumbprint.
+    pub(super) fn is_named_by_thumbprint(&self) -> bool {
+        self.kid.as_deref() == Some(self.thumbprint.as_str())
     }
 
     fn may_have_signed(&self, jws: &Jws<'_>) -> bool {
@@ -175,6 +202,19 @@ mod tests {
         assert!(parse(&[]).is_err());
         assert!(TrustedKeys::parse(b"[]").is_err());
         assert!(parse(&vec![ec(); KEYS_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn of_a_fetched_set_the_usable_keys_are_kept() {
+        let fetched = |keys: &[Value]| TrustedKeys::parse_fetched(json!({ "keys": keys }).to_string().as_bytes());
+        let weak = json!({"kty": "RSA", "n": "x".repeat(171), "e": "AQAB"});
+        let (keys, problems) = fetched(&[weak.clone(), json!("no key"), with("x", json!("AQAB")), ec()]).unwrap();
+        assert_eq!((keys.0.len(), problems.len()), (1, 3), "{problems:?}");
+        let (keys, problems) = fetched(&vec![ec(); KEYS_MAX + 1]).unwrap();
+        assert_eq!((keys.0.len(), problems.len()), (KEYS_MAX, 1), "{problems:?}");
+        assert!(fetched(std::slice::from_ref(&weak)).unwrap_err().contains("2048"));
+        assert!(fetched(&[ec(), with("d", json!("secret"))]).is_err());
+        assert!(parse(&[weak, ec()]).unwrap_err().contains("keys[0]"), "a file is mended");
     }
 
     #[test]

@@ -17,9 +17,10 @@ mod keys;
 pub mod methods;
 mod roles;
 
-pub use bearer::{Access, Bearer, IssuerKeys, Refused};
+pub use bearer::{Access, Bearer, IssuerKeys, Ours, Refused};
 pub use callers::{Authenticated, Callers, Identity, Jwts, Presented, Refusal, Shown};
 pub use certificate::{NamesNobody, principal_of};
+use fetched::Looked;
 pub use fetched::{FetchTimes, Fetched};
 pub use grants::{BadGrant, GRANTS_MAX, Grants, ROLES_MAX};
 pub use keys::TrustedKeys;

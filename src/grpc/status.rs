@@ -65,8 +65,10 @@ impl From<Refusal> for Status {
             Refusal::NoCredentials => (Code::Unauthenticated, "NO_CREDENTIALS"),
             Refusal::Certificate(_) => (Code::Unauthenticated, "CERTIFICATE_NAMES_NOBODY"),
             Refusal::Authorization => (Code::Unauthenticated, "AUTHORIZATION_MALFORMED"),
-            Refusal::Jwt(Refused::KeysAway) => return away("JWKS_UNAVAILABLE", &refusal),
-            Refusal::Jwt(Refused::UnknownKey | Refused::Audience | Refused::Wrong(_)) => {
+            Refusal::Jwt(Refused::KeysAway) => return away("JWKS_UNAVAILABLE", &refusal, RETRY_PAUSE),
+            Refusal::Jwt(Refused::NotYet(pause)) => return away("JWKS_UNAVAILABLE", &refusal, pause),
+            Refusal::Jwt(Refused::CannotTell) => return away("TENANT_QUARANTINED", &refusal, RETRY_PAUSE),
+            Refusal::Jwt(Refused::UnknownKey | Refused::Signature | Refused::Audience | Refused::Wrong(_)) => {
                 (Code::Unauthenticated, "JWT_REFUSED")
             }
             Refusal::Role(_) => (Code::PermissionDenied, "ROLE_MISSING"),
@@ -82,12 +84,12 @@ impl From<Refusal> for Status {
 /// What cannot be recorded is not done.
 pub(super) fn unwritten(unwritten: &Unwritten) -> Status {
     tracing::debug!(%unwritten, "refused");
-    away("AUDIT_UNAVAILABLE", &"the audit log is not available at the moment")
+    away("AUDIT_UNAVAILABLE", &"the audit log is not available at the moment", RETRY_PAUSE)
 }
 
-fn away(reason: &str, message: &dyn Display) -> Status {
+fn away(reason: &str, message: &dyn Display, pause: Duration) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    details.set_retry_info(Some(RETRY_PAUSE));
+    details.set_retry_info(Some(pause));
     Status::with_error_details(Code::Unavailable, message.to_string(), details)
 }
 

@@ -1,7 +1,7 @@
 //! The immutable view of all keyrings that this replica signs and publishes from.
 
-use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 
@@ -17,6 +17,12 @@ pub struct Snapshot {
     domains: HashMap<Domain, TenantId>,
     /// Tenants whose records are not to be believed (R15), and the domain that each was served on.
     quarantined: HashMap<TenantId, Option<Domain>>,
+    /// Those among them of which this process never had a view: nobody knows their keys.
+    unseen: HashSet<TenantId>,
+    /// The keys that stood in a view once and do in none now, for as long as the process runs. One set for all snapshots that
+    /// were made from each other; it only grows, by some 150 octets for each key that is destroyed, deleted with its tenant or
+    /// quarantined: a hundred thousand rotations are 15 MB.
+    withdrawn: Arc<RwLock<HashSet<Kid>>>,
 }
 
 /// One tenant: its record, what signs, and the documents that verifiers fetch.
@@ -98,7 +104,8 @@ impl Snapshot {
     /// This snapshot with one tenant's view put in place of the old one.
     #[must_use]
     pub fn with(&self, view: TenantView) -> Self {
-        let mut snapshot = self.without(&view.record.tenant.id);
+        let mut snapshot = self.clone();
+        snapshot.remove(&view.record.tenant.id, Some(&view));
         let tenant = &view.record.tenant;
         if let (Some(domain), None) = (&tenant.custom_domain, tenant.delete_time) {
             snapshot.domains.insert(domain.clone(), tenant.id.clone());
@@ -110,10 +117,14 @@ impl Snapshot {
     /// This snapshot with one tenant out of service.
     #[must_use]
     pub fn quarantining(&self, id: &TenantId) -> Self {
+        let unseen = self.unseen.contains(id) || !(self.quarantined.contains(id) || self.tenants.contains_key(id));
         let mut snapshot = self.without(id);
         let served_on = self.domains.iter().find(|(_, tenant)| *tenant == id).map(|(domain, _)| domain.clone());
         let known = self.quarantined.get(id).cloned().flatten();
         snapshot.quarantined.insert(id.clone(), served_on.or(known));
+        if unseen {
+            snapshot.unseen.insert(id.clone());
+        }
         snapshot
     }
 
@@ -133,10 +144,32 @@ impl Snapshot {
     #[must_use]
     pub fn without(&self, id: &TenantId) -> Self {
         let mut snapshot = self.clone();
-        snapshot.tenants.remove(id);
-        snapshot.quarantined.remove(id);
-        snapshot.domains.retain(|_, tenant| tenant != id);
+        snapshot.remove(id, None);
         snapshot
+    }
+
+    /// Whether this process serves, or ever served, the key of this name for some tenant: also after the tenant was deleted, and
+    /// while it is quarantined.
+    #[must_use]
+    pub fn has_served(&self, kid: &Kid) -> bool {
+        self.all().any(|view| view.key(kid).is_some())
+            || self.withdrawn.read().unwrap_or_else(PoisonError::into_inner).contains(kid)
+    }
+
+    /// Whether there is a tenant whose keys nobody knows: it was quarantined when this process started.
+    #[must_use]
+    pub fn has_unseen(&self) -> bool {
+        !self.unseen.is_empty()
+    }
+
+    fn remove(&mut self, id: &TenantId, next: Option<&TenantView>) {
+        self.quarantined.remove(id);
+        self.unseen.remove(id);
+        self.domains.retain(|_, tenant| tenant != id);
+        let Some(view) = self.tenants.remove(id) else { return };
+        let kids = view.record.keyrings.iter().flat_map(|keyring| &keyring.keys).map(|key| &key.kid);
+        let gone = kids.filter(|kid| next.is_none_or(|next| next.key(kid).is_none()));
+        self.withdrawn.write().unwrap_or_else(PoisonError::into_inner).extend(gone.cloned());
     }
 }
 

@@ -8,4 +8,5 @@ mod both;
 mod certificates;
 mod every_method;
 mod stand;
+mod told;
 mod unix;

@@ -5,6 +5,7 @@ mod common;
 
 mod access;
 mod auth0;
+mod certificates;
 mod custom;
 mod described;
 mod examples;

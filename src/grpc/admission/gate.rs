@@ -88,8 +88,8 @@ where
 impl Admission {
     fn authenticate(&self, shown: &Shown, headers: &HeaderMap) -> Result<Authenticated, Refusal> {
         let keyrings = &self.0.keyrings;
-        let is_served = |thumbprint: &_| self.0.served.has(thumbprint, &keyrings.snapshot());
-        self.0.callers.authenticate(shown, presented(headers), keyrings.now(), is_served)
+        let whose = |thumbprint: &_| self.0.served.whose(thumbprint, &keyrings.snapshot());
+        self.0.callers.authenticate(shown, presented(headers), keyrings.now(), whose)
     }
 
     /// A key that is unknown may be a new one. What is refused for good is recorded.
@@ -100,8 +100,9 @@ impl Admission {
         mut refusal: Refusal,
         method: &'static Method,
     ) -> Result<Authenticated, Status> {
-        if self.0.callers.can_look_again(refusal) && self.0.callers.look_again().await {
-            match self.authenticate(shown, headers) {
+        if self.0.callers.can_look_again(refusal) {
+            let looked = self.0.callers.look_again().await;
+            match looked.and_then(|()| self.authenticate(shown, headers)) {
                 Ok(authenticated) => return Ok(authenticated),
                 Err(again) => refusal = again,
             }

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::auth::Ours;
 use crate::domain::Kid;
 use crate::keyring::snapshot::Snapshot;
 
@@ -14,21 +15,21 @@ struct Known {
     /// Weak, because who holds a snapshot holds its signers, and a revoked one must come to its end (R10).
     snapshot: Weak<Snapshot>,
     /// As many as the issuer has keys.
-    keys: HashMap<Kid, bool>,
+    keys: HashMap<Kid, Ours>,
 }
 
 impl Served {
-    /// Whether some tenant has or had the key with this thumbprint, whatever its state.
-    pub(super) fn has(&self, thumbprint: &Kid, snapshot: &Arc<Snapshot>) -> bool {
+    /// Whether some tenant has or had the key with this thumbprint, whatever its state and the tenant's.
+    pub(super) fn whose(&self, thumbprint: &Kid, snapshot: &Arc<Snapshot>) -> Ours {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::ptr::eq(known.snapshot.as_ptr(), Arc::as_ptr(snapshot)) {
             *known = Known { snapshot: Arc::downgrade(snapshot), keys: HashMap::new() };
         }
-        if let Some(served) = known.keys.get(thumbprint) {
-            return *served;
+        if let Some(whose) = known.keys.get(thumbprint) {
+            return *whose;
         }
-        let served = snapshot.all().any(|view| view.key(thumbprint).is_some());
-        known.keys.insert(thumbprint.clone(), served);
-        served
+        let whose = Ours::as_seen(snapshot.has_served(thumbprint), snapshot.has_unseen());
+        known.keys.insert(thumbprint.clone(), whose);
+        whose
     }
 }

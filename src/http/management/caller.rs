@@ -4,10 +4,11 @@ use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 
+use super::peer::Certificate;
 use super::record::Known;
 use super::{Face, Problem};
-use crate::auth::Refused;
-use crate::domain::{self, TenantId};
+use crate::auth::{Ours, Refused};
+use crate::domain::{self, Principal, TenantId};
 use crate::http::address::domain_of;
 
 /// What the audience of a JWT must be, for whoever sent another.
@@ -16,6 +17,8 @@ const OTHER_AUDIENCE: &str = "aud does not name this API of this tenant: its URL
 /// Who calls, and for which tenant: the JWT was verified, and is for this tenant and no other.
 pub(super) struct Caller {
     pub(super) tenant: TenantId,
+    /// Whom the certificate names, where there is one, and whom the JWT.
+    principals: Arc<[Principal]>,
     access: crate::auth::Access,
 }
 
@@ -30,7 +33,7 @@ struct Named {
 impl Caller {
     /// The caller as audit logs name it.
     pub(super) fn by(&self, method: &'static str) -> domain::Caller {
-        domain::Caller { principals: Arc::from([self.access.principal.clone()]), method, request_id: None }
+        domain::Caller { principals: Arc::clone(&self.principals), method, request_id: None }
     }
 
     /// Goes on if the JWT has all of these scopes.
@@ -47,14 +50,22 @@ impl FromRequestParts<Arc<Face>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, face: &Arc<Face>) -> Result<Self, Problem> {
         let named = named(parts, face).await?;
+        let certificate = match parts.extensions.get::<Certificate>() {
+            Some(Certificate(Ok(principal))) => Some(principal.clone()),
+            Some(Certificate(Err(problem))) => return Err(Problem::certificate(&problem.to_string())),
+            None => None,
+        };
         let jwt = bearer(&parts.headers)?;
         let snapshot = face.keyrings.snapshot();
-        let is_served = |kid: &_| snapshot.all().any(|view| view.key(kid).is_some());
-        let access = face.bearer.verify(jwt, named.audience.as_deref(), face.keyrings.now(), is_served);
+        let whose = |kid: &_| Ours::as_seen(snapshot.has_served(kid), snapshot.has_unseen());
+        let access = face.bearer.verify(jwt, named.audience.as_deref(), face.keyrings.now(), whose);
         let access = access.map_err(|refused| {
             tracing::debug!(%refused, "a JWT was not believed");
             match refused {
                 Refused::Audience => Problem::invalid_token(OTHER_AUDIENCE),
+                refused @ (Refused::CannotTell | Refused::KeysAway | Refused::NotYet(_)) => {
+                    Problem::away(&refused.to_string())
+                }
                 refused => Problem::invalid_token(&refused.to_string()),
             }
         })?;
@@ -62,10 +73,11 @@ impl FromRequestParts<Arc<Face>> for Caller {
         let tenant = named.tenant.ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "there is no tenant of this name or domain (any more)")
         })?;
+        let principals = certificate.into_iter().chain([access.principal.clone()]).collect();
         if let Some(known) = parts.extensions.get::<Known>() {
-            known.tell(&access.principal, &tenant);
+            known.tell(&principals, &tenant);
         }
-        Ok(Self { tenant, access })
+        Ok(Self { tenant, principals, access })
     }
 }
 

@@ -4,6 +4,7 @@
 mod body;
 mod caller;
 mod custom;
+mod peer;
 mod problem;
 mod record;
 mod signing;
@@ -19,6 +20,7 @@ use axum::routing::{get, post, put};
 use crate::audit::CallLog;
 use crate::auth::Bearer;
 use crate::keyring::Keyrings;
+use crate::serving::Greeter;
 use caller::Caller;
 use problem::Problem;
 
@@ -31,10 +33,17 @@ struct Face {
 }
 
 /// The Management API of all tenants: by path prefix, where JWTs are for `{base_url}/{tenant}/api/v2/`, and on their
-/// custom domains, where they are for `https://{domain}/api/v2/`. What is refused is recorded in `log`.
-pub fn management_router(keyrings: Arc<Keyrings>, bearer: Bearer, base_url: String, log: CallLog) -> Router {
+/// custom domains, where they are for `https://{domain}/api/v2/`. What is refused is recorded in `log`, handshakes
+/// that the [`Greeter`] hears of included.
+pub fn management_router(
+    keyrings: Arc<Keyrings>,
+    bearer: Bearer,
+    base_url: String,
+    log: CallLog,
+) -> (Router, Arc<dyn Greeter>) {
     let face = Arc::new(Face { keyrings, bearer, base_url, log });
-    Router::new()
+    let greeter: Arc<dyn Greeter> = Arc::<Face>::clone(&face);
+    let router = Router::new()
         .nest("/{tenant}/api/v2", calls())
         .nest("/api/v2", calls())
         .fallback(async || {
@@ -47,7 +56,8 @@ pub fn management_router(keyrings: Arc<Keyrings>, bearer: Bearer, base_url: Stri
         .layer(from_fn(body::heard_out))
         .layer(from_fn_with_state(Arc::clone(&face), record::told))
         .layer(map_response(not_to_be_stored))
-        .with_state(face)
+        .with_state(face);
+    (router, greeter)
 }
 
 fn calls() -> Router<Arc<Face>> {

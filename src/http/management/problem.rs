@@ -38,6 +38,11 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, reason).with(header::WWW_AUTHENTICATE, challenge)
     }
 
+    /// A client certificate that proves nobody.
+    pub(super) fn certificate(reason: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, reason).with(header::WWW_AUTHENTICATE, r#"Bearer realm="keyward""#)
+    }
+
     /// A request that tells in no proper way who makes it.
     pub(super) fn invalid_request(reason: &str) -> Self {
         let challenge = format!(r#"Bearer realm="keyward", error="invalid_request", error_description="{reason}""#);
@@ -50,6 +55,11 @@ impl Problem {
         let challenge = format!(r#"Bearer realm="keyward", error="insufficient_scope", scope="{scope}""#);
         let message = format!("the scope of the JWT must hold {}", needed.join(" and "));
         Self::new(StatusCode::FORBIDDEN, message).with(header::WWW_AUTHENTICATE, challenge)
+    }
+
+    /// Who calls cannot be told yet.
+    pub(super) fn away(reason: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason).retry_after(RETRY_PAUSE)
     }
 
     fn with(mut self, name: HeaderName, value: impl Into<String>) -> Self {

@@ -7,16 +7,17 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::Face;
+use super::peer::Certificate;
 use crate::domain::{self, Event, Principal, TenantId};
 
 /// Who was found to call, for the record of what becomes of it: [`super::Caller`] is not made where a call is refused.
 #[derive(Clone, Default)]
-pub(super) struct Known(Arc<OnceLock<(Principal, TenantId)>>);
+pub(super) struct Known(Arc<OnceLock<(Arc<[Principal]>, TenantId)>>);
 
 impl Known {
-    pub(super) fn tell(&self, principal: &Principal, tenant: &TenantId) {
+    pub(super) fn tell(&self, principals: &Arc<[Principal]>, tenant: &TenantId) {
         // A call has one caller: a second time there is nothing new.
-        let _ = self.0.set((principal.clone(), tenant.clone()));
+        let _ = self.0.set((Arc::clone(principals), tenant.clone()));
     }
 }
 
@@ -27,10 +28,12 @@ pub(super) async fn told(State(face): State<Arc<Face>>, mut request: Request, ne
     let path_tenant: Option<TenantId> = path_tenant.trim_start_matches('/').parse().ok();
     let known = Known::default();
     request.extensions_mut().insert(known.clone());
+    let certificate = request.extensions().get::<Certificate>().and_then(|shown| shown.0.as_ref().ok()).cloned();
     let response = next.run(request).await;
     let Some(result) = result(response.status()) else { return response };
     let known = known.0.get();
-    let principals = known.iter().map(|(principal, _)| principal.clone()).collect();
+    // Of a JWT that is not believed nobody is named; the certificate was.
+    let principals = known.map_or_else(|| certificate.into_iter().collect(), |(principals, _)| Arc::clone(principals));
     let caller = domain::Caller { principals, method, request_id: None };
     let tenant = known.map(|(_, tenant)| tenant.clone()).or(path_tenant);
     let detail = format!("HTTP {}", response.status().as_u16());
