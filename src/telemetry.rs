@@ -50,6 +50,10 @@ fn describe() {
     describe_histogram!("keyward_call_duration_seconds", "From the header of a gRPC call to the head of its answer");
     describe_gauge!("keyward_connections", "Connections of a listener");
     describe_counter!("keyward_connections_refused_total", "Connections given up because all places were taken");
+    describe_counter!(
+        "keyward_unfinished_calls_refused_total",
+        "Calls given up, or connections cut, because of calls that the client does not end"
+    );
     describe_counter!("keyward_handshakes_refused_total", "TLS handshakes that made no connection, and why");
     describe_gauge!("keyward_file_usable", "0: the file was changed and cannot be used; what it said before stays");
     describe_gauge!("keyward_jwks_usable", "0: the URL gave no usable keys; those of before stay for a time");

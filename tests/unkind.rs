@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use common::{Authority, Clients, Dial, Installation, Server, claims, http, short_policy};
 use tonic::Code;
 
@@ -25,6 +26,8 @@ const FLOOD_MAX: Duration = Duration::from_secs(20);
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// What all of them together may make the server hold besides what it holds anyway. A thousand connections of 100 KiB each.
 const MEMORY_GROWTH_KIB_MAX: u64 = 160 << 10;
+/// The same for calls that do not end: 128 MiB are given to them, and what the allocator keeps besides.
+const MEMORY_GROWTH_UNFINISHED_KIB_MAX: u64 = 192 << 10;
 
 /// What a client of HTTP/2 begins with (RFC 9113 section 3.4): the preface and empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -193,6 +196,97 @@ async fn signing_goes_on_whatever_other_clients_do_and_memory_stays_bounded() {
     assert!(growth < MEMORY_GROWTH_KIB_MAX, "{growth} KiB");
     drop(idle);
     slow.into_iter().for_each(|client| client.join().expect("it ended"));
+}
+
+/// Calls of a client that sends no end, kept until it is dropped.
+struct Endless {
+    calls: Vec<(h2::client::ResponseFuture, h2::SendStream<Bytes>)>,
+    requests: h2::client::SendRequest<Bytes>,
+}
+
+impl Endless {
+    async fn connect(server: &Server) -> Self {
+        let tcp = tokio::net::TcpStream::connect(server.grpc()).await.expect("connected");
+        let mut builder = h2::client::Builder::new();
+        let (requests, connection) = builder.initial_max_send_streams(1000).handshake(tcp).await.expect("HTTP/2");
+        // It may be cut.
+        tokio::spawn(connection);
+        Self { calls: Vec::new(), requests }
+    }
+
+    /// One more call, with a field of so many octets that HPACK does not keep, and this much of its body.
+    async fn call(&mut self, path: &str, field_bytes: usize, body: Bytes) -> Result<(), h2::Error> {
+        let mut field = ::http::HeaderValue::from_bytes(&vec![b'a'; field_bytes]).expect("a value");
+        field.set_sensitive(true);
+        let request = ::http::Request::post(format!("http://localhost{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("x-field", field);
+        self.requests = self.requests.clone().ready().await?;
+        let (answer, mut sending) = self.requests.send_request(request.body(()).expect("a request"), false)?;
+        sending.send_data(body, false)?;
+        self.calls.push((answer, sending));
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_without_an_end_stop_nobody_elses() {
+    let installation = Installation::prepare();
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let issuer = clients.create_tenant("acme", &["ES256"], short_policy()).await.issuer;
+    sign(&mut clients, &server, &issuer).await;
+    let before = server.memory_peak_kib();
+    let mut told = async |what: &str| {
+        let took = sign(&mut clients, &server, &issuer).await;
+        println!("{what}: {CALLS} calls in {took:?}; memory grew by {} KiB", server.memory_peak_kib() - before);
+    };
+    let refused = |reason: &str| {
+        server.metric(&format!("keyward_unfinished_calls_refused_total{{listener=\"grpc\",reason=\"{reason}\"}}"))
+    };
+
+    // One connection: all that may arrive, in messages of 1 MiB that lack their last octet.
+    let mut message = vec![0, 0, 0x10, 0, 0];
+    message.resize((1 << 20) + 4, b' ');
+    let message = Bytes::from(message);
+    let mut one = Endless::connect(&server).await;
+    for _ in 0..128 {
+        one.call("/keyward.v1.SigningService/SignJwt", 0, message.clone()).await.expect("it is not cut");
+    }
+    told("128 MiB of messages on one connection").await;
+    let begun = Instant::now();
+    while refused("share") == 0.0 {
+        assert!(begun.elapsed() < CALLS_WAIT_MAX, "nothing was refused");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    told("which are refused").await;
+    // What asks for no credentials takes no message of that size.
+    for _ in 0..32 {
+        one.call("/grpc.health.v1.Health/Check", 0, message.clone()).await.expect("it is not cut");
+    }
+    told("and as health checks").await;
+
+    // More connections than there are shares, each full of headers.
+    let mut many = Vec::new();
+    for _ in 0..12 {
+        let mut client = Endless::connect(&server).await;
+        for _ in 0..1000 {
+            // It may be cut by then.
+            let _ = client.call("/grpc.health.v1.Health/Check", 15_000, Bytes::new()).await;
+        }
+        many.push(client);
+    }
+    told("12 connections of 1,000 headers of 15 KB").await;
+    let growth = server.memory_peak_kib() - before;
+    println!("refused for the share {}, cut {}, slow {}", refused("share"), refused("budget"), refused("slow"));
+    assert!(growth < MEMORY_GROWTH_UNFINISHED_KIB_MAX, "{growth} KiB");
+    // The first is still there, and its calls are given up: it is a client's own affair, and no reason to be cut.
+    let begun = Instant::now();
+    while refused("slow") + refused("budget") == 0.0 {
+        assert!(begun.elapsed() < CALLS_WAIT_MAX, "calls without an end are kept");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

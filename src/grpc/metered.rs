@@ -8,6 +8,7 @@ use metrics::{Counter, Histogram};
 use tonic::Code;
 use tower::{Layer, Service};
 
+use super::OPEN_MESSAGE_BYTES_MAX;
 use super::door;
 use super::status::code_name;
 use crate::auth::methods::{self, METHODS};
@@ -72,9 +73,11 @@ where
         let begun = Instant::now();
         let method = methods::position(request.uri().path()).unwrap_or(METHODS.len());
         let meters = Arc::clone(&self.meters);
+        let own = request.uri().path().starts_with("/keyward.");
+        let message_bytes_max = if own { meters.message_bytes_max } else { OPEN_MESSAGE_BYTES_MAX };
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let answer = door::explain_rejection(answer.await?, meters.message_bytes_max);
+            let answer = door::explain_rejection(answer.await?, message_bytes_max);
             meters.methods[method].count(answer.headers(), begun);
             Ok(answer)
         })

@@ -32,6 +32,9 @@ use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
 use proto::tenant_service_server::{SERVICE_NAME as TENANT_SERVICE, TenantServiceServer};
 
+/// Longest message taken by health and reflection, which answer anybody: a name, many times over.
+const OPEN_MESSAGE_BYTES_MAX: usize = 4 << 10;
+
 /// All services over these keyrings, with their health as it is told; and who must greet each connection to them, because what
 /// it shows is what `callers` know who calls by. `logs` has the record of the calls.
 pub fn router(
@@ -52,9 +55,19 @@ pub fn router(
         .add_service(KeyServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(TenantServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(AuditServiceServer::new(audit).max_decoding_message_size(message_bytes_max))
-        .add_service(health_service)
-        .add_service(reflection().build_v1().expect("the descriptors were compiled with this binary"))
-        .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with this binary"));
+        .add_service(health_service.max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX))
+        .add_service(
+            reflection()
+                .build_v1()
+                .expect("the descriptors were compiled with this binary")
+                .max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            reflection()
+                .build_v1alpha()
+                .expect("the descriptors were compiled with this binary")
+                .max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX),
+        );
     // One layer of two: each costs the router an allocation in every call.
     let layers = (MeteredLayer::new(message_bytes_max), GateLayer(admission.clone()));
     // with_state prepares the routes: without it each connection would do so.

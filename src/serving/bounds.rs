@@ -11,8 +11,13 @@ pub struct Bounds {
     pub streams_max: u32,
     /// Octets of a header, and in HTTP/1.1 of what is read ahead.
     pub header_bytes_max: u32,
-    /// Octets of bodies that have not come to their end, of all calls together. Beyond it calls fail.
+    /// Octets held for calls whose bodies have not come to their end, of all connections together. Beyond it the connection is
+    /// cut that has held most for longest.
     pub arriving_bytes_max: usize,
+    /// The same of one connection. Beyond it calls of it fail.
+    pub connection_bytes_max: usize,
+    /// How long a body may take to come to its end.
+    pub body_max: Duration,
     /// How long a TLS handshake may take.
     pub handshake_max: Duration,
     /// How long a new connection may take to bring the whole header of its first call.
@@ -49,6 +54,18 @@ pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) const RESETS_PENDING_MAX: usize = 20;
 pub(super) const RESETS_OF_ERRORS_MAX: usize = 64;
 
+/// What a call holds besides its header and its body: its stream and the tasks that wait for it. Measured, and rounded up.
+pub(super) const CALL_BYTES: usize = 8 << 10;
+
+/// What a field of a header holds besides its octets, as RFC 9113 section 6.5.2 counts.
+pub(super) const FIELD_BYTES: usize = 32;
+
+/// Messages of the largest size that are on their way on one connection side by side, at least.
+const MESSAGES_ARRIVING: usize = 4;
+
+/// Connections that may hold their whole share at one time.
+const SHARES: usize = 8;
+
 impl Bounds {
     /// Of verifiers, caches and browsers: some thousand keep their connections where no proxy stands between.
     pub const PUBLIC: Self = Self::http(4096);
@@ -62,9 +79,16 @@ impl Bounds {
     /// Of issuers and operators. A certificate that was withdrawn loses access when its connection is `connection_age_max`
     /// old, and `call_max` later at the latest.
     #[must_use]
-    pub const fn grpc(connections_max: usize, connection_age_max: Duration) -> Self {
+    pub const fn grpc(connections_max: usize, connection_age_max: Duration, message_bytes_max: usize) -> Self {
+        let http = Self::http(connections_max);
+        let messages = MESSAGES_ARRIVING * message_bytes_max;
+        let share = if messages > http.connection_bytes_max { messages } else { http.connection_bytes_max };
         Self {
             protocol: Protocol::Grpc,
+            arriving_bytes_max: SHARES * share,
+            connection_bytes_max: share,
+            // A message is sent at once: 50 KiB/s for the largest that is taken where nothing is set.
+            body_max: Duration::from_secs(20),
             // An issuer under load has that many calls under way at once.
             streams_max: 1024,
             // Names, deadline and credentials fit many times over.
@@ -76,7 +100,7 @@ impl Bounds {
             lifetime_max: connection_age_max,
             // Longer than any signature, and than generating the keys of a tenant usually takes.
             call_max: Duration::from_secs(60),
-            ..Self::http(connections_max)
+            ..http
         }
     }
 
@@ -97,8 +121,11 @@ impl Bounds {
             streams_max: 100,
             // A JWT and cookies fit many times over, and all places together stay within some hundred MiB.
             header_bytes_max: 32 * 1024,
-            // Ordinary messages are whole at once: 128 of the largest that gRPC takes are on their way side by side.
-            arriving_bytes_max: 128 << 20,
+            // Ordinary messages are whole at once. Each of the streams that HTTP/2 permits can begin one side by side.
+            connection_bytes_max: 16 << 20,
+            arriving_bytes_max: SHARES * (16 << 20),
+            // Who reads it gives up after 30 s, with an answer.
+            body_max: Duration::from_secs(35),
             // Some round trips over a slow line.
             handshake_max: Duration::from_secs(10),
             // The same, and what a browser that connects in advance may wait.

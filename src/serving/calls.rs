@@ -1,94 +1,202 @@
-use std::error::Error;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::Waker;
 use std::time::Duration;
 
-use bytes::Buf as _;
-use h2::Reason;
-use http_body::{Body, Frame, SizeHint};
+use http::Request;
+use http_body::Body;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
-/// Octets of bodies that have not come to their end, of all calls of a listener. The clients decide how long these are kept,
-/// so their sum is what must be bounded.
-#[derive(Clone)]
-pub(super) struct Budget(Arc<Spending>);
+use super::arriving::Arriving;
+use super::bounds::{Bounds, CALL_BYTES, FIELD_BYTES};
+use super::budget::Budget;
 
-struct Spending {
-    bytes_max: usize,
-    bytes: AtomicUsize,
-}
-
-/// The calls of one connection, from the whole header to the head of the answer.
+/// The calls of one connection, from the whole header to the head of the answer, and to the end of what the client sends.
 #[derive(Clone)]
 pub(super) struct Calls(Arc<Shared>);
 
-struct Shared {
-    state: Mutex<State>,
+/// What a connection holds.
+pub(super) struct Shared {
+    number: u64,
+    address: Option<SocketAddr>,
+    bytes_max: usize,
+    body_max: Duration,
     budget: Budget,
+    state: Mutex<State>,
+    cut: CancellationToken,
 }
 
 #[derive(Default)]
 struct State {
     /// Begun, and not answered.
     under_way: usize,
-    /// Those of which the body is still to come: the client holds these up.
-    arriving: usize,
-    /// When the latest one began or ended.
+    /// The bodies that are still to come, the oldest first: the client holds these up.
+    arriving: BTreeMap<u64, Held>,
+    begun: u64,
+    /// What they hold together.
+    bytes: usize,
+    /// When the latest call began or ended.
     latest: Option<Instant>,
+    /// What it held was given back already: there is no more to take.
+    is_cut: bool,
+    /// A line in the log for each connection, not for each call of it.
+    is_told: bool,
+}
+
+/// A call of which the end has not come.
+struct Held {
+    since: Instant,
+    bytes: usize,
+    is_late: bool,
+    waker: Option<Waker>,
 }
 
 /// A call, until it is dropped.
 pub(super) struct Call(Calls);
 
-/// The body of a call, which tells when it has come to its end.
-pub(super) struct Arriving<B> {
-    body: B,
-    calls: Option<Calls>,
-    /// What it has taken of the budget.
-    bytes: usize,
-}
-
-impl Budget {
-    pub(super) fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Spending { bytes_max, bytes: AtomicUsize::new(0) }))
-    }
-
-    /// Takes so much of it, and says whether it was there. It is to be given back in any case.
-    fn take(&self, bytes: usize) -> bool {
-        self.0.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.0.bytes_max
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
+/// A body that may not go on.
+#[derive(Debug)]
+pub(super) struct Refused;
 
 impl Calls {
     /// None yet.
-    pub(super) fn new(budget: Budget) -> Self {
-        Self(Arc::new(Shared { state: Mutex::default(), budget }))
+    pub(super) fn new(budget: Budget, bounds: &Bounds, address: Option<SocketAddr>) -> Self {
+        let shared = Arc::new(Shared {
+            number: budget.number(),
+            address,
+            bytes_max: bounds.connection_bytes_max,
+            body_max: bounds.body_max,
+            budget,
+            state: Mutex::default(),
+            cut: CancellationToken::new(),
+        });
+        shared.budget.enter(shared.number, Arc::downgrade(&shared));
+        Self(shared)
     }
 
-    pub(super) fn begin<B: Body>(&self, body: B) -> (Call, Arriving<B>) {
-        let arriving = !body.is_end_stream();
-        let mut state = self.state();
+    /// A call with its header; it counts until its body has come to its end.
+    pub(super) fn begin<B: Body>(&self, request: Request<B>) -> (Call, Request<Arriving<B>>) {
+        let now = Instant::now();
+        let (parts, body) = request.into_parts();
+        let mut state = self.0.state();
         state.under_way += 1;
-        state.arriving += usize::from(arriving);
-        state.latest = Some(Instant::now());
+        state.latest = Some(now);
+        let call = Call(self.clone());
+        if body.is_end_stream() {
+            return (call, Request::from_parts(parts, Arriving::whole(body)));
+        }
+        let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES);
+        let bytes = CALL_BYTES + parts.uri.path().len() + fields.sum::<usize>();
+        state.begun += 1;
+        let number = state.begun;
+        state.arriving.insert(number, Held { since: now, bytes: 0, is_late: false, waker: None });
         drop(state);
-        (Call(self.clone()), Arriving { body, calls: arriving.then(|| self.clone()), bytes: 0 })
+        let body = match self.came(number, bytes) {
+            Ok(()) => Arriving::of(body, self.clone(), number),
+            Err(Refused) => {
+                self.arrived(number);
+                Arriving::refused(body)
+            }
+        };
+        (call, Request::from_parts(parts, body))
+    }
+
+    /// So much of a call came. Whether it may go on.
+    pub(super) fn came(&self, number: u64, bytes: usize) -> Result<(), Refused> {
+        let mut state = self.0.state();
+        if state.is_cut || state.is_late(number) {
+            return Err(Refused);
+        }
+        if state.bytes + bytes > self.0.bytes_max {
+            self.0.tell(&mut state, "share");
+            return Err(Refused);
+        }
+        state.bytes += bytes;
+        if let Some(held) = state.arriving.get_mut(&number) {
+            held.bytes += bytes;
+        }
+        let was_there = self.0.budget.take(bytes);
+        drop(state);
+        if !was_there {
+            self.0.budget.make_room();
+        }
+        Ok(())
+    }
+
+    /// A body waits for what its client sends. Whether it may go on.
+    pub(super) fn waits(&self, number: u64, waker: &Waker) -> Result<(), Refused> {
+        let mut state = self.0.state();
+        match state.arriving.get_mut(&number) {
+            Some(held) if held.is_late => Err(Refused),
+            Some(held) => {
+                match &mut held.waker {
+                    Some(kept) => kept.clone_from(waker),
+                    none => *none = Some(waker.clone()),
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing more of this call comes.
+    pub(super) fn arrived(&self, number: u64) {
+        let mut state = self.0.state();
+        let Some(held) = state.arriving.remove(&number) else { return };
+        if !state.is_cut {
+            state.bytes -= held.bytes;
+            self.0.budget.give_back(held.bytes);
+        }
+    }
+
+    /// Gives up bodies that do not come to their end in time, and returns when the connection is to be cut at once. It looks
+    /// only when the time can have come: calls set no timer.
+    pub(super) async fn cut(&self) {
+        let hurry = async {
+            loop {
+                let next = self.give_up_late();
+                sleep_until(next).await;
+            }
+        };
+        tokio::select! {
+            () = self.0.cut.cancelled() => {}
+            () = hurry => {}
+        }
+    }
+
+    /// And says when the next can be late.
+    fn give_up_late(&self) -> Instant {
+        let mut state = self.0.state();
+        let now = Instant::now();
+        let (mut late, mut next) = (Vec::new(), now + self.0.body_max);
+        for held in state.arriving.values_mut().filter(|held| !held.is_late) {
+            if held.since + self.0.body_max > now {
+                next = held.since + self.0.body_max;
+                break;
+            }
+            held.is_late = true;
+            late.extend(held.waker.take());
+            self.0.budget.count("slow");
+        }
+        if !late.is_empty() && !state.is_told {
+            state.is_told = true;
+            self.0.log("calls without an end are given up");
+        }
+        drop(state);
+        late.into_iter().for_each(Waker::wake);
+        next
     }
 
     /// Whether the service has something to do for this client.
     pub(super) fn are_under_way(&self) -> bool {
-        self.state().is_busy()
+        self.0.state().is_busy()
     }
 
     /// When a call was last under way.
     pub(super) fn latest(&self) -> Option<Instant> {
-        let state = self.state();
+        let state = self.0.state();
         if state.is_busy() { Some(Instant::now()) } else { state.latest }
     }
 
@@ -105,73 +213,68 @@ impl Calls {
             }
         }
     }
+}
+
+impl Shared {
+    /// What it holds, in octets, by how long, in milliseconds.
+    pub(super) fn held_for(&self) -> u128 {
+        let state = self.state();
+        let of = |held: &Held| held.bytes as u128 * (held.since.elapsed().as_millis() + 1);
+        if state.is_cut { 0 } else { state.arriving.values().map(of).sum() }
+    }
+
+    /// Lets it hold no more.
+    pub(super) fn cut(&self) {
+        let mut state = self.state();
+        if !state.is_cut {
+            state.is_cut = true;
+            self.budget.give_back(std::mem::take(&mut state.bytes));
+            self.budget.count("budget");
+            self.log("the listener is full of calls without an end: the connection that holds most for longest is cut");
+            self.cut.cancel();
+        }
+    }
+
+    fn tell(&self, state: &mut State, reason: &'static str) {
+        self.budget.count(reason);
+        if !state.is_told {
+            state.is_told = true;
+            self.log("a connection holds too much of calls without an end: more of them are refused");
+        }
+    }
+
+    fn log(&self, what: &'static str) {
+        let client = self.address.map(|address| address.to_string()).unwrap_or_default();
+        tracing::warn!(listener = self.budget.listener(), client, "{what}");
+    }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain values: nobody can leave them half changed.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.budget.leave(self.number);
     }
 }
 
 impl State {
     fn is_busy(&self) -> bool {
         // An answer may come before the body has: then there are fewer calls than bodies.
-        self.under_way > self.arriving
+        self.under_way > self.arriving.len()
+    }
+
+    fn is_late(&self, number: u64) -> bool {
+        self.arriving.get(&number).is_some_and(|held| held.is_late)
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.0.0.state();
         state.under_way -= 1;
         state.latest = Some(Instant::now());
-    }
-}
-
-impl<B> Arriving<B> {
-    fn arrived(&mut self) {
-        if let Some(calls) = self.calls.take() {
-            calls.state().arriving -= 1;
-            calls.0.budget.give_back(std::mem::take(&mut self.bytes));
-        }
-    }
-}
-
-impl<B> Drop for Arriving<B> {
-    fn drop(&mut self) {
-        self.arrived();
-    }
-}
-
-impl<B: Body<Error: Error + Send + Sync + 'static> + Unpin> Body for Arriving<B> {
-    type Data = B::Data;
-    type Error = Box<dyn Error + Send + Sync>;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, Self::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context)).map(|frame| frame.map_err(Into::into));
-        if let (Some(calls), Some(Ok(frame))) = (&self.calls, &frame) {
-            let bytes = frame.data_ref().map_or(0, |data| data.remaining());
-            let was_there = calls.0.budget.take(bytes);
-            self.bytes += bytes;
-            if !was_there {
-                self.arrived();
-                // The word of HTTP/2 for it, which gRPC knows as RESOURCE_EXHAUSTED.
-                return Poll::Ready(Some(Err(h2::Error::from(Reason::ENHANCE_YOUR_CALM).into())));
-            }
-        }
-        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
-            self.arrived();
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use super::bounds::Bounds;
-use super::calls::{Budget, Calls};
+use super::budget::Budget;
+use super::calls::Calls;
 use super::listener::Connection;
 use super::peer::{Greeter, Peer, Proof};
 use super::places::{Leaving, Places};
@@ -99,13 +100,12 @@ impl Terms {
     async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: I, peer: Peer) {
         let mut extensions = Extensions::new();
         self.greeter.greet(&peer, &mut extensions);
-        let calls = Calls::new(self.budget.clone());
+        let calls = Calls::new(self.budget.clone(), &self.bounds, peer.address);
         let (router, counted) = (self.router.clone(), calls.clone());
         let service = tower::service_fn(move |request: Request<Incoming>| {
-            let (mut parts, body) = request.into_parts();
-            let (call, body) = counted.begin(body);
-            parts.extensions.extend(extensions.clone());
-            let answer = router.clone().call(Request::from_parts(parts, body));
+            let (call, mut request) = counted.begin(request);
+            request.extensions_mut().extend(extensions.clone());
+            let answer = router.clone().call(request);
             async move {
                 let answer = answer.await;
                 drop(call);
@@ -114,20 +114,24 @@ impl Terms {
         });
         let connection = self.protocol.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let mut connection = pin!(connection);
+        let serving = async {
+            let ending = tokio::select! {
+                ended = connection.as_mut() => return Some(ended),
+                ending = self.ending(&calls) => ending,
+            };
+            // HTTP/1.1: no call after this one; HTTP/2: GOAWAY. An idle connection ends at once.
+            connection.as_mut().graceful_shutdown();
+            let draining = async {
+                tokio::select! {
+                    ended = connection.as_mut() => Some(ended),
+                    () = calls.rest(ending.drain_max) => None,
+                }
+            };
+            timeout(self.bounds.call_max, draining).await.unwrap_or_default()
+        };
         let ended = tokio::select! {
-            ended = connection.as_mut() => Some(ended),
-            ending = self.ending(&calls) => {
-                // HTTP/1.1: no call after this one; HTTP/2: GOAWAY. An idle connection ends at once.
-                connection.as_mut().graceful_shutdown();
-                timeout(self.bounds.call_max, async {
-                    tokio::select! {
-                        ended = connection.as_mut() => Some(ended),
-                        () = calls.rest(ending.drain_max) => None,
-                    }
-                })
-                .await
-                .unwrap_or_default()
-            }
+            ended = serving => ended,
+            () = calls.cut() => None,
         };
         match ended {
             Some(Ok(())) => {}

@@ -1,7 +1,9 @@
 //! The one way in which anything is served, HTTP and gRPC: connections that are bounded in number, in idleness and in age,
 //! and what they show of the client at their other end.
 
+mod arriving;
 mod bounds;
+mod budget;
 mod calls;
 mod connection;
 mod listener;
@@ -26,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::tls::Identity;
-use calls::Budget;
+use budget::Budget;
 use connection::Terms;
 use places::Places;
 
@@ -41,7 +43,7 @@ pub async fn serve(
     greeter: Arc<dyn Greeter>,
 ) {
     let places = Places::new(bounds.connections_max);
-    let budget = Budget::new(bounds.arriving_bytes_max);
+    let budget = Budget::new(listener.name, bounds.arriving_bytes_max);
     let protocol = Arc::new(protocol(&bounds));
     let mut connections = JoinSet::new();
     let connected = metrics::gauge!("keyward_connections", "listener" => listener.name);

@@ -263,34 +263,69 @@ async fn hold_a_body(client: &mut TcpStream) {
     client.write_all(&[b'.'; 99_999]).await.expect("sent");
 }
 
+/// Sends what is left of the body, and says how the answer begins; nothing where the connection was cut.
+async fn end_a_body(client: &mut TcpStream) -> String {
+    // One that was refused may be closed already.
+    let _ = client.write_all(b".").await;
+    let mut answer = [0; 12];
+    match within(client.read_exact(&mut answer)).await {
+        Ok(_) => String::from_utf8_lossy(&answer).into_owned(),
+        Err(_) => String::new(),
+    }
+}
+
+const WELL: &str = "HTTP/1.1 200";
+
 #[tokio::test]
-async fn bodies_that_do_not_end_take_no_more_than_their_share() {
+async fn where_bodies_that_do_not_end_take_all_there_is_the_one_goes_that_has_held_longest() {
+    // Two fit, and three do not.
     let served = Served::with(Bounds { arriving_bytes_max: 250_000, ..WIDE }).await;
-    let mut held = Vec::new();
-    // Two fit. Of three, the one that comes to the limit is told at once; the others can end.
-    for _ in 0..3 {
-        let mut client = served.connect().await;
-        hold_a_body(&mut client).await;
-        held.push(client);
-    }
-    let mut statuses = Vec::new();
-    for mut client in held {
-        // The one that was refused may be closed already.
-        let _ = client.write_all(b".").await;
-        let mut answer = [0; 12];
-        within(client.read_exact(&mut answer)).await.expect("an answer");
-        statuses.push(String::from_utf8_lossy(&answer).into_owned());
-    }
-    assert_eq!(statuses.iter().filter(|status| *status == "HTTP/1.1 200").count(), 2, "{statuses:?}");
-    // What they took is there again.
+    let mut first = served.connect().await;
+    hold_a_body(&mut first).await;
+    // What is told apart is how long they hold.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     for _ in 0..5 {
         let mut client = served.connect().await;
         hold_a_body(&mut client).await;
-        client.write_all(b".").await.expect("sent");
-        let mut answer = [0; 12];
-        within(client.read_exact(&mut answer)).await.expect("an answer");
-        assert_eq!(&answer, b"HTTP/1.1 200");
+        assert_eq!(end_a_body(&mut client).await, WELL, "there is room for one more");
     }
+    let (mut second, mut third) = (served.connect().await, served.connect().await);
+    hold_a_body(&mut second).await;
+    hold_a_body(&mut third).await;
+    let cut = within(first.read(&mut [0; 100])).await;
+    assert!(!cut.is_ok_and(|count| count > 0), "it was not cut");
+    assert_eq!(end_a_body(&mut second).await, WELL);
+    assert_eq!(end_a_body(&mut third).await, WELL);
+}
+
+#[tokio::test]
+async fn one_connection_holds_no_more_than_its_share() {
+    let served = Served::with(Bounds { connection_bytes_max: 90_000, ..WIDE }).await;
+    let mut client = served.connect().await;
+    hold_a_body(&mut client).await;
+    assert_ne!(end_a_body(&mut client).await, WELL);
+    // And a header counts like a body.
+    let served = Served::with(Bounds { connection_bytes_max: 20_000, ..WIDE }).await;
+    for (filling, is_well) in [(100, true), (15_000, false)] {
+        let mut client = served.connect().await;
+        let field = "x".repeat(filling);
+        let head = format!("POST /body HTTP/1.1\r\nHost: keyward\r\nX: {field}\r\nContent-Length: 1\r\n\r\n");
+        client.write_all(head.as_bytes()).await.expect("sent");
+        assert_eq!(end_a_body(&mut client).await == WELL, is_well, "{filling}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_to_its_end_is_given_up() {
+    let served = Served::with(Bounds { body_max: Duration::from_millis(200), ..WIDE }).await;
+    let mut client = served.connect().await;
+    hold_a_body(&mut client).await;
+    let mut answer = [0; 12];
+    let read = within(client.read_exact(&mut answer)).await;
+    assert!(read.is_err() || answer != WELL.as_bytes(), "{answer:?}");
+    let mut client = served.connect().await;
+    hold_a_body(&mut client).await;
+    assert_eq!(end_a_body(&mut client).await, WELL);
 }
 
 #[tokio::test]
