@@ -117,7 +117,7 @@ impl Snapshot {
     /// This snapshot with one tenant out of service.
     #[must_use]
     pub fn quarantining(&self, id: &TenantId) -> Self {
-        let unseen = self.unseen.contains(id) || !(self.quarantined.contains(id) || self.tenants.contains_key(id));
+        let unseen = self.unseen.contains(id) || !(self.quarantined.contains_key(id) || self.tenants.contains_key(id));
         let mut snapshot = self.without(id);
         let served_on = self.domains.iter().find(|(_, tenant)| *tenant == id).map(|(domain, _)| domain.clone());
         let known = self.quarantined.get(id).cloned().flatten();
