@@ -4,7 +4,7 @@
 //! swap is found at its index by whoever reads from the start, and the tree's root stands for all records in 32 octets that
 //! can be signed and kept elsewhere ([`Checkpoint`]).
 //!
-//! In reading order: [`Hash`], [`Frontier`] (the tree, as far as growing it needs it), [`Tip`] (where a log ends, and how it
+//! In reading order: [`Hash`](struct@Hash), [`Frontier`] (the tree, as far as growing it needs it), [`Tip`] (where a log ends, and how it
 //! goes on) and [`Record`]; [`Log`] and [`LogKey`] (which log, and whose), [`Checkpoint`].
 
 mod checkpoint;
