@@ -278,10 +278,16 @@ pub fn verify_calls(directory: &Path, origin: &str, mut walk: Walk) -> io::Resul
     for (index, segment) in segments.iter().enumerate() {
         let is_last = index + 1 == segments.len();
         let name = segment.path.file_name().unwrap_or_default().display().to_string();
-        let mut lines = Lines::open(&segment.path)?;
         if walk.is_over() {
             break;
         }
+        let mut lines = match Lines::open(&segment.path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                walk.findings.bad = Some(Bad::Other(format!("{name}: {error}")));
+                break;
+            }
+            lines => lines?,
+        };
         match lines.next()? {
             Some(line) if line.whole => match serde_json::from_slice::<Head>(&line.octets) {
                 Ok(head) if head.origin != origin => {

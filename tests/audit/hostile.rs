@@ -149,7 +149,7 @@ async fn files_without_lines_and_without_an_end_are_refused() {
     }
     let pipe = directory.join(format!("calls-{:020}.jsonl", 5));
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
-    assert_refused(&installation, "it is no regular file");
+    assert_refused(&installation, "calls-00000000000000000005.jsonl: it is no regular file");
     assert!(!audit(&installation, &["list", "--log", "calls"]).status.success());
     fs::remove_file(&pipe).expect("removed");
     assert!(audit(&installation, &["verify"]).status.success());
