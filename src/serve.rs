@@ -256,7 +256,8 @@ struct Records(Arc<Keyrings>);
 impl Administration for Records {
     async fn records(&self, from: u64, limit: u32) -> Result<Vec<Vec<u8>>, String> {
         let page = EventPage { tenant: None, start: Start::Oldest(from), limit };
-        self.0.administration(&page).await.map_err(|error| error.for_log())
+        let rows = self.0.administration(&page).await.map_err(|error| error.for_log())?;
+        Ok(rows.into_iter().map(|row| row.record).collect())
     }
 }
 

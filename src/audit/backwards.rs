@@ -1,7 +1,8 @@
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
+use super::directory::open_regular;
 use super::lines::{LINE_BYTES_MAX, Line};
 
 /// The lines of a file from its end to its start.
@@ -19,12 +20,16 @@ impl LinesBackwards {
 
     /// The whole lines before `end`, or before the end of the file. What comes after the last newline is passed over.
     pub(super) fn open(path: &Path, end: Option<u64>) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = open_regular(path, OpenOptions::new().read(true))?;
         let len = file.metadata()?.len();
         let mut lines = Self { file, place: end.unwrap_or(len).min(len), rest: Vec::new() };
-        while !lines.rest.contains(&b'\n') && lines.read_more()? {}
+        while !lines.rest.contains(&b'\n') && lines.read_more()? {
+            if !lines.rest.contains(&b'\n') {
+                lines.within_bounds()?;
+            }
+        }
         if end.is_some() && lines.rest.last() != Some(&b'\n') {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "no line ends there"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no line ends there"));
         }
         let end = lines.rest.iter().rposition(|octet| *octet == b'\n').map_or(0, |at| at + 1);
         lines.rest.truncate(end);
@@ -43,14 +48,20 @@ impl LinesBackwards {
                 self.rest.truncate(start);
                 return Ok(Some(Line { place: self.place + start as u64, octets, whole: true }));
             }
-            if self.rest.len() as u64 > LINE_BYTES_MAX {
-                let text = format!("a line of more than {LINE_BYTES_MAX} octets at {}", self.place);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-            }
+            self.within_bounds()?;
             if !self.read_more()? {
                 return Ok(None);
             }
         }
+    }
+
+    /// Called where what was read has no line's start in it.
+    fn within_bounds(&self) -> io::Result<()> {
+        if self.rest.len() as u64 <= LINE_BYTES_MAX + Self::STEP {
+            return Ok(());
+        }
+        let text = format!("a line of more than {LINE_BYTES_MAX} octets at {}", self.place);
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
     }
 
     fn read_more(&mut self) -> io::Result<bool> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::backwards::LinesBackwards;
-use super::directory::{Directory, FILE_MODE, OpenError, sync_directory};
+use super::directory::{Directory, FILE_MODE, OpenError, open_regular, sync_directory};
 use crate::domain::Timestamp;
 use crate::tlog::{Checkpoint, Log, LogKey, Tip};
 
@@ -111,7 +111,8 @@ impl CheckpointFile {
         let path = file_of(directory.path(), log);
         let unusable = |error| OpenError::File { path: path.clone(), error };
         let open = || {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE).open(&path)?;
+            let options = &mut OpenOptions::new();
+            let file = open_regular(&path, options.write(true).create(true).truncate(false).mode(FILE_MODE))?;
             sync_directory(directory.path())?;
             Ok((file, LinesBackwards::open(&path, None)?.next()?))
         };

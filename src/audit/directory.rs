@@ -56,7 +56,7 @@ impl Directory {
         // Two names of one directory must meet at one lock.
         let path = fs::canonicalize(path).map_err(unusable(path))?;
         let name = path.join("lock");
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE).open(&name);
+        let lock = open_regular(&name, OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE));
         let lock = lock.map_err(unusable(&name))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, _lock: lock }),
@@ -100,6 +100,16 @@ impl SegmentFile {
         segments.sort();
         Ok(segments)
     }
+}
+
+/// Opens a file, as these options say: a regular one. A pipe of its name would be waited for, and a device has no end.
+pub(super) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = options.custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file"))
 }
 
 /// Puts a new name in a directory on the disk.

@@ -1,11 +1,13 @@
 //! Checkpoints to hold a log against: those beside it, and those that somebody kept elsewhere.
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use super::backwards::LinesBackwards;
 use super::checkpoints::{self, Kept, file_of};
-use super::lines::Lines;
+use super::directory::open_regular;
+use super::lines::{LINE_BYTES_MAX, Lines};
 use crate::tlog::{Checkpoint, Log, LogKey};
 
 /// A checkpoint that the service key signed.
@@ -64,7 +66,9 @@ pub fn elsewhere(path: &Path, key: &LogKey) -> io::Result<(Vec<Evidence>, Option
         let log = key.log_of(&checkpoint.origin).ok_or("it is of another log")?;
         Ok((log, checkpoint))
     };
-    let text = std::fs::read(path)?;
+    let mut text = Vec::new();
+    let file = open_regular(path, OpenOptions::new().read(true))?;
+    file.take(LINE_BYTES_MAX).read_to_end(&mut text)?;
     if text.first() == Some(&b'{') {
         return read_lines(path, |line| {
             let kept: Kept = serde_json::from_slice(line).map_err(|error| format!("it is no checkpoint: {error}"))?;
@@ -83,7 +87,7 @@ fn read_lines(
     path: &Path,
     believe: impl Fn(&[u8]) -> Result<(Log, Checkpoint), String>,
 ) -> io::Result<(Vec<Evidence>, Option<String>)> {
-    let (mut known, mut number) = (Vec::new(), 0);
+    let (mut known, mut first_problem, mut number) = (Vec::new(), None, 0);
     let mut lines = Lines::open(path)?;
     while let Some(line) = lines.next()? {
         number += 1;
@@ -93,8 +97,10 @@ fn read_lines(
         let place = format!("{}, line {number}", path.display());
         match believe(&line.octets) {
             Ok((log, checkpoint)) => known.push(Evidence { log, checkpoint, place }),
-            Err(problem) => return Ok((known, Some(format!("the checkpoint in {place}: {problem}")))),
+            Err(problem) => {
+                first_problem.get_or_insert_with(|| format!("the checkpoint in {place}: {problem}"));
+            }
         }
     }
-    Ok((known, None))
+    Ok((known, first_problem))
 }

@@ -1,6 +1,8 @@
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::Path;
+
+use super::directory::open_regular;
 
 /// Longest line read: a principal of the longest certificate or JWT that is taken fits many times over.
 pub(super) const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -24,7 +26,10 @@ pub(super) struct Line {
 
 impl Lines {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: BufReader::with_capacity(1 << 16, File::open(path)?), place: 0 })
+        Ok(Self {
+            file: BufReader::with_capacity(1 << 16, open_regular(path, OpenOptions::new().read(true))?),
+            place: 0,
+        })
     }
 
     /// The next line, if there is one.

@@ -64,7 +64,7 @@ impl Logs {
         let page = read.await.map_err(|panic| ReadError::Unreadable(panic.to_string()))?;
         // Only a place that somebody made up leads into the middle of a line.
         page.map_err(|error| match (error.kind(), before) {
-            (std::io::ErrorKind::InvalidData, Some(_)) => ReadError::NoSuchPlace,
+            (std::io::ErrorKind::InvalidInput, Some(_)) => ReadError::NoSuchPlace,
             _ => ReadError::Unreadable(error.to_string()),
         })
     }

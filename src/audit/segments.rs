@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
 use serde::{Deserialize, Serialize};
 
-use super::directory::{Directory, FILE_MODE, OpenError, SegmentFile, sync_directory};
+use super::directory::{Directory, FILE_MODE, OpenError, SegmentFile, open_regular, sync_directory};
 use super::lines::Lines;
 use crate::domain::Event;
 use crate::tlog::Tip;
@@ -194,7 +194,8 @@ impl Segments {
             None => {
                 let path = SegmentFile::new(self.directory.path(), self.first).path;
                 // It can be there from a try that failed half-way, and then holds nothing that was acknowledged.
-                let file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(path)?;
+                let options = &mut OpenOptions::new();
+                let file = open_regular(&path, options.write(true).create(true).truncate(true).mode(FILE_MODE))?;
                 sync_directory(self.directory.path())?;
                 self.last.insert(file)
             }

@@ -8,7 +8,7 @@ use super::directory::SegmentFile;
 use super::evidence::Evidence;
 use super::lines::Lines;
 use super::segments::Head;
-use crate::tlog::{Broken, Hash, Log, Record, Tip, leaf_hash};
+use crate::tlog::{Broken, Entry, Hash, Log, Record, Tip, leaf_hash};
 
 /// What came of looking at a log.
 #[derive(Debug)]
@@ -29,8 +29,18 @@ pub struct Findings {
     pub confirmed: Option<u64>,
     /// The first thing that is wrong.
     pub bad: Option<Bad>,
+    /// What is wrong besides: the first checkpoint that cannot be believed, the first record with wrong copies beside it.
+    pub also: Vec<String>,
     /// What a reader should know besides.
     pub notes: Vec<String>,
+}
+
+impl Findings {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub const fn is_good(&self) -> bool {
+        self.bad.is_none() && self.also.is_empty()
+    }
 }
 
 /// The first thing that is wrong with a log.
@@ -90,6 +100,8 @@ pub struct Walk {
     mismatch: Option<Bad>,
     /// A break of the chain, for which one of two can be the reason: what comes next tells which.
     suspect: Option<Suspect>,
+    /// Whether that was told of.
+    copies_differ: bool,
 }
 
 enum Suspect {
@@ -111,10 +123,18 @@ impl Walk {
             segments: 0,
             checkpoints: 0,
             confirmed: None,
-            bad: problem.map(Bad::Other),
+            bad: None,
+            also: problem.into_iter().collect(),
             notes: Vec::new(),
         };
-        Self { tip: Tip::default(), known: known.into_iter().peekable(), findings, mismatch: None, suspect: None }
+        Self {
+            tip: Tip::default(),
+            known: known.into_iter().peekable(),
+            findings,
+            mismatch: None,
+            suspect: None,
+            copies_differ: false,
+        }
     }
 
     /// A segment begins, which says that the log stood at `tip` then.
@@ -148,6 +168,21 @@ impl Walk {
             Err(Broken::Index(found)) => self.bad(index, format!("is missing: record {found} stands in its place")),
             Err(Broken::Previous) => self.suspect = Some(Suspect::Record(octets.to_vec())),
         }
+    }
+
+    /// Whether something is wrong, so that what comes next cannot be judged.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        self.findings.bad.is_some()
+    }
+
+    /// The next record, with the copies of its members that its row has.
+    pub fn row(&mut self, row: &[u8], Entry { index, record, problem }: &Entry) {
+        if let (Some(_), Some(problem), false) = (record, problem, self.copies_differ) {
+            self.copies_differ = true;
+            self.findings.also.push(format!("record {index}: {problem}"));
+        }
+        self.record(row);
     }
 
     /// What came of it, at the end of the log.
@@ -243,7 +278,16 @@ pub fn verify_calls(directory: &Path, origin: &str, mut walk: Walk) -> io::Resul
     for (index, segment) in segments.iter().enumerate() {
         let is_last = index + 1 == segments.len();
         let name = segment.path.file_name().unwrap_or_default().display().to_string();
-        let mut lines = Lines::open(&segment.path)?;
+        if walk.is_over() {
+            break;
+        }
+        let mut lines = match Lines::open(&segment.path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                walk.findings.bad = Some(Bad::Other(format!("{name}: {error}")));
+                break;
+            }
+            lines => lines?,
+        };
         match lines.next()? {
             Some(line) if line.whole => match serde_json::from_slice::<Head>(&line.octets) {
                 Ok(head) if head.origin != origin => {
@@ -265,7 +309,15 @@ pub fn verify_calls(directory: &Path, origin: &str, mut walk: Walk) -> io::Resul
                 walk.findings.bad.get_or_insert(Bad::Other(format!("{name} is empty")));
             }
         }
-        while let Some(line) = lines.next()? {
+        while !walk.is_over() {
+            let line = match lines.next() {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    walk.bad(walk.tip.size(), format!("cannot be read: {error}"));
+                    break;
+                }
+                line => line?,
+            };
+            let Some(line) = line else { break };
             if !line.whole && is_last {
                 walk.note(format!("the last line of {name} has no end: it is being written, or a crash tore it"));
                 break;

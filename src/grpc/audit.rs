@@ -8,7 +8,7 @@ use super::{Admission, door, wire};
 use crate::audit::{Logs, Place, ReadError};
 use crate::domain::TenantId;
 use crate::keyring::{Error, Part};
-use crate::tlog::{Log, Record};
+use crate::tlog::{Entry, Log, Record};
 
 /// The service, over the logs that this replica has.
 #[derive(Clone)]
@@ -36,23 +36,23 @@ impl AuditService for AuditFace {
         let logs = self.logs.clone();
         let answer = self.admission.call(request, |admitted, request| async move {
             let Listing { log, tenant, size, query, place } = listing(&request)?;
-            let (records, next) = match log {
+            let (entries, next) = match log {
                 Log::Administration => {
                     let before = place.map(|place| place.parse().map_err(|_| wrong_token())).transpose()?;
                     let limit = u32::try_from(size).expect("a page is bounded");
-                    let records = admitted.keyrings().events(tenant, before, limit).await?;
-                    let more = records.len() == size && records.last().is_some_and(|record| record.index > 0);
-                    let next = records.last().filter(|_| more).map(|record| record.index.to_string());
-                    (records, next)
+                    let entries = admitted.keyrings().events(tenant, before, limit).await?;
+                    let more = entries.len() == size && entries.last().is_some_and(|entry| entry.index > 0);
+                    let next = entries.last().filter(|_| more).map(|entry| entry.index.to_string());
+                    (entries, next)
                 }
                 Log::Calls => {
                     let before = place.map(|place| parse_place(&place).ok_or_else(wrong_token)).transpose()?;
                     let page = logs.page(tenant, size, before).await.map_err(unreadable)?;
-                    (page.records, page.next.map(|place| format!("{} {} {}", place.index, place.segment, place.octet)))
+                    (page.entries, page.next.map(|place| format!("{} {} {}", place.index, place.segment, place.octet)))
                 }
             };
             Ok(ListAuditEventsResponse {
-                events: records.into_iter().map(event).collect(),
+                events: entries.into_iter().map(event).collect(),
                 next_page_token: next.map(|place| door::page_token(&query, &place)).unwrap_or_default(),
             })
         });
@@ -121,9 +121,14 @@ fn unreadable(error: ReadError) -> Error {
     }
 }
 
-fn event(Record { index, event, .. }: Record) -> AuditEvent {
+fn event(Entry { index, record, problem }: Entry) -> AuditEvent {
+    let problem = problem.unwrap_or_default();
+    let Some(Record { event, .. }) = record else {
+        return AuditEvent { index, problem, ..AuditEvent::default() };
+    };
     AuditEvent {
         index,
+        problem,
         time: Some(wire::timestamp(event.time)),
         action: event.action.into_owned(),
         principals: event.principals.iter().map(ToString::to_string).collect(),

@@ -43,7 +43,7 @@ pub use update::TenantUpdate;
 pub use verify::Verdict;
 
 use crate::domain::{Algorithm, Event, Kid, ObjectId, TenantId};
-use crate::store::{Change, EventPage, Store, StoreError};
+use crate::store::{Change, EventPage, EventRow, Store, StoreError};
 use crate::token::Token;
 use published::Published;
 use tokio_util::task::TaskTracker;
@@ -159,11 +159,11 @@ impl Keyrings {
         Ok(())
     }
 
-    /// Records of the administration log, as their octets.
+    /// Records of the administration log, as their rows have them.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn administration(&self, page: &EventPage) -> Result<Vec<Vec<u8>>, Error> {
+    pub async fn administration(&self, page: &EventPage) -> Result<Vec<EventRow>, Error> {
         Ok(self.store.events(page).await?)
     }
 

@@ -8,8 +8,8 @@ use keyward::audit::{self, Findings, Walk, evidence};
 use keyward::config::{Config, Places};
 use keyward::domain::TenantId;
 use keyward::setup;
-use keyward::store::{EventPage, LogReader, Start};
-use keyward::tlog::{Log, LogKey, Record};
+use keyward::store::{EventPage, EventRow, LogReader, Start};
+use keyward::tlog::{Entry, Log, LogKey, Record};
 
 use super::{Failure, runtime};
 
@@ -98,7 +98,7 @@ pub(super) fn run(command: AuditCommand) -> Result<(), Failure> {
     match command {
         AuditCommand::Verify { places, checkpoints } => verify(&places.find()?, &checkpoints),
         AuditCommand::List { places, log, tenant, from, limit, json } => {
-            let records = match (log, places.find()?) {
+            let entries = match (log, places.find()?) {
                 (LogName::Administration, Found { store: Some(store), .. }) => {
                     runtime()?.block_on(of_store(&store, tenant, from, limit))?
                 }
@@ -108,8 +108,7 @@ pub(super) fn run(command: AuditCommand) -> Result<(), Failure> {
                 (LogName::Administration, _) => return Err("--config or --store must say where the log is".to_owned()),
                 (LogName::Calls, _) => return Err("--config or --directory must say where the log is".to_owned()),
             };
-            records.iter().for_each(|record| say!("{}", if json { as_json(record) } else { as_text(record) }));
-            Ok(())
+            print(&entries, json)
         }
     }
 }
@@ -171,7 +170,7 @@ pub(super) fn retire(config: &Config) -> Result<(), Failure> {
         format!("the store was accepted, and its log cannot go on yet: {problem}; run the same command again")
     })?;
     if let Some(path) = retired {
-        println!("the log goes on from here; the checkpoints of what was given up are in {}", path.display());
+        say!("the log goes on from here; the checkpoints of what was given up are in {}", path.display());
     }
     Ok(())
 }
@@ -183,7 +182,8 @@ struct Records(LogReader);
 impl audit::Administration for Records {
     async fn records(&self, from: u64, limit: u32) -> Result<Vec<Vec<u8>>, String> {
         let page = EventPage { tenant: None, start: Start::Oldest(from), limit };
-        self.0.events(&page).await.map_err(|error| error.to_string())
+        let rows = self.0.events(&page).await.map_err(|error| error.to_string())?;
+        Ok(rows.into_iter().map(|row| row.record).collect())
     }
 }
 
@@ -192,18 +192,22 @@ async fn verify_store(path: &Path, mut walk: Walk) -> Result<Findings, Failure> 
     let mut from = 0;
     loop {
         let page = EventPage { tenant: None, start: Start::Oldest(from), limit: PAGE };
-        let records = log.events(&page).await.map_err(|error| error.to_string())?;
-        records.iter().for_each(|record| walk.record(record));
-        from += u64::from(PAGE);
-        if records.len() < PAGE as usize {
-            return Ok(walk.finish());
+        let rows = log.events(&page).await.map_err(|error| error.to_string())?;
+        for row in &rows {
+            walk.row(&row.record, &row.entry());
         }
+        let last = rows.last().and_then(|row| u64::try_from(row.position).ok());
+        let Some(last) = last.filter(|_| rows.len() == PAGE as usize && !walk.is_over()) else {
+            return Ok(walk.finish());
+        };
+        // Whatever the positions say, each step reads on.
+        from = last.saturating_add(1);
     }
 }
 
 /// Prints what was found, and says whether it is good.
 fn tell(findings: &Findings) -> bool {
-    let Findings { log, first, size, root, segments, checkpoints, confirmed, bad, notes } = findings;
+    let Findings { log, first, size, root, segments, checkpoints, confirmed, bad, also, notes } = findings;
     let mut line = format!("{log}: {} records", size - first);
     if *first > 0 {
         let _ = write!(line, " from {first} on");
@@ -217,60 +221,71 @@ fn tell(findings: &Findings) -> bool {
     }
     say!("{line}, root {root}");
     notes.iter().for_each(|note| say!("{log}: note: {}", visible(note)));
+    let all_bad = bad.iter().map(ToString::to_string).chain(also.iter().cloned());
+    all_bad.for_each(|bad| say!("{log}: BAD: {}", visible(&bad)));
     match bad {
-        Some(bad) => say!("{log}: BAD: {}", visible(&bad.to_string())),
+        _ if !findings.is_good() => {}
         None if confirmed.is_none() && size > first => {
             say!("{log}: note: no checkpoint confirms it: its records fit together, and that is all");
         }
-        None => say!("{log}: ok"),
+        _ => say!("{log}: ok"),
     }
-    bad.is_none()
+    findings.is_good()
 }
 
-async fn of_store(
-    path: &Path,
-    tenant: Option<TenantId>,
-    from: Option<u64>,
-    limit: u32,
-) -> Result<Vec<Record>, Failure> {
+async fn of_store(path: &Path, tenant: Option<TenantId>, from: Option<u64>, limit: u32) -> Result<Vec<Entry>, Failure> {
     let log = LogReader::open(path).await.map_err(|error| error.to_string())?;
     let start = from.map_or(Start::Newest(None), Start::Oldest);
-    let records = log.events(&EventPage { tenant, start, limit }).await.map_err(|error| error.to_string())?;
-    let parse = |octets: &Vec<u8>| Record::parse(octets).map_err(|broken| visible(&broken.to_string()));
-    let mut records = records.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let rows = log.events(&EventPage { tenant, start, limit }).await.map_err(|error| error.to_string())?;
+    let mut entries: Vec<_> = rows.iter().map(EventRow::entry).collect();
     if from.is_none() {
-        records.reverse();
+        entries.reverse();
     }
-    Ok(records)
+    Ok(entries)
 }
 
-fn of_files(
-    directory: &Path,
-    tenant: Option<&TenantId>,
-    from: Option<u64>,
-    limit: u32,
-) -> Result<Vec<Record>, Failure> {
+fn of_files(directory: &Path, tenant: Option<&TenantId>, from: Option<u64>, limit: u32) -> Result<Vec<Entry>, Failure> {
     let failure = |error: std::io::Error| format!("{}: {}", directory.display(), visible(&error.to_string()));
-    let (limit, mut records) = (limit as usize, Vec::new());
+    let (limit, mut entries) = (limit as usize, Vec::new());
     if let Some(from) = from {
-        let take = |record: Record| {
-            if tenant.is_none_or(|tenant| record.event.tenant.as_ref() == Some(tenant)) {
-                records.push(record);
+        let take = |entry: Entry| {
+            let of = |record: &Record| tenant.is_none_or(|tenant| record.event.tenant.as_ref() == Some(tenant));
+            if entry.record.as_ref().is_none_or(of) {
+                entries.push(entry);
             }
-            records.len() < limit
+            entries.len() < limit
         };
         audit::records_from(directory, from, take).map_err(failure)?;
-        return Ok(records);
+        return Ok(entries);
     }
     let mut before = None;
     loop {
-        let page = audit::page(directory, tenant, limit - records.len(), before).map_err(failure)?;
-        records.extend(page.records);
+        let page = audit::page(directory, tenant, limit - entries.len(), before).map_err(failure)?;
+        entries.extend(page.entries);
         before = page.next;
-        if records.len() == limit || before.is_none() {
-            records.reverse();
-            return Ok(records);
+        if entries.len() == limit || before.is_none() {
+            entries.reverse();
+            return Ok(entries);
         }
+    }
+}
+
+/// Prints what is a record, and says which are not as they were written.
+fn print(entries: &[Entry], json: bool) -> Result<(), Failure> {
+    let mut bad = 0;
+    for Entry { index, record, problem } in entries {
+        if let Some(record) = record {
+            say!("{}", if json { as_json(record) } else { as_text(record) });
+        }
+        if let Some(problem) = problem {
+            eprintln!("record {index}: {}", visible(problem));
+            bad += 1;
+        }
+    }
+    if bad == 0 {
+        Ok(())
+    } else {
+        Err(format!("{bad} of these records are not as they were written; see keyward audit verify"))
     }
 }
 

@@ -12,7 +12,7 @@ mod witness;
 pub use self::seal::Seals;
 pub use self::sqlite::{Guard, LogReader, Restored, SqliteStore};
 use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant, TenantId};
-use crate::tlog::Tip;
+use crate::tlog::{Entry, Tip};
 use async_trait::async_trait;
 
 /// Where tenants and keyrings are kept.
@@ -41,9 +41,9 @@ pub trait Store: Send + Sync + 'static {
     /// The token that the store was made with.
     async fn binding(&self) -> Result<TokenBinding, StoreError>;
 
-    /// Records of the administration log, as their octets; [`crate::tlog::Record::parse`] reads them. They are not checked here:
-    /// [`crate::tlog::Tip::follow`] does, from the first one on.
-    async fn events(&self, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError>;
+    /// Records of the administration log, as their rows have them. They are not checked here: [`crate::tlog::Tip::follow`] does,
+    /// from the first one on, and [`EventRow::entry`] what stands beside each.
+    async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError>;
 
     /// Where the administration log ends.
     async fn log_tip(&self) -> Result<Tip, StoreError>;
@@ -58,6 +58,30 @@ pub struct EventPage {
     pub start: Start,
     /// At most so many.
     pub limit: u32,
+}
+
+/// A record of the administration log, with the copies of its members by which it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// A copy of its index.
+    pub position: i64,
+    /// A copy of the tenant that it tells of.
+    pub tenant: Option<String>,
+    /// Its octets.
+    pub record: Vec<u8>,
+}
+
+impl EventRow {
+    /// What the row says, and whether the copies are those of the record: it is hidden from some readers if they are not.
+    #[must_use]
+    pub fn entry(&self) -> Entry {
+        let mut entry = Entry::read(u64::try_from(self.position).unwrap_or_default(), &self.record);
+        let of_record = entry.record.as_ref().and_then(|record| record.event.tenant.as_ref()).map(TenantId::as_str);
+        if entry.record.is_some() && self.tenant.as_deref() != of_record {
+            entry.problem.get_or_insert_with(|| "its row is filed under another tenant than it tells of".to_owned());
+        }
+        entry
+    }
 }
 
 /// A place in a log, and a direction.

@@ -17,4 +17,4 @@ pub use checkpoint::{Checkpoint, Untrusted};
 pub use frontier::{Frontier, NotAFrontier};
 pub use hash::{Hash, NotAHash, leaf_hash, node_hash};
 pub use key::{Log, LogKey};
-pub use tip::{Broken, Record, Tip};
+pub use tip::{Broken, Entry, Record, Tip};

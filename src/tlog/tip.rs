@@ -58,6 +58,31 @@ impl Record {
     }
 }
 
+/// A place of a log as a reader finds it, who shows all that is there and says what of it is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which place, from 0.
+    pub index: u64,
+    /// What stands there, if it is a record.
+    pub record: Option<Record>,
+    /// What is wrong with it, as far as is seen without those around it.
+    pub problem: Option<String>,
+}
+
+impl Entry {
+    /// Reads the octets at a place.
+    #[must_use]
+    pub fn read(index: u64, octets: &[u8]) -> Self {
+        match Record::parse(octets) {
+            Ok(record) => {
+                let problem = (record.index != index).then(|| Broken::Index(record.index).to_string());
+                Self { index, record: Some(record), problem }
+            }
+            Err(broken) => Self { index, record: None, problem: Some(broken.to_string()) },
+        }
+    }
+}
+
 impl Tip {
     /// How many records there are; the index of the next.
     #[must_use]

@@ -4,6 +4,7 @@ mod call_log;
 mod checkpoints;
 #[path = "../common/mod.rs"]
 mod common;
+mod hostile;
 mod keys;
 mod service;
 mod tampering;

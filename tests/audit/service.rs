@@ -25,12 +25,12 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Between two looks at it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-async fn auditor(server: &Server) -> AuditServiceClient<Channel> {
+pub(crate) async fn auditor(server: &Server) -> AuditServiceClient<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc())).expect("the announced address");
     AuditServiceClient::new(endpoint.connect().await.expect("the announced address accepts connections"))
 }
 
-async fn sign(clients: &mut Clients, message: &str) -> Result<SignResponse, Status> {
+pub(crate) async fn sign(clients: &mut Clients, message: &str) -> Result<SignResponse, Status> {
     let mut request = Request::new(SignRequest {
         tenant: "acme".to_owned(),
         input: Some(sign_request::Input::Message(message.as_bytes().to_vec())),
@@ -45,7 +45,7 @@ fn sha256(message: &str) -> Vec<u8> {
 }
 
 /// A server with the tenant `acme`, which signs with ES256.
-async fn start(installation: &Installation) -> (Server, Clients) {
+pub(crate) async fn start(installation: &Installation) -> (Server, Clients) {
     let server = installation.serve();
     let mut clients = Clients::connect(&server).await;
     clients.create_tenant("acme", &["ES256"], short_policy()).await;
@@ -53,7 +53,12 @@ async fn start(installation: &Installation) -> (Server, Clients) {
 }
 
 /// All events of a log, newest first, page by page.
-async fn events(auditor: &mut AuditServiceClient<Channel>, log: Log, tenant: &str, page_size: i32) -> Vec<AuditEvent> {
+pub(crate) async fn events(
+    auditor: &mut AuditServiceClient<Channel>,
+    log: Log,
+    tenant: &str,
+    page_size: i32,
+) -> Vec<AuditEvent> {
     let mut request =
         ListAuditEventsRequest { log: log.into(), tenant: tenant.to_owned(), page_size, ..Default::default() };
     let mut events = Vec::new();
@@ -69,7 +74,7 @@ async fn events(auditor: &mut AuditServiceClient<Channel>, log: Log, tenant: &st
 }
 
 /// The checkpoint of a log once it has this size.
-async fn checkpoint(auditor: &mut AuditServiceClient<Channel>, log: Log, size: u64) -> Checkpoint {
+pub(crate) async fn checkpoint(auditor: &mut AuditServiceClient<Channel>, log: Log, size: u64) -> Checkpoint {
     let deadline = Instant::now() + WAIT_MAX;
     loop {
         let latest = auditor.get_checkpoint(GetCheckpointRequest { log: log.into() }).await;
@@ -89,7 +94,7 @@ fn audit(installation: &Installation, arguments: &[&str]) -> Output {
     command.output().expect("keyward runs")
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -270,7 +275,7 @@ async fn wait_for(what: &str, there: impl Fn() -> bool) {
     }
 }
 
-async fn edit_store(path: &Path, statement: &str) {
+pub(crate) async fn edit_store(path: &Path, statement: &str) {
     use sqlx::Connection as _;
     let mut connection = sqlx::SqliteConnection::connect(path.to_str().expect("UTF-8")).await.expect("opened");
     sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.expect("edited");

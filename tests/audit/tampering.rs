@@ -198,7 +198,7 @@ async fn checkpoints_of_others_and_edited_ones_are_not_believed() {
     let file = scene.dir.path().join("checkpoints-calls.jsonl");
     let text = fs::read_to_string(&file).expect("read");
     fs::write(&file, text.replacen(r"\n20\n", r"\n21\n", 1)).expect("edited");
-    let bad = scene.verify(&[]).bad.expect("bad").to_string();
+    let bad = scene.verify(&[]).also.join("; ");
     assert!(bad.contains("checkpoints-calls.jsonl, line 2: its signature by the service key does not verify"), "{bad}");
 }
 

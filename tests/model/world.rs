@@ -11,7 +11,7 @@ use keyward::domain::{
     Trigger,
 };
 use keyward::store::{
-    Change, EventPage, Loaded, Revisions, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding,
+    Change, EventPage, EventRow, Loaded, Revisions, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding,
 };
 use keyward::tlog::Tip;
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
@@ -392,7 +392,7 @@ impl Store for Outside {
         Ok(TokenBinding { serial: "1".to_owned(), label: "model".to_owned() })
     }
 
-    async fn events(&self, _: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
+    async fn events(&self, _: &EventPage) -> Result<Vec<EventRow>, StoreError> {
         Ok(Vec::new())
     }
 

@@ -146,9 +146,9 @@ pub(crate) async fn told(store: &dyn Store, limit: u32) -> Vec<Event> {
     let page = |start, limit| EventPage { tenant: None, start, limit };
     let mut tip = Tip::default();
     for record in store.events(&page(Start::Oldest(0), u32::MAX)).await.unwrap() {
-        tip.follow(&record).unwrap();
+        tip.follow(&record.record).unwrap();
     }
     assert_eq!(tip, store.log_tip().await.unwrap());
     let latest = store.events(&page(Start::Newest(None), limit)).await.unwrap();
-    latest.iter().map(|record| Record::parse(record).unwrap().event).collect()
+    latest.iter().map(|row| Record::parse(&row.record).unwrap().event).collect()
 }

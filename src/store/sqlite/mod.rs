@@ -27,7 +27,7 @@ use self::place::{Anchor, Place};
 use self::read::column;
 pub use self::restore::Restored;
 use super::witness::{Sight, Witness};
-use super::{Change, EventPage, Loaded, Revisions, Seals, Store, StoreError, TenantRecord, TokenBinding};
+use super::{Change, EventPage, EventRow, Loaded, Revisions, Seals, Store, StoreError, TenantRecord, TokenBinding};
 use crate::domain::TenantId;
 use crate::tlog::Tip;
 
@@ -223,7 +223,7 @@ impl Store for SqliteStore {
         Ok(TokenBinding { serial: column(&row, "token_serial")?, label: column(&row, "token_label")? })
     }
 
-    async fn events(&self, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
+    async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
         read::events(&self.readers, page).await
     }
 

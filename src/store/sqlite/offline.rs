@@ -4,7 +4,7 @@ use sqlx::SqlitePool;
 
 use super::error::store_error;
 use super::{options, pool, read};
-use crate::store::{EventPage, StoreError};
+use crate::store::{EventPage, EventRow, StoreError};
 
 /// The administration log of a store that may be in use, or may be a copy: it is read, and nothing else of the store is looked
 /// at or believed.
@@ -18,7 +18,8 @@ impl LogReader {
     /// # Errors
     /// [`StoreError::Refused`] if there is none; [`StoreError::Damaged`] if the file is no store.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        if !path.exists() {
+        // Opening a pipe could wait for ever.
+        if !path.is_file() {
             return Err(StoreError::Refused(format!("there is no store at {}", path.display())));
         }
         // A store in use has a write-ahead log beside it. Without one nobody writes, and reading needs no files beside it either.
@@ -32,7 +33,7 @@ impl LogReader {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn events(&self, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
         read::events(&self.pool, page).await
     }
 }

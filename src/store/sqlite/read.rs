@@ -7,7 +7,9 @@ use super::error::store_error;
 use crate::domain::{Algorithm, TenantId};
 use crate::store::record::{self, KeyringRow, TenantRow};
 use crate::store::witness::{self, Shown, Sight, Witness};
-use crate::store::{Damage, EventPage, Loaded, Revisions, Seals, Start, StoreError, TenantRecord, TenantRevisions};
+use crate::store::{
+    Damage, EventPage, EventRow, Loaded, Revisions, Seals, Start, StoreError, TenantRecord, TenantRevisions,
+};
 use crate::tlog::{Hash, leaf_hash};
 
 /// A tenant's rows, as they stand there.
@@ -119,15 +121,16 @@ fn read_revisions(id: &str, rows: &[SqliteRow]) -> Result<TenantRevisions, Store
     record::revisions(id, column(&rows[0], "revision")?, keyrings)
 }
 
-pub(super) async fn events(pool: &SqlitePool, page: &EventPage) -> Result<Vec<Vec<u8>>, StoreError> {
+pub(super) async fn events(pool: &SqlitePool, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
+    be_a_table(pool).await?;
     let (statement, place) = match page.start {
         Start::Newest(before) => (
-            "select cast(record as blob) as record from audit_event where position < ?1 and (?2 is null or tenant = ?2) \
+            "select position, tenant, cast(record as blob) as record from audit_event where position < ?1 and (?2 is null or tenant = ?2) \
              order by position desc limit ?3",
             before.unwrap_or(u64::MAX),
         ),
         Start::Oldest(from) => (
-            "select cast(record as blob) as record from audit_event where position >= ?1 and (?2 is null or tenant = ?2) \
+            "select position, tenant, cast(record as blob) as record from audit_event where position >= ?1 and (?2 is null or tenant = ?2) \
              order by position limit ?3",
             from,
         ),
@@ -139,7 +142,23 @@ pub(super) async fn events(pool: &SqlitePool, page: &EventPage) -> Result<Vec<Ve
         .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    rows.iter().map(|row| column(row, "record")).collect()
+    let read = |row: &SqliteRow| {
+        let record = column(row, "record")?;
+        Ok(EventRow { position: column(row, "position")?, tenant: column(row, "tenant")?, record })
+    };
+    rows.iter().map(read).collect()
+}
+
+/// Sees that the log is a table with columns that are kept: what is computed, such as a view, can be without an end.
+async fn be_a_table(pool: &SqlitePool) -> Result<(), StoreError> {
+    let tables = query(
+        "select 1 from pragma_table_list where schema = 'main' and name = 'audit_event' and type = 'table' and strict = 1 \
+         and not exists (select 1 from pragma_table_xinfo('audit_event') where hidden <> 0)",
+    );
+    match tables.fetch_optional(pool).await.map_err(store_error)? {
+        Some(_) => Ok(()),
+        None => Err(StoreError::Damaged("audit_event is not the table that Keyward makes".to_owned())),
+    }
 }
 
 impl Rows {
