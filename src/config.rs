@@ -165,12 +165,17 @@ impl Reader {
     }
 
     fn new(table: BTreeMap<String, Value>, directory: &Path) -> Self {
-        let mut values = BTreeMap::new();
+        let (mut values, mut problems) = (BTreeMap::new(), Vec::new());
         for (section, value) in table {
             match value.kind {
                 ValueKind::Table(table) => {
                     for (key, value) in table {
                         match value.kind {
+                            // Somebody meant something by it, and would take it for done.
+                            ValueKind::Table(inner) if inner.is_empty() => problems.push(Problem {
+                                key: format!("{section}.{key}"),
+                                text: "must not be an empty section: set its keys, or leave it out".to_owned(),
+                            }),
                             // A section of a section, such as [grpc.jwt].
                             ValueKind::Table(inner) => {
                                 let inner = inner.into_iter();
@@ -187,7 +192,7 @@ impl Reader {
                 }
             }
         }
-        Self { values, directory: directory.to_owned(), problems: Vec::new() }
+        Self { values, directory: directory.to_owned(), problems }
     }
 
     fn finish(self, config: Config) -> Result<Config, Problems> {

@@ -26,6 +26,9 @@ use crate::{grpc, http, serving};
 /// A certificate as it is at any time.
 type LatestIdentity = watch::Receiver<Arc<Identity>>;
 
+/// The Management API, who looks at its connections, and its certificate.
+type Management = (axum::Router, Arc<dyn Greeter>, Option<LatestIdentity>);
+
 /// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -269,7 +272,7 @@ fn management(
     log: CallLog,
     warnings: &Warnings,
     shutdown: &CancellationToken,
-) -> Result<(axum::Router, Arc<dyn Greeter>, Option<LatestIdentity>), String> {
+) -> Result<Management, String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let base_url = settings.base_url.clone().unwrap_or_else(|| management_url(settings, address));
     let bearer = Bearer::new(

@@ -23,7 +23,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("telemetry", &[]),
     ("tls", &["x509"]),
     ("serving", &["tls"]),
-    ("http", &["domain", "x509", "jose", "keyring", "auth", "audit", "telemetry"]),
+    ("http", &["domain", "x509", "jose", "keyring", "auth", "audit", "telemetry", "serving"]),
     ("config", &["domain", "audit", "auth", "telemetry", "tls"]),
     ("setup", &["config", "domain", "jose", "keyring", "token", "store", "audit"]),
     (

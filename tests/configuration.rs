@@ -398,6 +398,7 @@ fn who_may_call_is_checked_at_start_with_all_that_is_wrong() {
         .grant("uri:b", &[])
         .grant("jwt:https://issuer.example/#a", &["admin"]);
     refused_by_all(&installation, &problems);
+    refused_by_all(&Installation::bare().set("grpc.jwt", "{}"), &["grpc.jwt must not be an empty section"]);
     let none = Installation::bare().set("grpc.jwt.issuer", r#""https://issuer.example""#).grant("unix:0", &["admin"]);
     refused_by_all(&none, &["grpc.jwt.issuer has no effect while grpc.auth is \"none\"", "grants has no effect"]);
 }

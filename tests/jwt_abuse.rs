@@ -22,11 +22,18 @@ use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::http::get;
-use common::{Clients, Dial, Installation, Issuer, Server, short_policy, signing_input};
+use common::{Authority, Clients, Dial, Installation, Issuer, Server, short_policy, signing_input};
 use keyward::grpc::proto::{CreateTenantRequest, ListTenantsRequest, RotateSigningKeyRequest, SignJwtRequest, Tenant};
 use serde_json::{Value, json};
 use stand::{AUDIENCE, ISSUER, claims, reason, with_jwts};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
 
 /// How long something may take that happens by itself, and how often to look.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -306,8 +313,13 @@ async fn unknown_keys_make_one_fetch_in_a_cooldown_and_a_new_key_is_found_by_it(
     let house = House::open(web.installation(3600)).await;
     house.wait_for("the first fetch", &old.jwt(&claims("admin")), Result::is_ok).await;
     web.set(Gives::Answer(json!({ "keys": [old.jwk(), new_jwk] }).to_string()));
-    for _ in 0..50 {
-        house.assert_refused("an unknown key", &by_new).await;
+    let forged = Issuer::new().jwt(&claims("admin"));
+    for jwt in [&by_new, &forged].into_iter().cycle().take(50) {
+        // Whoever signed it may be the issuer with a new key: that is known when it may be asked again.
+        let status = house.call(jwt).await.expect_err("an unknown key");
+        assert_eq!((status.code(), &*reason(&status)), (Code::Unavailable, "JWKS_UNAVAILABLE"), "{status:?}");
+        let pause = status.get_details_retry_info().and_then(|info| info.retry_delay).expect("a time to come again");
+        assert!((1000..=3600).contains(&pause.as_secs()), "{pause:?}");
     }
     assert_eq!(web.asked(), 1, "the cooldown is an hour");
     drop(house);
@@ -317,7 +329,119 @@ async fn unknown_keys_make_one_fetch_in_a_cooldown_and_a_new_key_is_found_by_it(
     house.wait_for("the first fetch", &old.jwt(&claims("admin")), Result::is_ok).await;
     web.set(Gives::Answer(json!({ "keys": [new_jwk] }).to_string()));
     house.wait_for("the new key", &by_new, Result::is_ok).await;
-    house.assert_refused("the old key", &old.jwt(&claims("admin"))).await;
+    let is_refused = |answer: &Result<(), Status>| {
+        answer.as_ref().is_err_and(|status| (status.code(), &*reason(status)) == (Code::Unauthenticated, "JWT_REFUSED"))
+    };
+    house.wait_for("the old key is refused for good", &old.jwt(&claims("admin")), is_refused).await;
+    web.set(Gives::Nothing);
+    let none = Issuer::new().jwt_with(&json!({"alg": "ES256", "kid": "made-up"}), &claims("admin"));
+    house.wait_for("nobody knows", &none, unavailable).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_whose_keys_have_no_kid_or_always_the_same_may_rotate() {
+    let without_kid = |issuer: &Issuer| {
+        let mut jwk = issuer.jwk();
+        jwk.as_object_mut().expect("an object").remove("kid");
+        jwk
+    };
+    let [first, second, third] = [Issuer::new(), Issuer::new(), Issuer::new()];
+    let web = Web::open(Gives::Answer(json!({ "keys": [without_kid(&first)] }).to_string()));
+    let house = House::open(web.installation(1)).await;
+    let header = json!({"alg": "ES256", "typ": "at+jwt"});
+    house.wait_for("the first key", &first.jwt_with(&header, &claims("admin")), Result::is_ok).await;
+    web.set(Gives::Answer(json!({ "keys": [without_kid(&first), without_kid(&second)] }).to_string()));
+    house.wait_for("a new key without kid", &second.jwt_with(&header, &claims("admin")), Result::is_ok).await;
+    web.set(Gives::Answer(second.jwks().to_string()));
+    house.wait_for("the same key with a kid", &second.jwt(&claims("admin")), Result::is_ok).await;
+    web.set(Gives::Answer(third.jwks().to_string()));
+    house.wait_for("a new key with the same kid", &third.jwt(&claims("admin")), Result::is_ok).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_be_used_does_not_take_the_others_with_it() {
+    let issuer = Issuer::new();
+    let weak = json!({"kty": "RSA", "kid": "weak", "n": "4".repeat(171), "e": "AQAB"});
+    let web = Web::open(Gives::Answer(json!({ "keys": [weak, issuer.jwk()] }).to_string()));
+    let house = House::open(web.installation(1)).await;
+    house.wait_for("the good key", &issuer.jwt(&claims("admin")), Result::is_ok).await;
+    let told = |line: &String| line.contains("cannot be used") && line.contains("keys[0]");
+    let deadline = Instant::now() + WAIT_MAX;
+    while !house.server.log().iter().any(told) {
+        assert!(Instant::now() < deadline, "it is not told: {:?}", house.server.log());
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_were_fetched_outlive_a_failed_fetch_until_they_are_too_old() {
+    let issuer = Issuer::new();
+    let admin = issuer.jwt(&claims("admin"));
+    let web = Web::open(Gives::Answer(issuer.jwks().to_string()));
+    let often = web.installation(1).set("grpc.jwt.jwks_refresh_secs", "1");
+    let house = House::open(often.set("grpc.jwt.jwks_age_max_secs", "10")).await;
+    house.wait_for("the keys", &admin, Result::is_ok).await;
+    web.set(Gives::Redirect);
+    // A fetch that is under way may yet be a good one; two that have failed are not.
+    let (asked, deadline) = (web.asked(), Instant::now() + WAIT_MAX);
+    while web.asked() < asked + 3 {
+        assert!(Instant::now() < deadline, "it is not asked again");
+        tokio::time::sleep(POLL).await;
+    }
+    assert!(house.server.metric(r#"keyward_jwks_usable{key="grpc.jwt.jwks_url"}"#) == 0.0, "a fetch has failed");
+    house.call(&admin).await.expect("the old keys, which are some 3 s old");
+    house.wait_for("they are too old", &admin, unavailable).await;
+    web.set(Gives::Answer(issuer.jwks().to_string()));
+    house.wait_for("new ones", &admin, Result::is_ok).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_https_url_must_have_a_certificate_of_the_authority_that_is_configured() {
+    let (authority, stranger, issuer) = (Authority::new(), Authority::new(), Issuer::new());
+    let identity = authority.issue("issuer");
+    let chain = CertificateDer::pem_file_iter(&identity.certificate).expect("a file").collect::<Result<_, _>>();
+    let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions that the provider has")
+        .with_no_client_auth()
+        .with_single_cert(chain.expect("certificates"), key);
+    let acceptor = TlsAcceptor::from(Arc::new(config.expect("a certificate and its key")));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("https://localhost:{}/jwks.json", listener.local_addr().expect("an address").port());
+    let body = issuer.jwks().to_string();
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            // Who does not trust this server ends the handshake.
+            let Ok(mut stream) = acceptor.accept(connection).await else { continue };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    let installation = |authority: &Authority| {
+        let installation = Installation::prepare();
+        installation.put("issuer-ca.pem", &authority.certificate());
+        installation
+            .set("grpc.jwt.issuer", &format!("{ISSUER:?}"))
+            .set("grpc.jwt.audience", &format!("{AUDIENCE:?}"))
+            .set("grpc.jwt.jwks_url", &format!("{url:?}"))
+            .set("grpc.jwt.jwks_ca_file", r#""issuer-ca.pem""#)
+            .set("grpc.jwt.jwks_cooldown_secs", "1")
+    };
+    let admin = issuer.jwt(&claims("admin"));
+    let house = House::open(installation(&stranger)).await;
+    let told = |line: &String| line.contains("cannot be fetched") && line.contains("TLS");
+    let deadline = Instant::now() + WAIT_MAX;
+    while !house.server.log().iter().any(told) {
+        assert!(unavailable(&house.call(&admin).await), "keys of a server that nobody trusts");
+        assert!(Instant::now() < deadline, "it is not told");
+        tokio::time::sleep(POLL).await;
+    }
+    drop(house);
+    let house = House::open(installation(&authority)).await;
+    house.wait_for("the keys", &admin, Result::is_ok).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -242,7 +242,7 @@ impl Reader {
                     // What anybody can bring about with made-up JWTs: a request to the issuer in so long.
                     cooldown: secs("jwks_cooldown_secs", 30, 1..=60 * 60),
                     // An issuer that is away for a day has other troubles.
-                    age_max: secs("jwks_age_max_secs", 24 * 60 * 60, 60..=7 * 24 * 60 * 60),
+                    age_max: secs("jwks_age_max_secs", 24 * 60 * 60, 1..=7 * 24 * 60 * 60),
                 };
                 if times.age_max < times.refresh {
                     self.problem("grpc.jwt.jwks_age_max_secs", "must be at least grpc.jwt.jwks_refresh_secs");

@@ -73,6 +73,13 @@ async fn a_call_s_id_is_in_its_record() {
         request.metadata_mut().insert("x-request-id", id.parse().expect("ASCII"));
         issuer.signing.sign(request).await.expect("signed");
     }
+    let mut refused = request("acme");
+    refused.metadata_mut().insert("x-request-id", "refused-1".parse().expect("ASCII"));
+    refused.metadata_mut().insert("authorization", "Basic eDp5".parse().expect("ASCII"));
+    issuer.signing.sign(refused).await.expect_err("it takes no such proof");
+    stand.record("a refusal's id", |record| {
+        record["result"] == "UNAUTHENTICATED" && record["request_id"] == "refused-1"
+    });
     stand.record("the id", |record| record["request_id"] == "7f1c1f0e-8f0a-4a55-9d2a-6f6f3f0c9b11");
     stand.record("no id", |record| record["action"] == "sign" && record.get("request_id").is_none());
 }

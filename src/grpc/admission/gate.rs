@@ -10,7 +10,7 @@ use tonic::Status;
 use tower::{Layer, Service};
 
 use super::super::status;
-use super::Admission;
+use super::{Admission, request_id_in};
 use crate::auth::methods::{self, Access, Method};
 use crate::auth::{Authenticated, Presented, Refusal, Shown};
 use crate::domain::{Caller, Event};
@@ -108,7 +108,7 @@ impl Admission {
             }
         }
         let status = Status::from(refusal);
-        let caller = Caller { principals: shown.principals(), method: method.name, request_id: None };
+        let caller = Caller { principals: shown.principals(), method: method.name, request_id: request_id_in(headers) };
         let detail = shown.address.map_or_else(String::new, |address: SocketAddr| format!("from {address}"));
         let event = Event { detail, ..Event::new(self.0.keyrings.now(), method.action, &caller) };
         self.record_failure(event, &status).await;

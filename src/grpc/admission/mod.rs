@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::HeaderMap;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tonic_types::StatusExt as _;
@@ -137,7 +138,17 @@ fn may(authenticated: &Authenticated, method: &Method, tenant: &str) -> Result<(
 
 /// The request's own id where it has one, or the header's. What is none is passed over: it names nothing.
 fn request_id(message: &impl Asks, metadata: &MetadataMap) -> Option<Arc<str>> {
-    let in_header = || metadata.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    let id = Some(message.request_id()).filter(|id| !id.is_empty()).or_else(in_header)?;
+    match message.request_id() {
+        "" => request_id_in(metadata.as_ref()),
+        id => valid(id),
+    }
+}
+
+/// The one in the header alone, for calls whose message is not read.
+fn request_id_in(headers: &HeaderMap) -> Option<Arc<str>> {
+    headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).and_then(valid)
+}
+
+fn valid(id: &str) -> Option<Arc<str>> {
     id.parse::<RequestId>().ok().map(|id| Arc::from(id.as_str()))
 }
