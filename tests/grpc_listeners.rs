@@ -5,11 +5,15 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
-use common::{Authority, Clients, Dial, Identity, Installation, Validity, claims, short_policy};
+use common::{Authority, Clients, Dial, Identity, Installation, Validity, claims, http, short_policy};
 use tonic::Code;
 
 const URI: &str = "URI:spiffe://example.com/issuer";
+
+/// A list that is due in some seconds has been taken up and run out by then.
+const RUN_OUT_WAIT_MAX: Duration = Duration::from_secs(40);
 
 /// Makes the tenant `acme` and signs for it.
 async fn sign_first(clients: &mut Clients) {
@@ -74,14 +78,28 @@ async fn tls_1_2_is_for_those_who_allow_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_list_that_is_out_of_date_lets_nobody_in() {
+async fn a_revocation_list_that_runs_out_in_use_lets_nobody_in() {
     let authority = Authority::new();
     let client = authority.client("client", URI);
     let installation = Installation::prepare()
         .with_grpc_tls(&authority.issue("server"), Some(&authority))
-        .with_grpc_revocation_list(&authority.outdated_revocation_list());
+        .with_grpc_revocation_list(&authority.revocation_list());
     let server = installation.serve();
-    assert!(!is_let_in(&Dial::tls(server.grpc(), &authority, Some(&client))).await);
+    let dial = Dial::tls(server.grpc(), &authority, Some(&client));
+    assert!(is_let_in(&dial).await);
+    installation.put("list.crl", &authority.brief_revocation_list());
+    let begun = Instant::now();
+    loop {
+        let ready = http::get(&format!("{}/readyz", server.ops()));
+        let told = ready.json::<serde_json::Value>()["warnings"]["grpc.crl_file"].as_str().map(ToOwned::to_owned);
+        if told.as_deref() == Some("is out of date: clients that need it are refused") {
+            assert_eq!(ready.status, 200);
+            break;
+        }
+        assert!(begun.elapsed() < RUN_OUT_WAIT_MAX, "{told:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!is_let_in(&dial).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,6 +151,18 @@ async fn what_is_wrong_with_the_files_is_told_at_once_and_by_name() {
     let installation = configured();
     installation.put("grpc.key", &two.key);
     problems(installation, &["grpc.certificate_file and its key cannot be used together"]);
+    for (certificate, problem) in [
+        (authority.issue_valid("expired", Validity::Expired), "has expired"),
+        (authority.issue_valid("early", Validity::NotYet), "is not valid yet"),
+        (authority.client("client", URI), "is not a server's"),
+    ] {
+        let installation = Installation::bare().with_grpc_tls(&certificate, Some(&authority));
+        problems(installation, &["grpc.certificate_file names a certificate that", problem]);
+    }
+    problems(
+        configured().with_grpc_revocation_list(&authority.outdated_revocation_list()),
+        &["grpc.crl_file has a list that is out of date"],
+    );
     let installation = configured();
     installation.put("client-ca.pem", &one.key);
     problems(installation, &["grpc.client_ca_file must name a PEM file"]);

@@ -2,15 +2,20 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Authority, Clients, Dial, Identity, Installation, Server, claims, http, short_policy};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{Authority, Clients, Dial, Identity, Installation, Server, Validity, claims, http, short_policy};
 use serde_json::Value;
-use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 const URI: &str = "URI:spiffe://example.com/issuer";
 
@@ -156,4 +161,76 @@ async fn a_revoked_certificate_loses_access_and_another_authority_gains_it() {
     until("the other authority", CHANGE_WAIT_MAX, async || sign(&dial(&newcomer), &issuer).await).await;
     assert!(!sign(&dial(&kept), &issuer).await, "its authority is not believed any more");
     assert_eq!(usable(&server, "grpc.crl_file"), 1.0);
+}
+
+/// The same list with another octet in its signature.
+fn forged(list: &Path) -> String {
+    let mut der = CertificateRevocationListDer::from_pem_file(list).expect("a list").to_vec();
+    let last = der.last_mut().expect("it is not empty");
+    *last ^= 1;
+    format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", STANDARD.encode(der))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_read_and_must_not_be_used_does_not_take_the_place_of_what_can() {
+    let authority = Authority::new();
+    let (kept, revoked) = (authority.client("kept", URI), authority.client("revoked", URI));
+    let before = authority.revocation_list();
+    authority.revoke(&revoked);
+    let list = authority.revocation_list();
+    let (first, other) = (authority.issue("first"), authority.issue("other"));
+    let installation = Installation::prepare().with_grpc_tls(&first, Some(&authority)).with_grpc_revocation_list(&list);
+    let server = installation.serve();
+    let dial = |client: &Identity| Dial::tls(server.grpc(), &authority, Some(client));
+    let mut clients = Clients::over(dial(&kept).connect().await.expect("connected"));
+    let issuer = clients.create_tenant("acme", &["ES256"], short_policy()).await.issuer;
+    let shown = CertificateDer::from_pem_file(&first.certificate).expect("a certificate");
+    let file = |name: &str| installation.dir().join(name);
+    let refused = async |what: &str, key: &str| {
+        until(what, CHANGE_WAIT_MAX, async || usable(&server, key) == 0.0).await;
+        assert!(warnings(&server)[key].as_str().is_some_and(|text| text.contains("the old one stays")), "{what}");
+        assert!(sign(&dial(&kept), &issuer).await, "{what}: who may call is refused");
+        assert!(!sign(&dial(&revoked), &issuer).await, "{what}: who was revoked is let in");
+        assert_eq!(served(&dial(&kept)).await.as_ref(), Some(&shown), "{what}");
+    };
+    let well = async |what: &str, key: &str| {
+        until(what, CHANGE_WAIT_MAX, async || usable(&server, key) == 1.0).await;
+        assert_eq!(warnings(&server), serde_json::json!({}), "{what}");
+    };
+
+    let key = "grpc.crl_file";
+    installation.put("list.crl", &before);
+    refused("a list of before", key).await;
+    installation.put("list.crl", &list);
+    well("the list", key).await;
+    let outdated = authority.outdated_revocation_list();
+    installation.put("list.crl", &outdated);
+    refused("a list that is out of date", key).await;
+    fs::write(file("list.crl"), forged(&list)).expect("written");
+    refused("a list with a wrong signature", key).await;
+    // Nobody ever writes into it.
+    fs::remove_file(file("list.crl")).expect("removed");
+    assert!(Command::new("mkfifo").arg(file("list.crl")).status().expect("it starts").success());
+    refused("a pipe", key).await;
+    installation.put("list.crl", &list);
+    well("the list again", key).await;
+
+    let key = "grpc.certificate_file";
+    for (what, bad) in [
+        ("an expired certificate", authority.issue_valid("expired", Validity::Expired)),
+        ("one that is not valid yet", authority.issue_valid("early", Validity::NotYet)),
+        ("a client's", authority.client("client", URI)),
+    ] {
+        put(&installation, &bad);
+        refused(what, key).await;
+        put(&installation, &first);
+        well("the certificate", key).await;
+    }
+    fs::set_permissions(file("grpc.key"), Permissions::from_mode(0o644)).expect("opened");
+    refused("a key that is open to everybody", "grpc.key_file").await;
+    fs::set_permissions(file("grpc.key"), Permissions::from_mode(0o600)).expect("closed");
+    well("the key", "grpc.key_file").await;
+    put(&installation, &other);
+    let shown = CertificateDer::from_pem_file(&other.certificate).expect("a certificate");
+    until("another", CHANGE_WAIT_MAX, async || served(&dial(&kept)).await.as_ref() == Some(&shown)).await;
 }

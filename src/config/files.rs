@@ -1,6 +1,6 @@
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Reader;
 use super::watched::{Fault, Watched, WatchedFile};
@@ -40,33 +40,33 @@ impl Reader {
                 whole = false;
             }
         }
-        // A group may read it, as Debian's ssl-cert does; a file that is not there is told below.
-        if let Some((_, key)) = files.iter().find(|(file, _)| *file == File::Key)
-            && std::fs::metadata(key).is_ok_and(|key| key.mode() & 0o007 != 0)
-        {
-            let problem = format!("must not be open to everybody: chmod 640 {}", key.display());
-            self.problem(&key_of(File::Key), problem);
-        }
         if !whole {
             return None;
         }
         let order: Vec<File> = files.iter().map(|(file, _)| *file).collect();
-        let watched = files.into_iter().map(|(file, path)| WatchedFile { key: key_of(file), path }).collect();
-        self.watched(watched, move |contents| {
-            let place = |wanted: File| order.iter().position(|file| *file == wanted);
-            let octets = |wanted: File| place(wanted).map(|index| contents[index].as_slice());
-            let files = Files {
-                certificate: octets(File::Certificate).unwrap_or_default(),
-                key: octets(File::Key).unwrap_or_default(),
-                client_ca: octets(File::ClientCa),
-                revocation_lists: octets(File::RevocationLists),
-            };
-            let fault = |unusable: Unusable| Fault {
-                index: place(unusable.file).unwrap_or_default(),
-                problem: unusable.problem,
-            };
-            Identity::parse(files, terms).map_err(fault)
-        })
+        let place = move |wanted: File| order.iter().position(|file| *file == wanted);
+        let fault_at = place.clone();
+        let watched =
+            files.into_iter().map(|(file, path)| WatchedFile { key: key_of(file), path, private: file == File::Key });
+        let fault = move |unusable: Unusable| Fault {
+            index: fault_at(unusable.file).unwrap_or_default(),
+            problem: unusable.problem,
+        };
+        let told = fault.clone();
+        self.watched(
+            watched.collect(),
+            move |contents, in_use| {
+                let octets = |wanted: File| place(wanted).map(|index| contents[index].as_slice());
+                let files = Files {
+                    certificate: octets(File::Certificate).unwrap_or_default(),
+                    key: octets(File::Key).unwrap_or_default(),
+                    client_ca: octets(File::ClientCa),
+                    revocation_lists: octets(File::RevocationLists),
+                };
+                Identity::parse(files, terms, in_use, now_secs()).map_err(&fault)
+            },
+            move |identity: &Identity| identity.run_out(now_secs()).into_iter().map(&told).collect(),
+        )
     }
 
     /// What one file says; that it must be named is a problem where it is not.
@@ -78,10 +78,11 @@ impl Reader {
         let given = self.values.contains_key(key);
         match self.file(key) {
             Some(path) => {
-                let file = WatchedFile { key: key.to_owned(), path };
-                self.watched(vec![file], move |contents| {
+                let file = WatchedFile { key: key.to_owned(), path, private: false };
+                let parse = move |contents: &[Vec<u8>], _: Option<&T>| {
                     parse(&contents[0]).map_err(|problem| Fault { index: 0, problem })
-                })
+                };
+                self.watched(vec![file], parse, |_| Vec::new())
             }
             None => {
                 if !given {
@@ -101,10 +102,16 @@ impl Reader {
     fn watched<T>(
         &mut self,
         files: Vec<WatchedFile>,
-        parse: impl Fn(&[Vec<u8>]) -> Result<T, Fault> + Send + Sync + 'static,
+        parse: impl Fn(&[Vec<u8>], Option<&T>) -> Result<T, Fault> + Send + Sync + 'static,
+        run_out: impl Fn(&T) -> Vec<Fault> + Send + Sync + 'static,
     ) -> Option<Arc<Watched<T>>> {
-        Watched::open(files, parse).map(Arc::new).map_err(|(key, problem)| self.problem(&key, problem)).ok()
+        Watched::open(files, parse, run_out).map(Arc::new).map_err(|(key, problem)| self.problem(&key, problem)).ok()
     }
+}
+
+/// Seconds since 1970.
+fn now_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
 /// The configuration key of a file, within its section.

@@ -1,10 +1,12 @@
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +14,9 @@ use crate::telemetry::Warnings;
 
 /// How often the files are looked at: a key that was withdrawn is believed for this long at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How many looks there are between two attempts at what was refused: what is not valid yet is, some time later.
+const LOOKS_PER_ATTEMPT: u32 = 30;
 
 /// Largest file read, in octets: a revocation list of 200,000 certificates; all others are far below.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -21,6 +26,7 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 pub struct Watched<T> {
     files: Vec<WatchedFile>,
     parse: Box<Parse<T>>,
+    run_out: Box<RunOut<T>>,
     opened: Vec<Stamp>,
     latest: watch::Sender<Arc<T>>,
 }
@@ -30,13 +36,18 @@ pub struct Watched<T> {
 pub(super) struct WatchedFile {
     pub(super) key: String,
     pub(super) path: PathBuf,
+    /// Whether it must be closed to everybody but its owner and group.
+    pub(super) private: bool,
 }
 
-/// Makes of the contents of the files what they say.
-type Parse<T> = dyn Fn(&[Vec<u8>]) -> Result<T, Fault> + Send + Sync;
+/// Makes of the contents of the files what they say, where this is what they say so far.
+type Parse<T> = dyn Fn(&[Vec<u8>], Option<&T>) -> Result<T, Fault> + Send + Sync;
+
+/// Which of the files that are in use have run out by now.
+type RunOut<T> = dyn Fn(&T) -> Vec<Fault> + Send + Sync;
 
 /// Which of the files is at fault, and what it must be; the text follows the file's key.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) index: usize,
     pub(super) problem: String,
@@ -45,6 +56,16 @@ pub(super) struct Fault {
 /// What changes when somebody writes into a file or puts another in its place: inode, length, ctime.
 type Stamp = Option<(u64, u64, i64, i64)>;
 
+/// How the files were at the latest look.
+#[derive(Clone, Default)]
+struct Seen {
+    stamps: Vec<Stamp>,
+    /// Why what is there was not taken up.
+    refused: Option<Fault>,
+    run_out: Vec<Fault>,
+    looks: u32,
+}
+
 impl<T> Watched<T> {
     /// Reads the files.
     ///
@@ -52,12 +73,14 @@ impl<T> Watched<T> {
     /// The key of the file that cannot be read or used, and what it must be.
     pub(super) fn open(
         files: Vec<WatchedFile>,
-        parse: impl Fn(&[Vec<u8>]) -> Result<T, Fault> + Send + Sync + 'static,
+        parse: impl Fn(&[Vec<u8>], Option<&T>) -> Result<T, Fault> + Send + Sync + 'static,
+        run_out: impl Fn(&T) -> Vec<Fault> + Send + Sync + 'static,
     ) -> Result<Self, (String, String)> {
         let opened = stamps(&files);
         let told = |fault: Fault| (files[fault.index].key.clone(), fault.problem);
-        let value = read(&files).and_then(|contents| parse(&contents)).map_err(told)?;
-        Ok(Self { files, parse: Box::new(parse), opened, latest: watch::Sender::new(Arc::new(value)) })
+        let value = read(&files).and_then(|contents| parse(&contents, None)).map_err(told)?;
+        let latest = watch::Sender::new(Arc::new(value));
+        Ok(Self { files, parse: Box::new(parse), run_out: Box::new(run_out), opened, latest })
     }
 
     /// What the files say at any time.
@@ -71,8 +94,8 @@ impl<T> Watched<T> {
     where
         T: Send + Sync + 'static,
     {
-        self.tell(&warnings, None);
-        let mut seen = self.opened.clone();
+        let mut seen = Seen { stamps: self.opened.clone(), ..Seen::default() };
+        self.tell(&warnings, &seen);
         while shutdown.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             let (this, before, warnings) = (Arc::clone(&self), seen.clone(), warnings.clone());
             // Files may lie on a file system that takes its time.
@@ -82,35 +105,49 @@ impl<T> Watched<T> {
     }
 
     /// Reads the files again if they are not as they were, and tells how they are.
-    fn look(&self, before: Vec<Stamp>, warnings: &Warnings) -> Vec<Stamp> {
+    fn look(&self, before: Seen, warnings: &Warnings) -> Seen {
         // Before they are read: what is written while they are is a change the next time.
-        let now = stamps(&self.files);
-        if now != before {
-            match read(&self.files).and_then(|contents| (self.parse)(&contents)) {
+        let mut now = Seen { stamps: stamps(&self.files), looks: before.looks.wrapping_add(1), ..before.clone() };
+        let in_use = Arc::clone(&self.latest.borrow());
+        let again = before.refused.is_some() && now.looks.is_multiple_of(LOOKS_PER_ATTEMPT);
+        if now.stamps != before.stamps || again {
+            match read(&self.files).and_then(|contents| (self.parse)(&contents, Some(&in_use))) {
                 Ok(value) => {
                     self.latest.send_replace(Arc::new(value));
+                    now.refused = None;
                     tracing::info!(key = self.files[0].key, "read again");
-                    self.tell(warnings, None);
                 }
                 Err(fault) => {
-                    let (key, problem) = (&self.files[fault.index].key, &fault.problem);
-                    tracing::error!(key, problem, "changed, and is not usable: the old one stays");
-                    self.tell(warnings, Some(&fault));
+                    if before.refused.as_ref() != Some(&fault) {
+                        let (key, problem) = (&self.files[fault.index].key, &fault.problem);
+                        tracing::error!(key, problem, "changed, and is not usable: the old one stays");
+                    }
+                    now.refused = Some(fault);
                 }
             }
+        }
+        now.run_out = (self.run_out)(&self.latest.borrow());
+        for fault in now.run_out.iter().filter(|fault| !before.run_out.contains(fault)) {
+            tracing::error!(key = self.files[fault.index].key, "{}", fault.problem);
+        }
+        if (&now.refused, &now.run_out) != (&before.refused, &before.run_out) {
+            self.tell(warnings, &now);
         }
         now
     }
 
-    fn tell(&self, warnings: &Warnings, fault: Option<&Fault>) {
+    fn tell(&self, warnings: &Warnings, seen: &Seen) {
         for (index, file) in self.files.iter().enumerate() {
-            let at_fault = fault.is_some_and(|fault| fault.index == index);
-            metrics::gauge!("keyward_file_usable", "key" => file.key.clone()).set(if at_fault { 0.0 } else { 1.0 });
-            if at_fault {
-                // The path in the problem is for the log.
-                warnings.set(&file.key, "changed, and is not usable: the old one stays");
-            } else {
+            let refused = seen.refused.as_ref().is_some_and(|fault| fault.index == index);
+            metrics::gauge!("keyward_file_usable", "key" => file.key.clone()).set(if refused { 0.0 } else { 1.0 });
+            // The path in the problem of a file that was refused is for the log.
+            let refused = refused.then_some("changed, and is not usable: the old one stays");
+            let run_out = seen.run_out.iter().filter(|fault| fault.index == index).map(|fault| fault.problem.as_str());
+            let problems: Vec<&str> = refused.into_iter().chain(run_out).collect();
+            if problems.is_empty() {
                 warnings.clear(&file.key);
+            } else {
+                warnings.set(&file.key, &problems.join("; "));
             }
         }
     }
@@ -131,16 +168,26 @@ fn stamps(files: &[WatchedFile]) -> Vec<Stamp> {
 }
 
 fn read(files: &[WatchedFile]) -> Result<Vec<Vec<u8>>, Fault> {
-    let read = |(index, file): (usize, &WatchedFile)| {
-        let path = file.path.display();
-        let unreadable = |error: std::io::Error| Fault { index, problem: format!("cannot be read: {path}: {error}") };
-        if fs::metadata(&file.path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
-            return Err(Fault {
-                index,
-                problem: format!("must name a file of at most {FILE_BYTES_MAX} octets: {path}"),
-            });
-        }
-        fs::read(&file.path).map_err(unreadable)
-    };
-    files.iter().enumerate().map(read).collect()
+    let one = |(index, file)| read_one(file).map_err(|problem| Fault { index, problem });
+    files.iter().enumerate().map(one).collect()
+}
+
+fn read_one(file: &WatchedFile) -> Result<Vec<u8>, String> {
+    let path = file.path.display();
+    let unreadable = |error: std::io::Error| format!("cannot be read: {path}: {error}");
+    // A pipe would be waited at until somebody writes into it.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut opened = OpenOptions::new().read(true).custom_flags(flags).open(&file.path).map_err(unreadable)?;
+    let metadata = opened.metadata().map_err(unreadable)?;
+    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+        return Err(format!("must name a file of at most {FILE_BYTES_MAX} octets: {path}"));
+    }
+    // A group may read it, as Debian's ssl-cert does.
+    if file.private && metadata.mode() & 0o007 != 0 {
+        return Err(format!("must not be open to everybody: chmod 640 {path}"));
+    }
+    let mut octets = Vec::new();
+    // It may grow meanwhile, and then it changed.
+    (&mut opened).take(FILE_BYTES_MAX).read_to_end(&mut octets).map_err(unreadable)?;
+    Ok(octets)
 }

@@ -27,18 +27,15 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    // Made beside its place and then moved there: it is never there with another mode, and what was there is replaced at once.
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let new = path.with_file_name(name);
-    let placed = UnixListener::bind(&new).and_then(|listener| {
+    // Made in a directory of its owner alone and then moved: nobody else can connect to it before it has its mode, and what was
+    // there is replaced at once.
+    let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let placed = tempfile::Builder::new().prefix(".keyward-").rand_bytes(6).tempdir_in(beside).and_then(|private| {
+        let new = private.path().join("s");
+        let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, Permissions::from_mode(MODE))?;
         fs::rename(&new, path)?;
         Ok(listener)
     });
-    placed.map_err(|error| {
-        // A crash before this leaves a socket that nobody looks at.
-        let _ = fs::remove_file(&new);
-        failed(error)
-    })
+    placed.map_err(failed)
 }

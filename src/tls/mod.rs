@@ -18,7 +18,8 @@ use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{CertificateError, Error, ServerConfig, SupportedProtocolVersion};
 
-use crate::x509;
+use crate::x509::ServerUse;
+use clients::{Clients, Editions};
 
 /// A connection after its handshake.
 pub type Stream = tokio_rustls::server::TlsStream<TcpStream>;
@@ -74,7 +75,7 @@ pub enum File {
 pub struct Identity {
     config: Arc<ServerConfig>,
     not_after_secs: u64,
-    next_update_secs: Option<u64>,
+    lists: Editions,
 }
 
 /// How a handshake ended that made no connection.
@@ -93,18 +94,27 @@ impl File {
 }
 
 impl Identity {
-    /// Reads the files.
+    /// Reads the files, `now_secs` after 1970, where those of `in_use` are in use so far.
     ///
     /// # Errors
-    /// One of them is not what it must be, or they do not belong together.
-    pub fn parse(files: Files<'_>, terms: Terms) -> Result<Self, Unusable> {
+    /// One of them is not what it must be, or not at this time, or they do not belong together.
+    pub fn parse(files: Files<'_>, terms: Terms, in_use: Option<&Self>, now_secs: u64) -> Result<Self, Unusable> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(files.certificate).collect();
         let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(|| {
             let problem = "must name a PEM file with the certificate, and then those that lead to its authority";
             File::Certificate.at_fault(problem)
         })?;
-        let not_after_secs = x509::not_after_secs(&chain[0])
+        let usage = ServerUse::read(&chain[0])
             .map_err(|_| File::Certificate.at_fault("must name a PEM file whose first certificate can be read"))?;
+        let problem = match usage {
+            ServerUse { may_serve: false, .. } => Some("is not a server's: its extended key usage lacks serverAuth"),
+            ServerUse { not_before_secs, .. } if now_secs < not_before_secs => Some("is not valid yet"),
+            ServerUse { not_after_secs, .. } if now_secs > not_after_secs => Some("has expired"),
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            return Err(File::Certificate.at_fault(format!("names a certificate that {problem}")));
+        }
         let key = PrivateKeyDer::from_pem_slice(files.key)
             .map_err(|_| File::Key.at_fault("must name a PEM file with a private key, not encrypted"))?;
         let provider = Arc::new(default_provider());
@@ -112,11 +122,13 @@ impl Identity {
         let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(versions)
             .map_err(|error| File::Certificate.at_fault(format!("cannot be used: {error}")))?;
-        let clients = files.client_ca.map(|authorities| {
-            clients::Clients::parse(authorities, files.revocation_lists, terms.client_certificate_required, provider)
-        });
-        let clients = clients.transpose()?;
-        let next_update_secs = clients.as_ref().and_then(|clients| clients.next_update_secs);
+        let known = in_use.map(|identity| &identity.lists);
+        let required = terms.client_certificate_required;
+        let clients = files
+            .client_ca
+            .map(|authorities| Clients::parse(authorities, files.revocation_lists, required, provider, known, now_secs))
+            .transpose()?;
+        let lists = clients.as_ref().map(|clients| clients.lists.clone()).unwrap_or_default();
         let asks_clients = clients.is_some();
         let config = match clients {
             Some(clients) => config.with_client_cert_verifier(clients.verifier),
@@ -132,7 +144,7 @@ impl Identity {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        Ok(Self { config: Arc::new(config), not_after_secs, next_update_secs })
+        Ok(Self { config: Arc::new(config), not_after_secs: usage.not_after_secs, lists })
     }
 
     /// The server's side of the handshake.
@@ -153,7 +165,20 @@ impl Identity {
     /// that needs it.
     #[must_use]
     pub fn next_update_secs(&self) -> Option<u64> {
-        self.next_update_secs
+        self.lists.next_update_secs
+    }
+
+    /// Which of the files in use have run out, `now_secs` after 1970, and what follows.
+    #[must_use]
+    pub fn run_out(&self, now_secs: u64) -> Vec<Unusable> {
+        let mut all = Vec::new();
+        if now_secs > self.not_after_secs {
+            all.push(File::Certificate.at_fault("has expired: clients refuse it"));
+        }
+        if self.lists.next_update_secs.is_some_and(|next| next <= now_secs) {
+            all.push(File::RevocationLists.at_fault("is out of date: clients that need it are refused"));
+        }
+        all
     }
 }
 

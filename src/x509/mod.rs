@@ -15,4 +15,4 @@ pub use subject::SubjectNames;
 #[cfg(test)]
 pub(crate) use subject::test_certificate;
 pub use text::{base64, fingerprint, pem, pkcs7_pem, sha1, thumbprint};
-pub use validity::{RevocationList, not_after_secs};
+pub use validity::{ListEdition, ListSigner, RevocationList, ServerUse};

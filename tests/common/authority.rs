@@ -75,6 +75,11 @@ impl Authority {
         self.sign(name, SERVER_NAMES, "serverAuth", Validity::Now)
     }
 
+    /// The same, valid when the test says.
+    pub(crate) fn issue_valid(&self, name: &str, validity: Validity) -> Identity {
+        self.sign(name, SERVER_NAMES, "serverAuth", validity)
+    }
+
     /// A client's certificate with this common name, and subject alternative names as openssl writes them:
     /// `URI:spiffe://example.com/a,DNS:a.example`; empty: without any.
     pub(crate) fn client(&self, name: &str, alternative_names: &str) -> Identity {
@@ -100,6 +105,11 @@ impl Authority {
     /// The same, but a new one has been due for years.
     pub(crate) fn outdated_revocation_list(&self) -> PathBuf {
         self.list("-crl_lastupdate 20000101000000Z -crl_nextupdate 20010101000000Z")
+    }
+
+    /// The same, and the next one is due in some seconds.
+    pub(crate) fn brief_revocation_list(&self) -> PathBuf {
+        self.list("-crlsec 8")
     }
 
     fn list(&self, times: &str) -> PathBuf {
