@@ -234,3 +234,26 @@ async fn what_can_be_read_and_must_not_be_used_does_not_take_the_place_of_what_c
     let shown = CertificateDer::from_pem_file(&other.certificate).expect("a certificate");
     until("another", CHANGE_WAIT_MAX, async || served(&dial(&kept)).await.as_ref() == Some(&shown)).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_revokes_a_client_does_not_wait_for_a_certificate() {
+    let authority = Authority::new();
+    let (kept, revoked) = (authority.client("kept", URI), authority.client("revoked", URI));
+    let list = authority.revocation_list();
+    let installation = Installation::prepare()
+        .with_grpc_tls(&authority.issue("first"), Some(&authority))
+        .with_grpc_revocation_list(&list);
+    let server = installation.serve();
+    let dial = |identity: &Identity| Dial::tls(server.grpc(), &authority, Some(identity));
+    let mut clients = Clients::over(dial(&kept).connect().await.expect("connected"));
+    let issuer = clients.create_tenant("acme", &["ES256"], short_policy()).await.issuer;
+    assert!(sign(&dial(&revoked), &issuer).await);
+
+    fs::write(installation.dir().join("grpc.pem"), "garbage").expect("written");
+    authority.revoke(&revoked);
+    installation.put("list.crl", &authority.revocation_list());
+    until("it is revoked", CHANGE_WAIT_MAX, async || !sign(&dial(&revoked), &issuer).await).await;
+    assert!(sign(&dial(&kept), &issuer).await, "with the old certificate");
+    assert!(warnings(&server)["grpc.certificate_file"].is_string());
+    assert!(server.log().iter().any(|line| line.contains("read again") && line.contains("grpc.crl_file")));
+}

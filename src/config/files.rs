@@ -46,8 +46,16 @@ impl Reader {
         let order: Vec<File> = files.iter().map(|(file, _)| *file).collect();
         let place = move |wanted: File| order.iter().position(|file| *file == wanted);
         let fault_at = place.clone();
-        let watched =
-            files.into_iter().map(|(file, path)| WatchedFile { key: key_of(file), path, private: file == File::Key });
+        let watched = files.into_iter().map(|(file, path)| WatchedFile {
+            key: key_of(file),
+            path,
+            private: file == File::Key,
+            together: match file {
+                File::Certificate | File::Key => 0,
+                File::ClientCa => 1,
+                File::RevocationLists => 2,
+            },
+        });
         let fault = move |unusable: Unusable| Fault {
             index: fault_at(unusable.file).unwrap_or_default(),
             problem: unusable.problem,
@@ -78,7 +86,7 @@ impl Reader {
         let given = self.values.contains_key(key);
         match self.file(key) {
             Some(path) => {
-                let file = WatchedFile { key: key.to_owned(), path, private: false };
+                let file = WatchedFile { key: key.to_owned(), path, private: false, together: 0 };
                 let parse = move |contents: &[Vec<u8>], _: Option<&T>| {
                     parse(&contents[0]).map_err(|problem| Fault { index: 0, problem })
                 };

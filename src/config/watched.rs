@@ -3,7 +3,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -28,6 +28,8 @@ pub struct Watched<T> {
     parse: Box<Parse<T>>,
     run_out: Box<RunOut<T>>,
     opened: Vec<Stamp>,
+    /// The contents that are in use.
+    in_use: Mutex<Vec<Vec<u8>>>,
     latest: watch::Sender<Arc<T>>,
 }
 
@@ -38,6 +40,9 @@ pub(super) struct WatchedFile {
     pub(super) path: PathBuf,
     /// Whether it must be closed to everybody but its owner and group.
     pub(super) private: bool,
+    /// Files of one number change together, as a certificate and its key: where one of them cannot be used, the others' new
+    /// contents are not either. All others are taken up alone: what revokes a client must not wait for a certificate.
+    pub(super) together: u8,
 }
 
 /// Makes of the contents of the files what they say, where this is what they say so far.
@@ -61,7 +66,7 @@ type Stamp = Option<(u64, u64, i64, i64)>;
 struct Seen {
     stamps: Vec<Stamp>,
     /// Why what is there was not taken up.
-    refused: Option<Fault>,
+    refused: Vec<Fault>,
     run_out: Vec<Fault>,
     looks: u32,
 }
@@ -78,9 +83,11 @@ impl<T> Watched<T> {
     ) -> Result<Self, (String, String)> {
         let opened = stamps(&files);
         let told = |fault: Fault| (files[fault.index].key.clone(), fault.problem);
-        let value = read(&files).and_then(|contents| parse(&contents, None)).map_err(told)?;
+        let contents = read(&files).map_err(told)?;
+        let value = parse(&contents, None).map_err(told)?;
         let latest = watch::Sender::new(Arc::new(value));
-        Ok(Self { files, parse: Box::new(parse), run_out: Box::new(run_out), opened, latest })
+        let in_use = Mutex::new(contents);
+        Ok(Self { files, parse: Box::new(parse), run_out: Box::new(run_out), opened, in_use, latest })
     }
 
     /// What the files say at any time.
@@ -109,21 +116,12 @@ impl<T> Watched<T> {
         // Before they are read: what is written while they are is a change the next time.
         let mut now = Seen { stamps: stamps(&self.files), looks: before.looks.wrapping_add(1), ..before.clone() };
         let in_use = Arc::clone(&self.latest.borrow());
-        let again = before.refused.is_some() && now.looks.is_multiple_of(LOOKS_PER_ATTEMPT);
+        let again = !before.refused.is_empty() && now.looks.is_multiple_of(LOOKS_PER_ATTEMPT);
         if now.stamps != before.stamps || again {
-            match read(&self.files).and_then(|contents| (self.parse)(&contents, Some(&in_use))) {
-                Ok(value) => {
-                    self.latest.send_replace(Arc::new(value));
-                    now.refused = None;
-                    tracing::info!(key = self.files[0].key, "read again");
-                }
-                Err(fault) => {
-                    if before.refused.as_ref() != Some(&fault) {
-                        let (key, problem) = (&self.files[fault.index].key, &fault.problem);
-                        tracing::error!(key, problem, "changed, and is not usable: the old one stays");
-                    }
-                    now.refused = Some(fault);
-                }
+            now.refused = self.take_up(&in_use);
+            for Fault { index, problem } in now.refused.iter().filter(|fault| !before.refused.contains(fault)) {
+                let key = &self.files[*index].key;
+                tracing::error!(key, problem, "changed, and is not usable: the old one stays");
             }
         }
         now.run_out = (self.run_out)(&self.latest.borrow());
@@ -136,9 +134,52 @@ impl<T> Watched<T> {
         now
     }
 
+    /// Takes up what can be used of the files; what cannot.
+    fn take_up(&self, in_use: &T) -> Vec<Fault> {
+        let mut good = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut contents, mut faults) = (Vec::new(), Vec::new());
+        for (index, file) in self.files.iter().enumerate() {
+            contents.push(read_one(file).unwrap_or_else(|problem| {
+                faults.push(Fault { index, problem });
+                good[index].clone()
+            }));
+        }
+        let keep_old = |contents: &mut Vec<Vec<u8>>, at_fault: usize| {
+            for (index, file) in self.files.iter().enumerate() {
+                if file.together == self.files[at_fault].together {
+                    contents[index].clone_from(&good[index]);
+                }
+            }
+        };
+        faults.iter().for_each(|fault: &Fault| keep_old(&mut contents, fault.index));
+        let value = loop {
+            if contents == *good {
+                return faults;
+            }
+            match (self.parse)(&contents, Some(in_use)) {
+                Ok(value) => break value,
+                Err(fault) => {
+                    let known = |other: &Fault| self.files[other.index].together == self.files[fault.index].together;
+                    // Its old contents do not fit the others' new ones either.
+                    if faults.iter().any(known) {
+                        return faults;
+                    }
+                    keep_old(&mut contents, fault.index);
+                    faults.push(fault);
+                }
+            }
+        };
+        for (file, _) in self.files.iter().zip(contents.iter().zip(good.iter())).filter(|(_, (new, old))| new != old) {
+            tracing::info!(key = file.key, "read again");
+        }
+        *good = contents;
+        self.latest.send_replace(Arc::new(value));
+        faults
+    }
+
     fn tell(&self, warnings: &Warnings, seen: &Seen) {
         for (index, file) in self.files.iter().enumerate() {
-            let refused = seen.refused.as_ref().is_some_and(|fault| fault.index == index);
+            let refused = seen.refused.iter().any(|fault| fault.index == index);
             metrics::gauge!("keyward_file_usable", "key" => file.key.clone()).set(if refused { 0.0 } else { 1.0 });
             // The path in the problem of a file that was refused is for the log.
             let refused = refused.then_some("changed, and is not usable: the old one stays");
