@@ -117,9 +117,13 @@ impl<T> Watched<T> {
         let mut now = Seen { stamps: stamps(&self.files), looks: before.looks.wrapping_add(1), ..before.clone() };
         let in_use = Arc::clone(&self.latest.borrow());
         let again = !before.refused.is_empty() && now.looks.is_multiple_of(LOOKS_PER_ATTEMPT);
-        if now.stamps != before.stamps || again {
+        let changed = now.stamps != before.stamps;
+        if changed || again {
             now.refused = self.take_up(&in_use);
-            for Fault { index, problem } in now.refused.iter().filter(|fault| !before.refused.contains(fault)) {
+            // Who has just put a file there is told, and not told again of what is tried again.
+            for Fault { index, problem } in
+                now.refused.iter().filter(|fault| changed || !before.refused.contains(fault))
+            {
                 let key = &self.files[*index].key;
                 tracing::error!(key, problem, "changed, and is not usable: the old one stays");
             }
