@@ -5,7 +5,7 @@
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use keyward::auth::{Bearer, IssuerKeys, TrustedKeys};
+use keyward::auth::{Bearer, IssuerKeys, Ours, TrustedKeys};
 use keyward::domain::{Algorithm, Principal, Timestamp};
 use keyward::jose::{Jws, encode_segment};
 use keyward_fuzz::SECRET;
@@ -31,7 +31,8 @@ static BEARER: LazyLock<Bearer> = LazyLock::new(|| {
 
 fuzz_target!(|text: &str| {
     let now = Timestamp::from_second(NOW).expect("a time");
-    let verify = |jwt: &str, is_served: bool| BEARER.verify(jwt, Some(AUDIENCE), now, |_| is_served);
+    let verify =
+        |jwt: &str, is_served: bool| BEARER.verify(jwt, Some(AUDIENCE), now, |_| Ours::as_seen(is_served, false));
 
     // Nobody but the issuer signs. (The fuzzer cannot: it would have broken Ed25519.)
     let refused = verify(text, false).expect_err("a JWT is believed that the issuer did not sign");

@@ -27,13 +27,13 @@ fn assert_proves_one(der: &[u8]) {
         let Ok(principal) = principal_of(der, common_name) else { continue };
         let names = names.as_ref().expect("names were read");
         match &principal {
-            Principal::Uri(uri) => assert_eq!(names.uris, [uri.clone()]),
+            Principal::Uri(uri) => assert_eq!(names.uris, std::slice::from_ref(uri)),
             Principal::Dns(name) => {
                 assert!(names.uris.is_empty() && names.dns.len() == 1 && names.dns[0].eq_ignore_ascii_case(name));
             }
             Principal::CommonName(name) => {
                 assert!(common_name && names.uris.is_empty() && names.dns.is_empty());
-                assert_eq!(names.common_names, [name.clone()]);
+                assert_eq!(names.common_names, std::slice::from_ref(name));
             }
             other => panic!("a certificate proves {other}"),
         }
