@@ -142,34 +142,35 @@ impl Keyrings {
         let next = ids().filter(|id| after.as_ref().is_none_or(|after| *id > after)).min().or_else(|| ids().min());
         *after = next.cloned();
         let Some(tenant) = next else { return Ok(()) };
-        match self.store.load(tenant).await {
-            Err(StoreError::Untrusted(problem)) => self.keep_out(&Damage { tenant: tenant.to_string(), problem }),
-            other => drop(other?),
-        }
+        self.believed(tenant, self.store.load(tenant).await)?;
         Ok(())
     }
 
     async fn reload(&self, tenant: &TenantId) -> Result<(), Error> {
-        match self.store.load(tenant).await {
-            Ok(Some(record)) => self.publish_or_quarantine(&record)?,
-            Ok(None) => {
+        match self.believed(tenant, self.store.load(tenant).await)? {
+            Some(Some(record)) => self.publish_or_quarantine(&record)?,
+            Some(None) => {
                 self.published.withdraw(tenant);
                 self.quarantine.release(tenant.as_str());
             }
-            Err(StoreError::Untrusted(problem)) => self.keep_out(&Damage { tenant: tenant.to_string(), problem }),
-            Err(error) => return Err(error.into()),
+            None => {}
         }
         Ok(())
     }
 
     fn publish_or_quarantine(&self, record: &TenantRecord) -> Result<(), StoreError> {
-        let tenant = &record.tenant.id;
-        match self.publish(record) {
-            Ok(()) => {}
-            Err(StoreError::Untrusted(problem)) => self.keep_out(&Damage { tenant: tenant.to_string(), problem }),
-            Err(error) => return Err(error),
+        self.believed(&record.tenant.id, self.publish(record)).map(drop)
+    }
+
+    /// What came of a record; `None` if it is not to be believed, and its tenant is kept out from now on.
+    fn believed<T>(&self, tenant: &TenantId, outcome: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match outcome {
+            Err(StoreError::Untrusted(problem)) => {
+                self.keep_out(&Damage { tenant: tenant.to_string(), problem });
+                Ok(None)
+            }
+            other => other.map(Some),
         }
-        Ok(())
     }
 
     /// Signs and publishes nothing for a tenant any more.

@@ -30,6 +30,20 @@ pub(super) fn keyring_message(tenant_created: Timestamp, document: &str) -> Vec<
     format!("{PURPOSE}\nkeyring\n{tenant_created}\n{document}").into_bytes()
 }
 
+/// Seals records, each a message and the place of its seal: one journey to the token for all of them.
+pub(super) async fn put(seals: &dyn Seals, records: Vec<(Vec<u8>, &mut Vec<u8>)>) -> Result<(), StoreError> {
+    if records.is_empty() {
+        return Ok(());
+    }
+    let (messages, places): (Vec<_>, Vec<_>) = records.into_iter().unzip();
+    let made = seals.seal(messages).await.map_err(StoreError::Unsealed)?;
+    if made.len() != places.len() {
+        return Err(StoreError::Unsealed(format!("{} seals for {} records", made.len(), places.len())));
+    }
+    places.into_iter().zip(made).for_each(|(place, seal)| *place = seal);
+    Ok(())
+}
+
 /// Sees that a record is the one that was sealed.
 pub(super) fn check(seals: &dyn Seals, message: &[u8], seal: &[u8], row: &str) -> Result<(), StoreError> {
     if seals.holds(message, seal) {

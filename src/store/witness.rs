@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Damage, StoreError};
-use crate::domain::{Algorithm, Revision, TenantId, Timestamp};
-use crate::tlog::{Hash, Tip};
+use crate::domain::{Algorithm, Keyring, Revision, Tenant, TenantId, Timestamp};
+use crate::tlog::{Hash, Tip, leaf_hash};
 
 /// Octets set aside before a change: a tenant with a keyring for each algorithm takes a tenth.
 const RESERVE_BYTES: u64 = 64 * 1024;
@@ -38,6 +38,21 @@ pub(super) enum Sight {
     Removed { tenant: TenantId, create_time: Timestamp },
     /// Where the administration log ended.
     Administration { tip: Tip },
+}
+
+impl Sight {
+    /// Of a tenant's record, and the document that it is kept as.
+    pub(super) fn of_tenant(tenant: &Tenant, document: &str) -> Self {
+        let Tenant { create_time, revision, .. } = *tenant;
+        Self::Tenant { tenant: tenant.id.clone(), create_time, revision, hash: leaf_hash(document.as_bytes()) }
+    }
+
+    /// Of a keyring's record, and the document that it is kept as.
+    pub(super) fn of_keyring(keyring: &Keyring, document: &str) -> Self {
+        let Keyring { algorithm, revision, .. } = *keyring;
+        let (tenant, hash) = (keyring.tenant.clone(), leaf_hash(document.as_bytes()));
+        Self::Keyring { tenant, algorithm, revision, hash }
+    }
 }
 
 /// A record as it is, for comparison with what was seen.

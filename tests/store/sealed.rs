@@ -77,6 +77,20 @@ impl Place {
     }
 }
 
+/// Holds what was sealed before, and seals nothing: the token is away.
+struct Away;
+
+#[async_trait::async_trait]
+impl keyward::store::Seals for Away {
+    async fn seal(&self, _: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, String> {
+        Err("the token is away".to_owned())
+    }
+
+    fn holds(&self, message: &[u8], seal: &[u8]) -> bool {
+        Word("sesame").holds(message, seal)
+    }
+}
+
 #[tokio::test]
 async fn an_edited_record_is_not_believed_and_the_others_are() {
     let edits = [
@@ -243,16 +257,6 @@ async fn what_was_seen_is_remembered_over_crashes_and_torn_lines() {
 
 #[tokio::test]
 async fn nothing_is_changed_that_could_not_be_sealed() {
-    struct Away;
-    #[async_trait::async_trait]
-    impl keyward::store::Seals for Away {
-        async fn seal(&self, _: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, String> {
-            Err("the token is away".to_owned())
-        }
-        fn holds(&self, message: &[u8], seal: &[u8]) -> bool {
-            Word("sesame").holds(message, seal)
-        }
-    }
     let place = Place::prepare().await;
     let guard = Guard { seals: Arc::new(Away), witness: witness_of(&place.path()) };
     let store = SqliteStore::open(&place.path(), guard).await.unwrap();
@@ -315,16 +319,6 @@ async fn a_store_is_accepted_without_its_memory() {
     assert!(matches!(unlooked, Err(StoreError::Refused(_))), "{unlooked:?}");
 
     // One that fails leaves no memory: the next start must not believe what nobody has accepted.
-    struct Away;
-    #[async_trait::async_trait]
-    impl keyward::store::Seals for Away {
-        async fn seal(&self, _: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, String> {
-            Err("the token is away".to_owned())
-        }
-        fn holds(&self, message: &[u8], seal: &[u8]) -> bool {
-            Word("sesame").holds(message, seal)
-        }
-    }
     let accept = || Some(Event::new(now(), "accept_store", &Caller::timer()));
     let away = Guard { seals: Arc::new(Away), witness: witness_of(&place.path()) };
     SqliteStore::restore(&place.path(), away, accept()).await.unwrap_err();

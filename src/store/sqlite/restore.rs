@@ -12,8 +12,8 @@ use super::{Guard, SqliteStore, write};
 use crate::domain::{Event, TenantId, Timestamp};
 use crate::store::record::{KeyringRow, TenantRow};
 use crate::store::witness::{Sight, Witness};
-use crate::store::{Damage, Seals, StoreError, TenantRecord};
-use crate::tlog::{Hash, Tip, leaf_hash};
+use crate::store::{Damage, Seals, StoreError, TenantRecord, seal};
+use crate::tlog::Tip;
 
 /// What a store that is put back differs in from what was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl SqliteStore {
         let tip = self.read_tip().await?;
         let mut restored =
             Restored { log: (tip.size(), witness.log_end().map_or(0, Tip::size)), ..Restored::default() };
-        let (mut renewed, mut sights) = (Vec::new(), Vec::new());
+        let (mut older, mut sights) = (Vec::new(), Vec::new());
         let mut present = Vec::new();
         for (id, rows) in read::every(&self.readers).await? {
             match rows.and_then(|rows| rows.decode(&*self.seals)) {
@@ -75,8 +75,7 @@ impl SqliteStore {
                     Err(_) if witness.has_removed(&record.tenant.id) => restored.deleted.push(record.tenant.id),
                     _ => {
                         restored.older.push(record.tenant.id.clone());
-                        let since = witness.create_time(&record.tenant.id);
-                        renewed.push(renew(record, since, &*self.seals).await?);
+                        older.push(record);
                     }
                 },
                 Err(StoreError::Untrusted(problem)) => restored.damaged.push(Damage { tenant: id.clone(), problem }),
@@ -92,6 +91,11 @@ impl SqliteStore {
             restored.missing.push(tenant);
         }
         let Some(event) = accept else { return Ok(restored) };
+        let mut renewed = Vec::new();
+        for record in older {
+            let since = witness.create_time(&record.tenant.id);
+            renewed.push(renew(record, since, &*self.seals).await?);
+        }
         let mut connection = self.writer.acquire().await.map_err(store_error)?;
         let mut transaction = sqlx::Connection::begin(&mut *connection).await.map_err(store_error)?;
         for tenant in &restored.deleted {
@@ -135,25 +139,11 @@ async fn renew(mut record: TenantRecord, since: Option<Timestamp>, seals: &dyn S
     let created = record.tenant.create_time;
     let mut tenant = TenantRow::encode(&record.tenant)?;
     let mut keyrings = record.keyrings.iter().map(KeyringRow::encode).collect::<Result<Vec<_>, _>>()?;
-    let mut messages = vec![tenant.message()];
-    messages.extend(keyrings.iter().map(|row| row.message(created)));
-    let made = seals.seal(messages).await.map_err(StoreError::Unsealed)?;
-    let places = std::iter::once(&mut tenant.seal).chain(keyrings.iter_mut().map(|row| &mut row.seal));
-    places.zip(made).for_each(|(place, seal)| *place = seal);
-    let hash = |document: &str| -> Hash { leaf_hash(document.as_bytes()) };
-    let id = || record.tenant.id.clone();
-    let mut sights = vec![Sight::Tenant {
-        tenant: id(),
-        create_time: created,
-        revision: record.tenant.revision,
-        hash: hash(&tenant.document),
-    }];
-    let of_keyrings = record.keyrings.iter().zip(&keyrings).map(|(keyring, row)| Sight::Keyring {
-        tenant: id(),
-        algorithm: keyring.algorithm,
-        revision: keyring.revision,
-        hash: hash(&row.document),
-    });
-    sights.extend(of_keyrings);
+    let of_keyrings = keyrings.iter_mut().map(|row| (row.message(created), &mut row.seal));
+    let of_tenant = std::iter::once((tenant.message(), &mut tenant.seal));
+    seal::put(seals, of_tenant.chain(of_keyrings).collect()).await?;
+    let mut sights = vec![Sight::of_tenant(&record.tenant, &tenant.document)];
+    let of_keyrings = record.keyrings.iter().zip(&keyrings);
+    sights.extend(of_keyrings.map(|(keyring, row)| Sight::of_keyring(keyring, &row.document)));
     Ok(Renewed { tenant, keyrings, sights })
 }

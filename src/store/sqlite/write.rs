@@ -11,8 +11,8 @@ use super::read::column;
 use crate::domain::{Event, Revision, TenantId, Timestamp};
 use crate::store::record::{self, KeyringRow, TenantRow};
 use crate::store::witness::{IF_ON_PURPOSE, Sight, Witness};
-use crate::store::{Change, Seals, StoreError};
-use crate::tlog::{Tip, leaf_hash};
+use crate::store::{Change, Seals, StoreError, seal};
+use crate::tlog::Tip;
 
 /// One statement of a transaction.
 struct Step {
@@ -51,24 +51,14 @@ impl Work {
                     tenant.id, tenant.create_time
                 )));
             }
-            work.sights.push(Sight::Tenant {
-                tenant: tenant.id.clone(),
-                create_time: tenant.create_time,
-                revision: tenant.revision,
-                hash: leaf_hash(row.document.as_bytes()),
-            });
+            work.sights.push(Sight::of_tenant(tenant, &row.document));
             work.tenant = Some((row, tenant.revision));
         }
         for keyring in &change.keyrings {
             let row = KeyringRow::encode(keyring)?;
             let made_now = change.tenant.as_ref().filter(|tenant| tenant.id == keyring.tenant);
             let created = made_now.map(|tenant| tenant.create_time).or_else(|| witness.create_time(&keyring.tenant));
-            work.sights.push(Sight::Keyring {
-                tenant: keyring.tenant.clone(),
-                algorithm: keyring.algorithm,
-                revision: keyring.revision,
-                hash: leaf_hash(row.document.as_bytes()),
-            });
+            work.sights.push(Sight::of_keyring(keyring, &row.document));
             // A keyring of a tenant that is gone: removed by the change that came first.
             work.keyrings.push((row, created.ok_or(StoreError::Conflict)?));
         }
@@ -80,23 +70,11 @@ impl Work {
         Self { probe: true, ..Self::default() }
     }
 
-    /// Seals its records: one journey to the token for all of them.
+    /// Seals its records.
     pub(super) async fn seal(&mut self, seals: &dyn Seals) -> Result<(), StoreError> {
-        let tenant = self.tenant.iter().map(|(row, _)| row.message());
-        let messages: Vec<Vec<u8>> =
-            tenant.chain(self.keyrings.iter().map(|(row, created)| row.message(*created))).collect();
-        if messages.is_empty() {
-            return Ok(());
-        }
-        let count = messages.len();
-        let made = seals.seal(messages).await.map_err(StoreError::Unsealed)?;
-        if made.len() != count {
-            return Err(StoreError::Unsealed(format!("{} seals for {count} records", made.len())));
-        }
-        let tenant = self.tenant.iter_mut().map(|(row, _)| &mut row.seal);
-        let places = tenant.chain(self.keyrings.iter_mut().map(|(row, _)| &mut row.seal));
-        places.zip(made).for_each(|(place, seal)| *place = seal);
-        Ok(())
+        let tenant = self.tenant.iter_mut().map(|(row, _)| (row.message(), &mut row.seal));
+        let keyrings = self.keyrings.iter_mut().map(|(row, created)| (row.message(*created), &mut row.seal));
+        seal::put(seals, tenant.chain(keyrings).collect()).await
     }
 
     /// Its statements. A removal comes first, so that what it frees may be taken in the same change.
