@@ -79,7 +79,7 @@ impl ServiceKey {
         loop {
             let inputs = messages.iter().map(|message| token_input(Self::ALGORITHM, message.clone())).collect();
             match self.token.sign(&self.key, inputs, deadline).await {
-                Err(TokenError::QueueFull) => tokio::time::sleep(QUEUE_PAUSE).await,
+                Err(TokenError::QueueFull { .. }) => tokio::time::sleep(QUEUE_PAUSE).await,
                 answer => return answer,
             }
         }
@@ -100,7 +100,7 @@ impl ServiceKey {
                 if right { Ok(()) } else { Err("its signature with the service key does not verify".to_owned()) }
             }
             // A full queue is a token at work.
-            Ok(Err(TokenError::QueueFull)) => Ok(()),
+            Ok(Err(TokenError::QueueFull { .. })) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer within {} s", wait_max.as_secs())),
         }
