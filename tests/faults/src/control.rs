@@ -70,6 +70,12 @@ impl Control {
         Ok(Self { rules, version, written: metadata.modified().map_err(|error| told(error.to_string()))?, counters })
     }
 
+    /// How many rules there are.
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks whether there are none")]
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
     /// How often the rule of this number, from 0, made a call fail.
     pub fn fired(&self, rule: usize) -> u64 {
         self.counters.at(2 * rule + 1).load(Ordering::Acquire)
