@@ -76,7 +76,7 @@ impl Pkcs11Token {
     pub fn open(config: TokenConfig) -> Result<Self, TokenError> {
         let queue = Arc::new(Queue::new(config.queue_depth_max.max(1)));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
-        let latch = Arc::new(Latch::open(&config.pin_refused_file, &config.pin)?);
+        let latch = Arc::new(Latch::open(&config)?);
         let hands = Threads::start(config, latch, &queue, waiting)?;
         Ok(Self { queue, tasks: RwLock::new(Some(tasks)), hands })
     }

@@ -79,7 +79,7 @@ impl Module {
         let pkcs11 = load(path)?;
         initialise(&pkcs11)?;
         let logged_in = find_token(&pkcs11, label, serial).and_then(|(slot, identity)| {
-            let anchor = log_in(&pkcs11, slot, &pin)?;
+            let anchor = log_in(&pkcs11, slot, &pin, &latch)?;
             let holds_keys = shows_keys(&anchor)?;
             Ok((slot, identity, anchor, holds_keys))
         });
@@ -87,11 +87,7 @@ impl Module {
             Ok(logged_in) => logged_in,
             Err(failure) => {
                 finalise(&pkcs11);
-                let error = TokenError::from(failure);
-                if matches!(error, TokenError::PinRefused) {
-                    latch.refused();
-                }
-                return Err(error);
+                return Err(failure.into());
             }
         };
         Ok(Self {
@@ -196,9 +192,8 @@ impl Module {
         if matches!(self.state().phase, Phase::PinRefused) {
             return Err(Failure::Answer(TokenError::PinRefused));
         }
-        let new = log_in(&self.pkcs11, visit.slot, &self.pin).inspect_err(|failure| {
+        let new = log_in(&self.pkcs11, visit.slot, &self.pin, &self.latch).inspect_err(|failure| {
             if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
-                self.latch.refused();
                 self.state().phase = Phase::PinRefused;
             }
         })?;
@@ -258,9 +253,7 @@ impl Module {
                 Ok(())
             }
             Err(Failure::Refused(TokenError::PinRefused)) => {
-                self.latch.refused();
                 state.phase = Phase::PinRefused;
-                tracing::error!("the token refused the PIN; it is not tried again");
                 Err(TokenError::PinRefused)
             }
             Err(failure) => {
@@ -330,7 +323,7 @@ impl Module {
         finalise(&self.pkcs11);
         initialise(&self.pkcs11)?;
         let (slot, _) = find_token(&self.pkcs11, &self.identity.label, Some(&self.identity.serial))?;
-        let new = log_in(&self.pkcs11, slot, &self.pin)?;
+        let new = log_in(&self.pkcs11, slot, &self.pin, &self.latch)?;
         // Never the other way: a token that comes back empty is not the one that went away (R8).
         if shows_keys(&new)? {
             self.holds_keys.store(true, Ordering::Relaxed);
