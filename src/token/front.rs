@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot};
 
 use super::latch::Latch;
+use super::process::Processes;
 use super::queue::{Limits, Queue, Signatures};
 use super::task::{Ask, Task, Told};
 use super::threads::Threads;
@@ -50,6 +51,14 @@ pub struct TokenConfig {
     pub call_timeout: Duration,
 }
 
+impl TokenConfig {
+    /// Which token is expected, as far as the configuration says.
+    pub(super) fn expected(&self) -> TokenIdentity {
+        let (label, serial) = (self.label.clone(), self.serial.clone().unwrap_or_default());
+        TokenIdentity { label, serial, manufacturer: String::new(), model: String::new() }
+    }
+}
+
 /// Where the module runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
@@ -67,7 +76,13 @@ pub enum Isolation {
 pub struct Pkcs11Token {
     queue: Arc<Queue>,
     tasks: RwLock<Option<mpsc::Sender<Task>>>,
-    hands: Threads,
+    workers: Workers,
+}
+
+/// Where the module runs.
+enum Workers {
+    Threads(Threads),
+    Processes(Processes),
 }
 
 impl Pkcs11Token {
@@ -79,21 +94,44 @@ impl Pkcs11Token {
     /// is not unique and no serial number is given (the text lists them), `PinRefused`, and `Unsupported` if the token
     /// allows too few sessions for the workers.
     pub fn open(config: TokenConfig) -> Result<Self, TokenError> {
+        Self::start(config, false)
+    }
+
+    /// Opens a token of which the serial number is known and that may be away: it is looked for until it is there, and until
+    /// then everything is answered `Unavailable`. Blocks on the module.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pkcs11Token::open`], but for a token that is away; `Mismatch` if `config` names no serial number.
+    pub fn attach(config: TokenConfig) -> Result<Self, TokenError> {
+        if config.serial.is_none() {
+            return Err(TokenError::Mismatch("a token that may be away must be known by its serial number".to_owned()));
+        }
+        Self::start(config, true)
+    }
+
+    fn start(config: TokenConfig, may_come_later: bool) -> Result<Self, TokenError> {
         let queue = Arc::new(Queue::new(Limits {
             depth_max: config.queue_depth_max.max(1),
             wait_max: config.queue_wait_max,
             workers: config.workers.max(1),
         }));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
-        let latch = Arc::new(Latch::open(&config.pin_refused_file, &config.pin)?);
-        let hands = Threads::start(config, latch, &queue, waiting)?;
-        Ok(Self { queue, tasks: RwLock::new(Some(tasks)), hands })
+        let latch = Arc::new(Latch::open(&config)?);
+        let workers = match config.isolation {
+            Isolation::Thread => Workers::Threads(Threads::start(&config, latch, &queue, waiting, may_come_later)?),
+            Isolation::Process => Workers::Processes(Processes::start(config, latch, &queue, waiting, may_come_later)?),
+        };
+        Ok(Self { queue, tasks: RwLock::new(Some(tasks)), workers })
     }
 
-    /// Which token was found.
+    /// Which token was found; until one that was away is there, label and serial number of the one that is expected.
     #[must_use]
     pub fn identity(&self) -> &TokenIdentity {
-        self.hands.identity()
+        match &self.workers {
+            Workers::Threads(threads) => threads.identity(),
+            Workers::Processes(processes) => processes.identity(),
+        }
     }
 
     /// For each algorithm whether the token has the mechanisms to generate keys and to sign with them, or in words which
@@ -115,7 +153,10 @@ impl Pkcs11Token {
     pub fn close(&self) {
         self.queue.close();
         *self.tasks.write().expect(NO_PANIC) = None;
-        self.hands.close();
+        match &self.workers {
+            Workers::Threads(threads) => threads.close(),
+            Workers::Processes(processes) => processes.close(),
+        }
     }
 
     /// Has a task done, or says at once that too many wait (R13).

@@ -16,9 +16,9 @@ use super::{KeyRef, SignInput, TokenError};
 use costs::Costs;
 use lines::{Because, Lines, Refused, Taken};
 
-/// How long one job may hold a worker, by estimate: a batch is cut into such jobs, and between them others have their turns. Long
-/// beside what handing over costs, short beside what callers wait.
-const JOB_COST_MAX: Duration = Duration::from_millis(20);
+/// How long one job may hold a worker, by estimate: a batch is cut into such jobs, and between them others have their turns. Some
+/// hundred times what handing over costs, and not much more than one signature of a large RSA key.
+const JOB_COST_MAX: Duration = Duration::from_millis(5);
 
 /// Least pause that a caller is asked for: shorter is not told apart from at once.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(1);
@@ -33,6 +33,8 @@ pub(super) struct SignJob {
     pub(super) cost: Duration,
     /// When it came.
     pub(super) pushed: Instant,
+    /// Whether a worker had it that could not do it.
+    pub(super) given_away: bool,
     pub(super) answer: Answer,
 }
 
@@ -152,11 +154,11 @@ impl Queue {
         }
     }
 
-    /// A job with this key and so many inputs took so long on the token: what others will take is estimated by it.
-    pub(super) fn worked(&self, key: &KeyRef, inputs: usize, elapsed: Duration) {
-        self.costs.learn(key, inputs, elapsed);
-        histogram!("keyward_token_work_duration_seconds", "algorithm" => key.algorithm.name())
-            .record(elapsed.as_secs_f64());
+    /// A worker has done a job in so much of the token's time: what others will take is estimated by it.
+    pub(super) fn worked(&self, job: &SignJob, took: Duration) {
+        self.costs.learn(&job.key, job.inputs.len(), took);
+        histogram!("keyward_token_work_duration_seconds", "algorithm" => job.key.algorithm.name())
+            .record(took.as_secs_f64());
     }
 
     /// Nobody works: what waits and what comes is answered with `reason`, until [`Queue::resume`].
@@ -213,7 +215,8 @@ impl Queue {
             let cost = each.saturating_mul(u32::try_from(inputs.len()).unwrap_or(u32::MAX));
             let (answer, answered) = oneshot::channel();
             let key = Arc::clone(key);
-            (!inputs.is_empty()).then_some((SignJob { key, inputs, deadline, cost, pushed, answer }, answered))
+            let job = SignJob { key, inputs, deadline, cost, pushed, given_away: false, answer };
+            (!job.inputs.is_empty()).then_some((job, answered))
         };
         std::iter::from_fn(job).unzip()
     }

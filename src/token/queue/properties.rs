@@ -71,7 +71,8 @@ impl World {
             let (answer, caller) = oneshot::channel();
             let inputs = vec![SignInput::Message(self.next.to_be_bytes().to_vec())];
             let deadline = self.now + patience;
-            jobs.push(SignJob { key: Arc::clone(&key), inputs, deadline, cost: *cost, pushed: self.now, answer });
+            let (key, pushed, given_away) = (Arc::clone(&key), self.now, false);
+            jobs.push(SignJob { key, inputs, deadline, cost: *cost, pushed, given_away, answer });
             callers.push((self.next, caller));
             self.next += 1;
         }
