@@ -18,6 +18,9 @@ const DOMAIN: &str = "keyward";
 /// The pause that a caller is asked for when nobody knows how long something stays away.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// The least pause that a caller is asked for: a shorter one is none.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(1);
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         error.log_refusal();
@@ -41,7 +44,8 @@ impl From<Error> for Status {
             }
             Error::Limit { message, retry_time, .. } => {
                 details.add_quota_failure_violation(reason, message);
-                details.set_retry_info(Some(retry_time.map_or(RETRY_PAUSE, until)));
+                // What was told a moment ago may be now: that is no pause.
+                details.set_retry_info(Some(retry_time.map_or(RETRY_PAUSE, until).max(RETRY_PAUSE_MIN)));
                 message.clone()
             }
             Error::Unavailable { .. } => {

@@ -16,9 +16,10 @@ use crate::token::KeyRef;
 /// neither is ahead by more than a job of each, whatever their jobs cost and however many they are; and a line alone has all.
 ///
 /// *Bounds.* So much token time may wait as the workers do in `wait_max`, and so many requests as `depth_max`: each request counts
-/// for what it costs, and at least for its part of the depth. Beyond that the longest line pays: its newest request goes, or the
-/// newcomer if its own line would be the longest. What a line has but one of is left to it, or big requests would go at every
-/// small one. The service's own line is bounded by depth alone, and nothing of it goes for others.
+/// for what it costs, and at least for its part of the depth. Beyond that the longest line pays: its newest request goes for a
+/// newcomer whose line is shorter. What a line has but one of is left to it, or big requests would go at every small one; so more
+/// may wait than the bound, as long as the newcomer's own turn comes within `wait_max`. Else the newcomer is refused. The service's
+/// own line is bounded by depth alone, and nothing of it goes for others.
 #[derive(Debug)]
 pub(super) struct Lines {
     limits: Limits,
@@ -136,7 +137,7 @@ impl Lines {
         let refused = |because| Err(Refused { because, retry_after: wait.max(until_room) });
         let request = Request::new(jobs, self.least_load());
         let displaced = match &key.tenant {
-            Some(tenant) => match self.make_room(tenant, request.load) {
+            Some(tenant) => match self.make_room(tenant, request.load, wait) {
                 Some(displaced) => displaced,
                 None if self.waiting < self.bound() => return refused(Because::Depth),
                 None => return refused(Because::Wait),
@@ -149,13 +150,16 @@ impl Lines {
         Ok(displaced)
     }
 
-    /// Gives back a job that was taken and not begun: it is the next of its line.
+    /// Gives back a job that was taken and not begun: it is the next of its line. It counts as a part of the request that was
+    /// the next, which may be its own, and nothing goes for others because it is back.
     pub(super) fn put_back(&mut self, job: SignJob) {
         let id = self.line_of(&job.key);
         let least_load = self.least_load();
         self.change(id, |line| {
             line.turn = line.turn.saturating_sub(job.cost);
-            line.push_front(Request::new(vec![job], least_load));
+            let mut jobs = line.pop_front().map_or_else(VecDeque::new, |request| request.jobs);
+            jobs.push_front(job);
+            line.push_front(Request::new(jobs, least_load));
         });
     }
 
@@ -213,22 +217,18 @@ impl Lines {
     }
 
     /// Makes room for a request of this load, as far as others are to make it. `None` if there is none for it.
-    fn make_room(&mut self, tenant: &TenantId, load: Duration) -> Option<Vec<SignJob>> {
-        let bound = self.bound();
-        let line = self.line(Some(tenant)).filter(|line| !line.requests.is_empty());
-        let with_it = line.map_or(Duration::ZERO, |line| line.load) + load;
-        let lines = self.longest.len() + usize::from(line.is_none());
+    fn make_room(&mut self, tenant: &TenantId, load: Duration, wait: Duration) -> Option<Vec<SignJob>> {
+        let with_it = self.line(Some(tenant)).map_or(Duration::ZERO, |line| line.load) + load;
         let mut displaced = Vec::new();
-        while self.load >= bound
+        while self.load >= self.bound()
             && let Some(&(longest, id)) = self.longest.last()
             && longest > with_it
             && self.lines[&id].requests.len() > 1
         {
             displaced.extend(self.change(id, Line::pop_request));
         }
-        // Where the longest has but one, nobody is asked to make room for others' shares.
-        let in_share = with_it.saturating_mul(saturated(lines)) <= bound && self.requests < self.limits.depth_max;
-        (self.load < bound || !displaced.is_empty() || in_share).then_some(displaced)
+        let in_share = wait < self.limits.wait_max && self.requests < self.limits.depth_max;
+        (self.load < self.bound() || !displaced.is_empty() || in_share).then_some(displaced)
     }
 
     /// How much may wait, as load.
@@ -350,11 +350,16 @@ impl Line {
         self.requests.push_front(request);
     }
 
-    /// The oldest job.
-    fn pop_job(&mut self, least_load: Duration) -> Option<SignJob> {
-        let mut request = self.requests.pop_front()?;
+    fn pop_front(&mut self) -> Option<Request> {
+        let request = self.requests.pop_front()?;
         self.waiting -= request.cost;
         self.load -= request.load;
+        Some(request)
+    }
+
+    /// The oldest job.
+    fn pop_job(&mut self, least_load: Duration) -> Option<SignJob> {
+        let mut request = self.pop_front()?;
         let job = request.jobs.pop_front()?;
         if !request.jobs.is_empty() {
             let cost = request.cost - job.cost;
