@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use common::{Clients, Installation, Server, claims, http, read_lines, short_policy, tools};
+use common::{Clients, Installation, Module, Server, claims, http, read_lines, short_policy, tools};
 use keyward::grpc::proto::{KeyState, RevokeSigningKeyRequest, RotationPolicy};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -41,7 +41,16 @@ struct Client {
 
 #[tokio::test]
 async fn every_algorithm_is_verified_by_every_client_through_rotation_and_revocation() {
-    let installation = Installation::prepare().set("limits.manual_rotations_per_day", "1000");
+    through_rotation_and_revocation(Module::SoftHsm).await;
+}
+
+#[tokio::test]
+async fn the_same_with_a_token_of_another_module() {
+    through_rotation_and_revocation(Module::Kryoptic).await;
+}
+
+async fn through_rotation_and_revocation(module: Module) {
+    let installation = Installation::prepare_on(module).set("limits.manual_rotations_per_day", "1000");
     let server = installation.serve();
     let mut keyward = Clients::connect(&server).await;
     let hour = prost_types::Duration { seconds: 3600, nanos: 0 };

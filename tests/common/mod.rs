@@ -25,6 +25,6 @@ pub(crate) mod tools;
 pub(crate) use authority::{Authority, Identity, Validity};
 pub(crate) use clients::{Clients, claims, short_policy};
 pub(crate) use dial::Dial;
-pub(crate) use installation::Installation;
+pub(crate) use installation::{Installation, Module};
 pub(crate) use issuer::{Issuer, signing_input};
 pub(crate) use server::{Server, read_lines};
