@@ -6,6 +6,7 @@ mod callers;
 mod files;
 mod grpc;
 mod management;
+mod token;
 mod watched;
 
 pub use audit::{AuditSettings, Places};
@@ -24,6 +25,8 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat, Value, ValueKind};
 use secrecy::SecretString;
 
+use crate::token::TokenConfig;
+
 /// A configuration in which every value and every relation was checked.
 #[derive(Debug)]
 pub struct Config {
@@ -38,7 +41,7 @@ pub struct Config {
     /// The Management API; off unless it is configured.
     pub management: Option<ManagementSettings>,
     /// The token.
-    pub token: TokenSettings,
+    pub token: TokenConfig,
     /// The SQLite file.
     pub store_path: PathBuf,
     /// The file in which this replica remembers what it has seen of the store.
@@ -57,23 +60,6 @@ pub struct Config {
     pub snapshot_max_age: Duration,
     /// How often a tenant's keys may be rotated by hand in 24 hours.
     pub manual_rotations_per_day: u32,
-}
-
-/// Which token, and how to use it.
-#[derive(Debug)]
-pub struct TokenSettings {
-    /// The PKCS#11 module.
-    pub module: PathBuf,
-    /// CK_TOKEN_INFO.label.
-    pub label: String,
-    /// CK_TOKEN_INFO.serialNumber, where several tokens have the label.
-    pub serial: Option<String>,
-    /// The user PIN.
-    pub pin: SecretString,
-    /// Signing threads, a session each.
-    pub workers: usize,
-    /// Signatures that may wait for a worker.
-    pub queue_depth_max: usize,
 }
 
 /// Everything that is wrong with a configuration.
@@ -113,14 +99,7 @@ impl Config {
             public_base_url: reader.base_url("public.base_url"),
             ops_listen: reader.address("ops.listen", "127.0.0.1:9090"),
             management: reader.management(),
-            token: TokenSettings {
-                module: reader.required_path("token.module"),
-                label: reader.required_text("token.label"),
-                serial: reader.text("token.serial"),
-                pin: reader.pin("token.pin_file"),
-                workers: reader.number("token.workers", 2, 1..=256),
-                queue_depth_max: reader.number("token.queue_depth_max", 256, 1..=65_536),
-            },
+            token: reader.token(),
             store_path: reader.required_path("store.path"),
             store_witness_path: reader.path("store.witness_file", "store-witness.jsonl"),
             service_key_path: reader.service_key_path(),

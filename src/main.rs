@@ -164,7 +164,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn init(config: &Config) -> Result<(), Failure> {
-    let token = Arc::new(setup::open_token(&config.token).map_err(|error| error.to_string())?);
+    let token = Arc::new(Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?);
     let made = runtime()?.block_on(setup::init(config, &token));
     token.close();
     made.map_err(|error| error.to_string())?;
@@ -175,7 +175,7 @@ fn init(config: &Config) -> Result<(), Failure> {
 }
 
 fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
-    let token = Arc::new(setup::open_token(&config.token).map_err(|error| error.to_string())?);
+    let token = Arc::new(Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?);
     let principal = Principal::Unix(rustix::process::getuid().as_raw());
     let caller = Caller { principals: Arc::from([principal]), method: "keyward accept-store", request_id: None };
     let event = confirm.then(|| Event::new(Timestamp::now(), "accept_store", &caller));
@@ -203,9 +203,9 @@ fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
 }
 
 fn check(config: &Config) -> Result<(), Failure> {
-    let token = setup::open_token(&config.token).map_err(|error| error.to_string())?;
+    let token = Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?;
     let identity = token.identity().clone();
-    let support = token.mechanisms();
+    let support = runtime()?.block_on(token.mechanisms());
     token.close();
     say!("configuration: ok");
     say!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
@@ -218,7 +218,7 @@ fn check(config: &Config) -> Result<(), Failure> {
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
     let shutdown = runtime.block_on(on_signal())?;
-    let token = Arc::new(setup::open_token(&config.token).map_err(|error| error.to_string())?);
+    let token = Arc::new(Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?);
     runtime.block_on(run(
         config,
         token,
@@ -322,11 +322,11 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
     let shutdown = runtime.block_on(on_signal())?;
     let config = load(&state.config_file())?;
     let initialised = dev::is_initialised(&config);
-    let opened = setup::open_token(&config.token);
+    let opened = Pkcs11Token::open(config.token.clone());
     let token = match opened {
         Err(_) if !initialised => {
             state.provision_token(&config.token.module, &config.token.pin).map_err(|error| error.to_string())?;
-            setup::open_token(&config.token)
+            Pkcs11Token::open(config.token.clone())
         }
         opened => opened,
     };

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Keeper;
-use crate::config::{AuditSettings, Config, TokenSettings};
+use crate::config::{AuditSettings, Config};
 use crate::domain::{Event, ObjectId, PublicKey};
 use crate::jose::BadPublicKey;
 use crate::keyring::{ServiceKey, new_object};
 use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
-use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
+use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenError, TokenKey};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -49,21 +49,6 @@ struct ServiceKeyFile {
     /// Its public half; not there while the key is being made.
     #[serde(skip_serializing_if = "Option::is_none")]
     public_key: Option<PublicKey>,
-}
-
-/// Opens the token of the configuration. Blocks on the module.
-///
-/// # Errors
-/// As [`Pkcs11Token::open`].
-pub fn open_token(settings: &TokenSettings) -> Result<Pkcs11Token, TokenError> {
-    Pkcs11Token::open(TokenConfig {
-        module: settings.module.clone(),
-        label: settings.label.clone(),
-        serial: settings.serial.clone(),
-        pin: settings.pin.clone(),
-        workers: settings.workers,
-        queue_depth_max: settings.queue_depth_max,
-    })
 }
 
 /// Makes store, service key and pin file. What an interrupted call left is taken up again; what is complete is refused.

@@ -18,7 +18,7 @@ use keyward::domain::{
 };
 use keyward::keyring::{Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec};
 use keyward::store::{SqliteStore, TokenBinding};
-use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
+use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
 use keyward::x509;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -94,6 +94,10 @@ impl Token for HoldingToken {
     async fn destroy(&self, object: ObjectId) -> Result<(), TokenError> {
         self.pairs.lock().expect("no panic").remove(&object);
         Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
+        Err(TokenError::Unavailable("this token is not listed".to_owned()))
     }
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {

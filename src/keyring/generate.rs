@@ -88,7 +88,7 @@ impl Keyrings {
             let cause = format!("the token did not protect key {object} as R1 demands: {protection:?}");
             return Err(TokenError::Mismatch(cause));
         }
-        let reference = Arc::new(KeyRef { object, algorithm, public: public.clone() });
+        let reference = Arc::new(KeyRef { object, algorithm, public: public.clone(), tenant: None });
         let (kid, certificate) = match &public {
             Some(public) => {
                 let certificate = self.certified(&reference, public, tenant).await?;

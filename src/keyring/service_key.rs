@@ -37,7 +37,7 @@ impl ServiceKey {
     /// `public` is no P-256 key.
     pub fn new(token: Arc<dyn Token>, object: ObjectId, public: PublicKey) -> Result<Self, BadPublicKey> {
         let verifier = Verifier::new(Self::ALGORITHM, &public)?;
-        let key = KeyRef { object, algorithm: Self::ALGORITHM, public: Some(public) };
+        let key = KeyRef { object, algorithm: Self::ALGORITHM, public: Some(public), tenant: None };
         Ok(Self { token, key: Arc::new(key), verifier })
     }
 

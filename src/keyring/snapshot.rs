@@ -185,7 +185,7 @@ impl TenantView {
                 let kept = earlier.and_then(|view| view.signer(keyring.algorithm)).filter(|old| old.kid == current.kid);
                 signers.push(match kept {
                     Some(signer) => Arc::clone(signer),
-                    None => Arc::new(Signer::new(keyring.algorithm, current)?),
+                    None => Arc::new(Signer::new(&record.tenant.id, keyring.algorithm, current)?),
                 });
             }
         }
@@ -223,12 +223,14 @@ impl TenantView {
 }
 
 impl Signer {
-    fn new(algorithm: Algorithm, key: &SigningKey) -> Result<Self, BadPublicKey> {
+    fn new(tenant: &TenantId, algorithm: Algorithm, key: &SigningKey) -> Result<Self, BadPublicKey> {
+        let reference =
+            KeyRef { object: key.object, algorithm, public: key.public.clone(), tenant: Some(tenant.clone()) };
         Ok(Self {
             verifier: Verifier::of(algorithm, key.public.as_ref())?,
             jwt_header: jose::header_segment(algorithm, &key.kid, "JWT"),
             kid: key.kid.clone(),
-            key: Arc::new(KeyRef { object: key.object, algorithm, public: key.public.clone() }),
+            key: Arc::new(reference),
         })
     }
 }

@@ -76,7 +76,9 @@ impl Keyrings {
         let right = match verifier {
             Some(verifier) => verifier.verify(message, &jws.signature),
             None => {
-                let key = Arc::new(KeyRef { object: key.object, algorithm: keyring.algorithm, public: None });
+                let (object, algorithm) = (key.object, keyring.algorithm);
+                let tenant = Some(view.record.tenant.id.clone());
+                let key = Arc::new(KeyRef { object, algorithm, public: None, tenant });
                 let input = vec![token_input(keyring.algorithm, message.to_vec())];
                 let macs = self.ask_token(&key, input, deadline).await.map_err(Unverified::Unknown)?;
                 macs.first().is_some_and(|mac| jose::same_mac(mac, &jws.signature))

@@ -1,31 +1,27 @@
 //! The PKCS#11 token: the only room that knows cryptoki.
 //!
-//! A [`Token`] has four verbs and a probe. [`Pkcs11Token`] implements it with one session per worker thread; nothing above
+//! A [`Token`] has four verbs, a list and a probe. [`Pkcs11Token`] implements it with one session per worker; nothing above
 //! this room sees a session, a handle or a return value.
 //!
-//! To read: `pkcs11` (the threads and their queues), `session` (the ladder of recovery), `module` (initialisation) and
-//! `connect` (login), `sign` and `administration` (the verbs), then what they speak: `mechanism`, `attributes`, `failure`.
+//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` (who works it off), `pkcs11` (the module).
 
-mod administration;
-mod attributes;
-mod connect;
-mod failure;
-mod mechanism;
-mod module;
+mod front;
+mod latch;
 mod pkcs11;
-mod provision;
-mod session;
-mod sign;
+mod queue;
+mod task;
+mod threads;
 
-pub use pkcs11::{Pkcs11Token, TokenConfig};
-pub use provision::provision;
+pub use front::{Isolation, Pkcs11Token, TokenConfig};
+pub use pkcs11::provision;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
-use crate::domain::{Algorithm, ObjectId, Protection, PublicKey};
+use crate::domain::{Algorithm, ObjectId, Protection, PublicKey, TenantId};
 
 /// A token that makes, keeps and uses private keys.
 ///
@@ -55,12 +51,16 @@ pub trait Token: Send + Sync + 'static {
     /// Destroys every object under `object`. Idempotent: nothing there is success.
     async fn destroy(&self, object: ObjectId) -> Result<(), TokenError>;
 
+    /// Every object that is kept on the token, Keyward's or not, in no order. For reports: it costs a search and a call for
+    /// each object.
+    async fn list(&self) -> Result<Vec<TokenObject>, TokenError>;
+
     /// Shows that the token answers and is the one it was: a login that holds and the serial number expected.
     async fn probe(&self) -> Result<TokenIdentity, TokenError>;
 }
 
 /// What key to generate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeySpec {
     /// Decides key type, curve and usage.
     pub algorithm: Algorithm,
@@ -69,7 +69,7 @@ pub struct KeySpec {
 }
 
 /// A key pair or secret as the token shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenKey {
     /// Its public half; a secret has none.
     pub public: Option<PublicKey>,
@@ -78,7 +78,7 @@ pub struct TokenKey {
 }
 
 /// What stands on the token under an id.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Found {
     /// The token shows nothing.
     Absent,
@@ -97,6 +97,32 @@ pub struct KeyRef {
     pub algorithm: Algorithm,
     /// What its public half must be; `None` for a secret.
     pub public: Option<PublicKey>,
+    /// On whose share of the token its signatures count; `None` for the service's own.
+    pub tenant: Option<TenantId>,
+}
+
+/// An object on the token, as its attributes show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenObject {
+    /// CKA_CLASS.
+    pub class: ObjectKind,
+    /// CKA_ID; Keyward's own have 16 octets. Empty if it shows none.
+    pub id: Vec<u8>,
+    /// CKA_LABEL; empty if it shows none.
+    pub label: String,
+}
+
+/// The classes of objects that a key is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ObjectKind {
+    /// CKO_PRIVATE_KEY.
+    PrivateKey,
+    /// CKO_PUBLIC_KEY.
+    PublicKey,
+    /// CKO_SECRET_KEY.
+    SecretKey,
+    /// Anything else, or an object that was cut off before it had a class.
+    Other,
 }
 
 /// What to sign.
@@ -112,7 +138,7 @@ pub enum SignInput {
 pub type Support = (Algorithm, Result<(), String>);
 
 /// Which token it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenIdentity {
     /// CK_TOKEN_INFO.label.
     pub label: String,
@@ -125,7 +151,7 @@ pub struct TokenIdentity {
 }
 
 /// Why the token did not do it. The texts are for the log and the operator; callers are told in their own words (R12).
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum TokenError {
     /// More is waiting than the queue may hold: the caller retries later (R13).
     #[error("the token's queue is full")]
@@ -147,4 +173,9 @@ pub enum TokenError {
     /// operator must look.
     #[error("the token is not as recorded: {0}")]
     Mismatch(String),
+}
+
+/// What is told once nobody works any more.
+fn gone() -> TokenError {
+    TokenError::Unavailable("the token is closed".into())
 }

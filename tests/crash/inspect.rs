@@ -15,7 +15,7 @@ use keyward::domain::{KeyState, ObjectId};
 use keyward::jose::{Verifier, digest};
 use keyward::setup;
 use keyward::store::Store as _;
-use keyward::token::{Found, KeyRef, SignInput, Token as _};
+use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token as _};
 
 use crate::common::Installation;
 
@@ -41,7 +41,7 @@ pub(crate) fn in_a_child(installation: &Installation) {
 pub(crate) async fn inspect(directory: &Path) {
     let config = Config::load(&directory.join("keyward.toml")).expect("the installation's configuration");
     let mut objects = objects(&config);
-    let token = Arc::new(setup::open_token(&config.token).expect("the token opens"));
+    let token = Arc::new(Pkcs11Token::open(config.token.clone()).expect("the token opens"));
     let (store, service_key) = setup::open(&config, &token).await.expect("the store opens");
     let pair = (1, 1);
     assert_eq!(objects.remove(&service_key.object()), Some(pair), "the service key is a pair");
@@ -68,8 +68,12 @@ pub(crate) async fn inspect(directory: &Path) {
                     None => SignInput::Message(message.clone()),
                 };
                 let verifier = Verifier::of(keyring.algorithm, key.public.as_ref()).expect("a valid public key");
-                let reference =
-                    Arc::new(KeyRef { object: key.object, algorithm: keyring.algorithm, public: key.public });
+                let reference = Arc::new(KeyRef {
+                    object: key.object,
+                    algorithm: keyring.algorithm,
+                    public: key.public,
+                    tenant: None,
+                });
                 let signed = token.sign(&reference, vec![input], Instant::now() + SIGN_WAIT_MAX).await;
                 let signature = signed.expect("the key signs").remove(0);
                 let right = verifier.map_or(signature.len() == 32, |verifier| verifier.verify(&message, &signature));

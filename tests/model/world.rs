@@ -14,7 +14,7 @@ use keyward::store::{
     Change, EventPage, EventRow, Loaded, Revisions, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding,
 };
 use keyward::tlog::Tip;
-use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey};
+use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
 use tokio::sync::oneshot;
 
 use super::rules::Ledger;
@@ -350,6 +350,10 @@ impl Token for Outside {
             Answer::Destroyed => Ok(()),
             _ => Err(away()),
         }
+    }
+
+    async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
+        Err(TokenError::Unavailable("this token is not listed".to_owned()))
     }
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {

@@ -20,7 +20,7 @@ pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
     assert_eq!(token.find(object, algorithm).await.unwrap(), Found::Key(made.clone()));
 
     // It signs, in order, and what it signs verifies.
-    let key = Arc::new(KeyRef { object, algorithm, public: made.public.clone() });
+    let key = Arc::new(KeyRef { object, algorithm, public: made.public.clone(), tenant: None });
     let messages: Vec<String> = (0..5).map(|number| format!("message {number}")).collect();
     let inputs = messages.iter().map(|message| input(algorithm, message.as_bytes())).collect();
     let signatures = token.sign(&key, inputs, soon()).await.unwrap();
@@ -48,7 +48,7 @@ pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
     }
 
     // What is destroyed is absent, can be destroyed again, and signs no more: neither what was used nor what was not.
-    let unused = Arc::new(KeyRef { object: second, algorithm, public: other.public });
+    let unused = Arc::new(KeyRef { object: second, algorithm, public: other.public, tenant: None });
     for key in [&unused, &key] {
         token.destroy(key.object).await.unwrap();
         token.destroy(key.object).await.unwrap();
@@ -61,10 +61,10 @@ pub(crate) async fn holds(token: &dyn Token, algorithm: Algorithm) {
 
 /// `other` is what stands under `second`.
 async fn a_pair_is_told_from_others(token: &dyn Token, key: &Arc<KeyRef>, other: &TokenKey, second: ObjectId) {
-    let KeyRef { object, algorithm, ref public } = **key;
+    let KeyRef { object, algorithm, ref public, .. } = **key;
     // Another key's public half is noticed, before and after the right one was used.
     for (object, public) in [(object, &other.public), (second, public)] {
-        let wrong = Arc::new(KeyRef { object, algorithm, public: public.clone() });
+        let wrong = Arc::new(KeyRef { object, algorithm, public: public.clone(), tenant: None });
         let refused = token.sign(&wrong, vec![input(algorithm, b"wrong")], soon()).await;
         assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
     }
@@ -72,7 +72,7 @@ async fn a_pair_is_told_from_others(token: &dyn Token, key: &Arc<KeyRef>, other:
 
     // A key of another kind is noticed too: the token itself might sign with it.
     let (kind, unlike) = if algorithm.is_rsa() { (Algorithm::ES256, "RSA") } else { (Algorithm::RS256, "not RSA") };
-    let confused = Arc::new(KeyRef { object, algorithm: kind, public: public.clone() });
+    let confused = Arc::new(KeyRef { object, algorithm: kind, public: public.clone(), tenant: None });
     let refused = token.sign(&confused, vec![input(kind, b"confused")], soon()).await;
     assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{kind} with a key that is {unlike}: {refused:?}");
     assert_eq!(token.find(object, kind).await.unwrap(), Found::Remains);
@@ -80,7 +80,7 @@ async fn a_pair_is_told_from_others(token: &dyn Token, key: &Arc<KeyRef>, other:
 
 /// Under `second` stands another secret.
 async fn a_secret_makes_its_own_macs(token: &dyn Token, key: &Arc<KeyRef>, second: ObjectId) {
-    let other = Arc::new(KeyRef { object: second, algorithm: key.algorithm, public: None });
+    let other = Arc::new(KeyRef { object: second, algorithm: key.algorithm, public: None, tenant: None });
     let mac = async |key: &Arc<KeyRef>, message: &[u8]| {
         token.sign(key, vec![input(key.algorithm, message)], soon()).await.unwrap().remove(0)
     };

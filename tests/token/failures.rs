@@ -163,7 +163,7 @@ fn a_pin_that_is_changed_under_way_is_tried_once() {
 async fn new_key(token: &dyn Token, algorithm: Algorithm) -> Arc<KeyRef> {
     let object = fresh_object();
     let public = token.generate(object, spec(algorithm)).await.unwrap().public;
-    Arc::new(KeyRef { object, algorithm, public })
+    Arc::new(KeyRef { object, algorithm, public, tenant: None })
 }
 
 async fn sign(token: &dyn Token, key: &Arc<KeyRef>) -> Result<(), TokenError> {

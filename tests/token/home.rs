@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use cryptoki::context::Pkcs11;
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
-use keyward::token::{Pkcs11Token, TokenConfig, TokenError, provision};
+use keyward::token::{Isolation, Pkcs11Token, TokenConfig, TokenError, provision};
 
 /// Tells a child its directory.
 const HOME: &str = "KEYWARD_TEST_TOKEN_HOME";
@@ -177,6 +177,10 @@ pub(crate) fn config(pin: &str) -> TokenConfig {
         pin: pin.into(),
         workers: 2,
         queue_depth_max: 64,
+        isolation: Isolation::Thread,
+        program: env!("CARGO_BIN_EXE_keyward").into(),
+        call_timeout: std::time::Duration::from_secs(5),
+        pin_refused_file: std::env::temp_dir().join(format!("keyward-test-pin-refused-{}", std::process::id())),
     }
 }
 

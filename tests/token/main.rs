@@ -60,7 +60,7 @@ fn half_a_pair_is_remains_until_it_is_destroyed() {
             session.destroy_object(handles[0]).unwrap();
 
             assert_eq!(token.find(object, Algorithm::ES256).await.unwrap(), Found::Remains);
-            let key = Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public: made.public });
+            let key = Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public: made.public, tenant: None });
             let refused = token.sign(&key, vec![input(Algorithm::ES256, b"half")], soon()).await;
             assert!(matches!(refused, Err(TokenError::Unavailable(_))), "R8: {refused:?}");
             token.destroy(object).await.unwrap();
@@ -77,7 +77,7 @@ fn keys_outlive_the_process_that_made_them() {
         let first = home.open(PIN).unwrap();
         let identity = first.identity().clone();
         let public = runtime().block_on(async { first.generate(object, spec(Algorithm::EdDSA)).await.unwrap().public });
-        let key = Arc::new(KeyRef { object, algorithm: Algorithm::EdDSA, public });
+        let key = Arc::new(KeyRef { object, algorithm: Algorithm::EdDSA, public, tenant: None });
         first.close();
         let closed = runtime().block_on(first.sign(&key, vec![input(Algorithm::EdDSA, b"closed")], soon()));
         assert!(matches!(closed, Err(TokenError::Unavailable(_))), "{closed:?}");
@@ -99,7 +99,7 @@ fn many_keys_sign_at_once_while_others_are_generated() {
         for _ in 0..3 {
             let object = fresh_object();
             let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
-            keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public }));
+            keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public, tenant: None }));
         }
         let generating = tokio::spawn({
             let token = Arc::clone(&token);
@@ -172,7 +172,7 @@ fn the_token_is_found_by_label_and_serial_number() {
 #[test]
 fn every_module_has_every_mechanism() {
     with_token("every_module_has_every_mechanism", |_, token| async move {
-        let support = token.mechanisms().unwrap();
+        let support = token.mechanisms().await.unwrap();
         assert_eq!(support.len(), Algorithm::ALL.len());
         assert!(support.iter().all(|(_, support)| support.is_ok()), "{support:?}");
     });
@@ -189,7 +189,7 @@ fn a_secret_that_is_not_whole_is_no_key_and_never_signs() {
             let object = fresh_object();
             direct_session().create_object(&known_secret(object, &vec![7; length])).unwrap();
             assert_eq!(token.find(object, Algorithm::HS256).await.unwrap(), Found::Remains);
-            let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None });
+            let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None, tenant: None });
             let refused = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await;
             assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
             token.destroy(object).await.unwrap();
@@ -223,7 +223,7 @@ fn hs256_is_hmac_with_sha_256() {
         // 2. Keyward's MAC is by this mechanism.
         let object = fresh_object();
         token.generate(object, spec(Algorithm::HS256)).await.unwrap();
-        let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None });
+        let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None, tenant: None });
         let macs = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await.unwrap();
         let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Id(object.octets().to_vec())];
         let handle = session.find_objects(&template).unwrap()[0];
@@ -237,7 +237,7 @@ fn a_secret_that_was_imported_is_not_signed_with() {
     with_token("a_secret_that_was_imported_is_not_signed_with", |_, token| async move {
         let object = fresh_object();
         direct_session().create_object(&known_secret(object, &[7; 32])).unwrap();
-        let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None });
+        let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None, tenant: None });
         let refused = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await;
         assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
     });

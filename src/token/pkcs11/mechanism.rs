@@ -10,8 +10,8 @@ use cryptoki::object::KeyType;
 use cryptoki::slot::Slot;
 
 use super::failure::Failure;
-use super::{SignInput, TokenError};
 use crate::domain::{Algorithm, Digest, Family, PublicKey};
+use crate::token::{SignInput, TokenError};
 
 /// CKM_... that signs. None with a key pair hashes: tokens differ in which hashing mechanisms they have, and share these.
 pub(super) fn signing(algorithm: Algorithm) -> Mechanism<'static> {

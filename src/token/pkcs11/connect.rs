@@ -10,7 +10,7 @@ use cryptoki::slot::Slot;
 use secrecy::SecretString;
 
 use super::failure::{Failure, text};
-use super::{TokenError, TokenIdentity};
+use crate::token::{TokenError, TokenIdentity};
 
 pub(super) fn load(path: &Path) -> Result<Pkcs11, TokenError> {
     Pkcs11::new(path)

@@ -1,43 +1,24 @@
-//! Signing: one worker, one session, one job at a time.
+//! Signing on one session.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::Receiver;
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
-use tokio::sync::oneshot;
 
 use super::failure::Failure;
 use super::module::Module;
 use super::session::{OpenSession, WorkerSession};
-use super::{KeyRef, SignInput, TokenError, attributes, mechanism};
+use super::{attributes, mechanism};
 use crate::domain::PublicKey;
+use crate::token::{KeyRef, SignInput, TokenError};
 
 /// Most keys whose handles one session remembers: four for each of 4,096 keyrings. Beyond that it starts anew, which
 /// costs one search for each key in use.
 const KEYS_CACHED_MAX: usize = 16_384;
 
-/// Inputs that wait for a worker.
-pub(super) struct SignJob {
-    pub(super) key: Arc<KeyRef>,
-    pub(super) inputs: Vec<SignInput>,
-    pub(super) deadline: Instant,
-    pub(super) answer: oneshot::Sender<Result<Vec<Vec<u8>>, TokenError>>,
-}
-
-/// Signs until the queue is closed and empty.
-pub(super) fn work(jobs: &Receiver<SignJob>, session: &mut WorkerSession) {
-    for SignJob { key, inputs, deadline, answer } in jobs {
-        if answer.is_closed() {
-            continue;
-        }
-        // A caller that has left in the meantime needs no answer.
-        let _ = answer.send(sign(session, &key, &inputs, deadline));
-    }
-}
-
-fn sign(
+/// Signs every input with one key, in order: all or nothing.
+pub(in crate::token) fn sign(
     session: &mut WorkerSession,
     key: &Arc<KeyRef>,
     inputs: &[SignInput],
@@ -98,7 +79,7 @@ fn find_key(module: &Module, open: &mut OpenSession, key: &Arc<KeyRef>) -> Resul
 }
 
 fn compare_key(module: &Module, open: &OpenSession, key: &KeyRef) -> Result<ObjectHandle, Failure> {
-    let KeyRef { object, algorithm, ref public } = *key;
+    let KeyRef { object, algorithm, ref public, .. } = *key;
     let mismatch = |what: &str| Err(Failure::Answer(TokenError::Mismatch(format!("key {object}: {what}"))));
     let session = &open.session;
     let signing = find_one(module, open, key, attributes::signing_class(algorithm))?;

@@ -13,12 +13,12 @@ use cryptoki::slot::Slot;
 use super::connect::is_logged_in;
 use super::failure::Failure;
 use super::module::{Module, Visit};
-use super::{KeyRef, TokenError};
 use crate::domain::ObjectId;
+use crate::token::{KeyRef, TokenError};
 
 /// What a thread may do with its session.
 #[derive(Clone, Copy)]
-pub(super) enum Access {
+pub(in crate::token) enum Access {
     /// Find and sign.
     ReadOnly,
     /// Generate and destroy too.
@@ -26,7 +26,7 @@ pub(super) enum Access {
 }
 
 /// A thread's session: opened when it is first needed, thrown away after any return value but OK.
-pub(super) struct WorkerSession {
+pub(in crate::token) struct WorkerSession {
     module: Arc<Module>,
     access: Access,
     open: Option<OpenSession>,
@@ -44,8 +44,12 @@ pub(super) struct OpenSession {
 }
 
 impl WorkerSession {
-    pub(super) fn new(module: Arc<Module>, access: Access) -> Self {
+    pub(in crate::token) fn new(module: Arc<Module>, access: Access) -> Self {
         Self { module, access, open: None, seen: 0 }
+    }
+
+    pub(super) fn module(&self) -> &Module {
+        &self.module
     }
 
     /// Does `work`, and if it fails in a way that a new session may help, recovers and does it once more unless

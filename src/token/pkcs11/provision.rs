@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::connect::{finalise, identify, load};
 use super::failure::Failure;
-use super::{TokenError, TokenIdentity};
+use crate::token::{TokenError, TokenIdentity};
 
 /// CK_TOKEN_INFO.label has room for 32 octets; a longer one would be cut.
 const LABEL_LENGTH_MAX: usize = 32;
@@ -14,7 +14,7 @@ const LABEL_LENGTH_MAX: usize = 32;
 /// Makes a token in the first slot whose token is not initialised, with these PINs. For development: a token in
 /// production is set up with its maker's tools.
 ///
-/// The module is finalised afterwards, so that [`super::Pkcs11Token::open`] finds the token where SoftHSM then has it (a
+/// The module is finalised afterwards, so that [`crate::token::Pkcs11Token::open`] finds the token where SoftHSM then has it (a
 /// new slot). So nobody else in the process may have the module in use. Blocks on the module.
 ///
 /// # Errors

@@ -4,8 +4,9 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::Session;
 
 use super::failure::Failure;
-use super::{KeySpec, TokenError, TokenIdentity, mechanism};
+use super::mechanism;
 use crate::domain::{Algorithm, Curve, Family, ObjectId, Octets, Protection, PublicKey};
+use crate::token::{KeySpec, ObjectKind, TokenError, TokenIdentity, TokenObject};
 
 /// 65537, the public exponent of every RSA key made here.
 const PUBLIC_EXPONENT: [u8; 3] = [1, 0, 1];
@@ -100,6 +101,23 @@ pub(super) fn read_kind(
         }
     }
     Ok(kind)
+}
+
+/// What an object is, whosever it is.
+pub(super) fn read_object(session: &Session, handle: ObjectHandle) -> Result<TokenObject, Failure> {
+    let mut object = TokenObject { class: ObjectKind::Other, id: Vec::new(), label: String::new() };
+    let wanted = [AttributeType::Class, AttributeType::Id, AttributeType::Label];
+    for attribute in session.get_attributes(handle, &wanted)? {
+        match attribute {
+            Attribute::Class(ObjectClass::PRIVATE_KEY) => object.class = ObjectKind::PrivateKey,
+            Attribute::Class(ObjectClass::PUBLIC_KEY) => object.class = ObjectKind::PublicKey,
+            Attribute::Class(ObjectClass::SECRET_KEY) => object.class = ObjectKind::SecretKey,
+            Attribute::Id(id) => object.id = id,
+            Attribute::Label(label) => object.label = String::from_utf8_lossy(&label).into_owned(),
+            _ => {}
+        }
+    }
+    Ok(object)
 }
 
 /// The public key in a public key object, or `None` if it is not one that the algorithm verifies with.

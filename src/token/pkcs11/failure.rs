@@ -2,7 +2,7 @@
 
 use cryptoki::error::{Error, RvError};
 
-use super::TokenError;
+use crate::token::TokenError;
 
 /// Why an attempt on one session came to nothing.
 #[derive(Debug)]

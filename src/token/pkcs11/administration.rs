@@ -1,9 +1,8 @@
-//! Administration of the token: generate, find, destroy and probe, on one thread with a session of its own.
+//! Administration of the token: generate, find, destroy, list and probe, on a session of its own.
 //!
-//! One thread, so that one key pair is generated at a time (SoftHSM fails now and then otherwise), and not a signer's, so
+//! One session, so that one key pair is generated at a time (SoftHSM fails now and then otherwise), and not a signer's, so
 //! that signing does not wait for it.
 
-use crossbeam_channel::Receiver;
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
@@ -13,20 +12,27 @@ use super::connect::identify;
 use super::failure::Failure;
 use super::module::Module;
 use super::session::WorkerSession;
-use super::{Found, KeySpec, Support, TokenError, TokenIdentity, TokenKey, attributes, mechanism};
+use super::{attributes, mechanism};
 use crate::domain::{Algorithm, ObjectId};
+use crate::token::task::{Ask, Told};
+use crate::token::{Found, KeySpec, Support, TokenError, TokenIdentity, TokenKey, TokenObject};
 
-/// Something to do on the administration session; it answers its caller itself.
-pub(super) type Task = Box<dyn FnOnce(&mut WorkerSession) + Send>;
-
-/// Does tasks until the queue is closed and empty.
-pub(super) fn work(tasks: &Receiver<Task>, session: &mut WorkerSession) {
-    for task in tasks {
-        task(session);
-    }
+/// Does what is asked.
+pub(in crate::token) fn perform(session: &mut WorkerSession, ask: &Ask) -> Result<Told, TokenError> {
+    Ok(match ask {
+        Ask::Generate(object, spec) => Told::Generated(generate(session, *object, *spec)?),
+        Ask::Find(object, algorithm) => Told::Found(find(session, *object, *algorithm)?),
+        Ask::Destroy(object) => {
+            destroy(session, *object)?;
+            Told::Destroyed
+        }
+        Ask::List => Told::Objects(list(session)?),
+        Ask::Probe => Told::Identity(probe(session)?),
+        Ask::Mechanisms => Told::Mechanisms(mechanisms(session.module())?),
+    })
 }
 
-pub(super) fn generate(session: &mut WorkerSession, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
+fn generate(session: &mut WorkerSession, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
     let templates = attributes::templates(object, spec)?;
     let generation = mechanism::generation(spec.algorithm);
     // A crash or an error from here on leaves a pair, half a pair or nothing under an id that the caller has recorded.
@@ -48,7 +54,7 @@ pub(super) fn generate(session: &mut WorkerSession, object: ObjectId, spec: KeyS
     })
 }
 
-pub(super) fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Algorithm) -> Result<Found, TokenError> {
+fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Algorithm) -> Result<Found, TokenError> {
     session.attempt(None, |module, open| {
         let session = &open.session;
         let mut halves = Vec::new();
@@ -77,7 +83,7 @@ pub(super) fn find(session: &mut WorkerSession, object: ObjectId, algorithm: Alg
     })
 }
 
-pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(), TokenError> {
+fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(), TokenError> {
     session.attempt(None, |module, open| {
         // The private key first: a crash in between leaves a public key that nothing signs for. Then whatever else has the id,
         // objects that were cut off before they had a class included. Idempotent, so that the ladder may start it again.
@@ -102,7 +108,20 @@ pub(super) fn destroy(session: &mut WorkerSession, object: ObjectId) -> Result<(
     })
 }
 
-pub(super) fn probe(session: &mut WorkerSession) -> Result<TokenIdentity, TokenError> {
+/// Every object that is kept on the token, in no order.
+fn list(session: &mut WorkerSession) -> Result<Vec<TokenObject>, TokenError> {
+    session.attempt(None, |module, open| {
+        let session = &open.session;
+        let mut objects = Vec::new();
+        for handle in session.find_objects(&[Attribute::Token(true)])? {
+            objects.push(attributes::read_object(session, handle)?);
+        }
+        module.check(session)?;
+        Ok(objects)
+    })
+}
+
+fn probe(session: &mut WorkerSession) -> Result<TokenIdentity, TokenError> {
     session.attempt(None, |module, open| {
         let shown = identify(module.pkcs11(), open.slot)?;
         if shown.serial != module.identity().serial {
@@ -114,7 +133,7 @@ pub(super) fn probe(session: &mut WorkerSession) -> Result<TokenIdentity, TokenE
 }
 
 /// For each algorithm whether the token can generate and sign, or what it lacks.
-pub(super) fn mechanisms(module: &Module) -> Result<Vec<Support>, TokenError> {
+fn mechanisms(module: &Module) -> Result<Vec<Support>, TokenError> {
     let visit = module.visit()?;
     let mut supported = Vec::new();
     for algorithm in Algorithm::ALL {

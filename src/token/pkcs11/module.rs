@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
@@ -16,7 +16,8 @@ use secrecy::SecretString;
 
 use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys};
 use super::failure::Failure;
-use super::{TokenError, TokenIdentity};
+use crate::token::latch::Latch;
+use crate::token::{TokenError, TokenIdentity};
 
 /// Shortest time between two initialisations, in seconds. All signing stands still during one, and the client of a
 /// network HSM takes up to a second for it: more often would leave a token that half works no time to sign.
@@ -27,9 +28,10 @@ const REINITIALISE_INTERVAL_SECS: u64 = 1;
 const DRAIN_TIMEOUT_SECS: u64 = 5;
 
 /// The module, shared by all threads that call it.
-pub(super) struct Module {
+pub(in crate::token) struct Module {
     pkcs11: Pkcs11,
     pin: SecretString,
+    latch: Arc<Latch>,
     identity: TokenIdentity,
     state: Mutex<State>,
     changed: Condvar,
@@ -65,8 +67,15 @@ pub(super) struct Visit<'a> {
 }
 
 impl Module {
-    /// Loads and initialises the module, finds the token and logs in.
-    pub(super) fn open(path: &Path, label: &str, serial: Option<&str>, pin: SecretString) -> Result<Self, TokenError> {
+    /// Loads and initialises the module, finds the token and logs in; each login asks `latch`, and tells it of a refusal.
+    pub(in crate::token) fn open(
+        path: &Path,
+        label: &str,
+        serial: Option<&str>,
+        pin: SecretString,
+        latch: Arc<Latch>,
+    ) -> Result<Self, TokenError> {
+        latch.check()?;
         let pkcs11 = load(path)?;
         initialise(&pkcs11)?;
         let logged_in = find_token(&pkcs11, label, serial).and_then(|(slot, identity)| {
@@ -78,12 +87,17 @@ impl Module {
             Ok(logged_in) => logged_in,
             Err(failure) => {
                 finalise(&pkcs11);
-                return Err(failure.into());
+                let error = TokenError::from(failure);
+                if matches!(error, TokenError::PinRefused) {
+                    latch.refused();
+                }
+                return Err(error);
             }
         };
         Ok(Self {
             pkcs11,
             pin,
+            latch,
             identity,
             state: Mutex::new(State {
                 phase: Phase::Up(slot),
@@ -103,12 +117,12 @@ impl Module {
         &self.pkcs11
     }
 
-    pub(super) fn identity(&self) -> &TokenIdentity {
+    pub(in crate::token) fn identity(&self) -> &TokenIdentity {
         &self.identity
     }
 
     /// Refuses a token that cannot have so many sessions open at once, before a caller finds out.
-    pub(super) fn require_sessions(&self, wanted: u64) -> Result<(), TokenError> {
+    pub(in crate::token) fn require_sessions(&self, wanted: u64) -> Result<(), TokenError> {
         let visit = self.visit()?;
         match self.pkcs11.get_token_info(visit.slot).map_err(Failure::from)?.max_session_count() {
             Limit::Max(allowed) if allowed < wanted => {
@@ -184,6 +198,7 @@ impl Module {
         }
         let new = log_in(&self.pkcs11, visit.slot, &self.pin).inspect_err(|failure| {
             if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
+                self.latch.refused();
                 self.state().phase = Phase::PinRefused;
             }
         })?;
@@ -243,6 +258,7 @@ impl Module {
                 Ok(())
             }
             Err(Failure::Refused(TokenError::PinRefused)) => {
+                self.latch.refused();
                 state.phase = Phase::PinRefused;
                 tracing::error!("the token refused the PIN; it is not tried again");
                 Err(TokenError::PinRefused)
@@ -260,7 +276,7 @@ impl Module {
     }
 
     /// Finalises the module, once. Whether all calls into it had returned, so that its threads can end.
-    pub(super) fn close(&self) -> bool {
+    pub(in crate::token) fn close(&self) -> bool {
         match self.exclusive(|state| Ok(!matches!(state.phase, Phase::Closed))) {
             Ok(true) => {}
             Ok(false) => return true,

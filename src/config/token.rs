@@ -1,0 +1,38 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Reader;
+use crate::token::{Isolation, TokenConfig};
+
+/// This program, even after the file that it was started from was replaced: workers speak the protocol of those who start
+/// them.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+impl Reader {
+    /// Which token, and how it is used.
+    pub(super) fn token(&mut self) -> TokenConfig {
+        TokenConfig {
+            module: self.required_path("token.module"),
+            label: self.required_text("token.label"),
+            serial: self.text("token.serial"),
+            pin: self.pin("token.pin_file"),
+            pin_refused_file: self.path("token.pin_refused_file", "token-pin-refused"),
+            isolation: self.isolation("token.isolation"),
+            program: PathBuf::from(THIS_PROGRAM),
+            workers: self.number("token.workers", 2, 1..=256),
+            queue_depth_max: self.number("token.queue_depth_max", 256, 1..=65_536),
+            call_timeout: Duration::from_millis(self.number("token.call_timeout_ms", 2000, 100..=600_000)),
+        }
+    }
+
+    fn isolation(&mut self, key: &str) -> Isolation {
+        match self.text(key).as_deref() {
+            Some("process") => Isolation::Process,
+            None | Some("thread") => Isolation::Thread,
+            Some(_) => {
+                self.problem(key, "must be \"process\" or \"thread\"");
+                Isolation::Thread
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use tokio::sync::{mpsc, oneshot};
+
+use super::latch::Latch;
+use super::queue::{Queue, SignJob};
+use super::task::{Ask, Task, Told};
+use super::threads::Threads;
+use super::{
+    Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject, gone,
+};
+use crate::domain::{Algorithm, ObjectId};
+
+/// Most administrative tasks that wait: what every replica's loops can ask for at once, and few enough that the last of
+/// them, behind as many RSA key pairs, is still done within minutes.
+const ADMINISTRATION_QUEUE_MAX: usize = 64;
+
+/// Where the token is and how it is used.
+#[derive(Clone, Debug)]
+pub struct TokenConfig {
+    /// The PKCS#11 module, a shared library.
+    pub module: PathBuf,
+    /// CK_TOKEN_INFO.label of the token.
+    pub label: String,
+    /// CK_TOKEN_INFO.serialNumber, without which the label must be unique.
+    pub serial: Option<String>,
+    /// The user PIN. It is tried once each time that a login is needed, and never again once it was refused (R14).
+    pub pin: SecretString,
+    /// Where a refusal of the PIN is remembered from one start to the next (R14).
+    pub pin_refused_file: PathBuf,
+    /// Where the module runs.
+    pub isolation: Isolation,
+    /// What is started as a worker process, with the argument `token-worker`: Keyward itself.
+    pub program: PathBuf,
+    /// Signing threads or processes, each with a session of its own; at least one.
+    pub workers: usize,
+    /// Most signing jobs that wait for a worker; at least one.
+    pub queue_depth_max: usize,
+    /// How long a call into the module may take before its process counts as hung. Without effect on threads, which
+    /// nobody can end.
+    pub call_timeout: Duration,
+}
+
+/// Where the module runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// On threads of this process: a module that crashes takes the process with it.
+    Thread,
+    /// In processes of its own, which are replaced when they crash or hang.
+    Process,
+}
+
+/// A token behind a PKCS#11 module.
+///
+/// It recovers by itself when the token fails and comes back: with a new session, a new login, a new initialisation of
+/// the module. What fails in the meantime is answered `Unavailable`. Once the PIN was refused, everything is answered
+/// `PinRefused` without asking the token, until the configuration has another PIN and the process starts anew.
+pub struct Pkcs11Token {
+    queue: Arc<Queue>,
+    tasks: RwLock<Option<mpsc::Sender<Task>>>,
+    hands: Threads,
+}
+
+impl Pkcs11Token {
+    /// Loads the module, finds the token, logs in and starts the workers. Blocks on the module.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` if the module or the token is not there (the text lists the labels that are), `Mismatch` if the label
+    /// is not unique and no serial number is given (the text lists them), `PinRefused`, and `Unsupported` if the token
+    /// allows too few sessions for the workers.
+    pub fn open(config: TokenConfig) -> Result<Self, TokenError> {
+        let queue = Arc::new(Queue::new(config.queue_depth_max.max(1)));
+        let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
+        let latch = Arc::new(Latch::open(&config.pin_refused_file, &config.pin)?);
+        let hands = Threads::start(config, latch, &queue, waiting)?;
+        Ok(Self { queue, tasks: RwLock::new(Some(tasks)), hands })
+    }
+
+    /// Which token was found.
+    #[must_use]
+    pub fn identity(&self) -> &TokenIdentity {
+        self.hands.identity()
+    }
+
+    /// For each algorithm whether the token has the mechanisms to generate keys and to sign with them, or in words which
+    /// it lacks.
+    ///
+    /// # Errors
+    ///
+    /// If the token does not answer.
+    pub async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
+        match self.administer(Ask::Mechanisms).await? {
+            Told::Mechanisms(mechanisms) => Ok(mechanisms),
+            other => Err(confused(&other)),
+        }
+    }
+
+    /// Answers what waits with `Unavailable`, ends the workers and finalises the module; never C_Logout, which would log
+    /// out others in the same process. Blocks until calls under way return, or for some seconds if one hangs. Done by
+    /// dropping, too.
+    pub fn close(&self) {
+        self.queue.close();
+        *self.tasks.write().expect(NO_PANIC) = None;
+        self.hands.close();
+    }
+
+    /// Has a task done, or says at once that too many wait (R13).
+    async fn administer(&self, ask: Ask) -> Result<Told, TokenError> {
+        let (answer, answered) = oneshot::channel();
+        let tasks = self.tasks.read().expect(NO_PANIC).clone();
+        match tasks.map(|tasks| tasks.try_send(Task { ask, answer })) {
+            Some(Ok(())) => {}
+            Some(Err(mpsc::error::TrySendError::Full(_))) => return Err(TokenError::QueueFull),
+            Some(Err(mpsc::error::TrySendError::Closed(_))) | None => return Err(gone()),
+        }
+        answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+#[async_trait]
+impl Token for Pkcs11Token {
+    async fn generate(&self, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
+        match self.administer(Ask::Generate(object, spec)).await? {
+            Told::Generated(key) => Ok(key),
+            other => Err(confused(&other)),
+        }
+    }
+
+    async fn find(&self, object: ObjectId, algorithm: Algorithm) -> Result<Found, TokenError> {
+        match self.administer(Ask::Find(object, algorithm)).await? {
+            Told::Found(found) => Ok(found),
+            other => Err(confused(&other)),
+        }
+    }
+
+    async fn sign(
+        &self,
+        key: &Arc<KeyRef>,
+        inputs: Vec<SignInput>,
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, TokenError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.push(SignJob { key: Arc::clone(key), inputs, deadline, answer })?;
+        answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    async fn destroy(&self, object: ObjectId) -> Result<(), TokenError> {
+        match self.administer(Ask::Destroy(object)).await? {
+            Told::Destroyed => Ok(()),
+            other => Err(confused(&other)),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
+        match self.administer(Ask::List).await? {
+            Told::Objects(objects) => Ok(objects),
+            other => Err(confused(&other)),
+        }
+    }
+
+    async fn probe(&self) -> Result<TokenIdentity, TokenError> {
+        match self.administer(Ask::Probe).await? {
+            Told::Identity(identity) => Ok(identity),
+            other => Err(confused(&other)),
+        }
+    }
+}
+
+impl Drop for Pkcs11Token {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Pkcs11Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pkcs11Token").field("identity", self.identity()).finish_non_exhaustive()
+    }
+}
+
+const NO_PANIC: &str = "nothing panics while it holds the tasks";
+
+/// An answer to another question: a bug, or a worker that cannot be believed.
+fn confused(told: &Told) -> TokenError {
+    TokenError::Unavailable(format!("the administration session answered something else: {told:?}"))
+}

@@ -1,0 +1,95 @@
+//! The module in this process: a thread for each signing session, and one for administration.
+
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::mpsc;
+
+use super::latch::Latch;
+use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
+use super::queue::{self, Queue, SignJob};
+use super::task::Task;
+use super::{TokenConfig, TokenError, TokenIdentity};
+
+/// Sessions open besides the workers': the anchor and the administration session.
+const OTHER_SESSIONS: u64 = 2;
+
+/// The threads, and the module that they share.
+///
+/// C_Initialize and C_Finalize are per process, so a process has one of these for each module. A call that hangs in the
+/// module takes its thread with it.
+pub(super) struct Threads {
+    module: Arc<Module>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Threads {
+    /// Loads the module, finds the token, logs in and starts the threads. Blocks on the module.
+    pub(super) fn start(
+        config: TokenConfig,
+        latch: Arc<Latch>,
+        queue: &Arc<Queue>,
+        tasks: mpsc::Receiver<Task>,
+    ) -> Result<Self, TokenError> {
+        let TokenConfig { module, label, serial, pin, workers, .. } = config;
+        let module = Arc::new(Module::open(&module, &label, serial.as_deref(), pin, latch)?);
+        let threads = Self { module, threads: Mutex::default() };
+        threads.module.require_sessions(workers.max(1) as u64 + OTHER_SESSIONS)?;
+        for number in 0..workers.max(1) {
+            let queue = Arc::clone(queue);
+            let session = WorkerSession::new(Arc::clone(&threads.module), Access::ReadOnly);
+            threads.spawn(format!("token-sign-{number}"), move || work(&queue, session))?;
+        }
+        let session = WorkerSession::new(Arc::clone(&threads.module), Access::ReadWrite);
+        threads.spawn("token-admin".into(), move || administer(tasks, session))?;
+        Ok(threads)
+    }
+
+    pub(super) fn identity(&self) -> &TokenIdentity {
+        self.module.identity()
+    }
+
+    /// Finalises the module and ends the threads; the queues are closed. Blocks until calls under way return, or for some
+    /// seconds if one hangs: then the module is left as it is.
+    pub(super) fn close(&self) {
+        // A thread that hangs in the module is left behind: it would not be joined before the call returns.
+        if !self.module.close() {
+            return;
+        }
+        for thread in std::mem::take(&mut *self.threads.lock().expect(NO_PANIC)) {
+            if thread.join().is_err() {
+                tracing::error!("a token thread had panicked");
+            }
+        }
+    }
+
+    fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> Result<(), TokenError> {
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn(work)
+            .map_err(|error| TokenError::Unavailable(format!("no thread for the token: {error}")))?;
+        self.threads.lock().expect(NO_PANIC).push(thread);
+        Ok(())
+    }
+}
+
+/// Signs until the queue is closed.
+fn work(queue: &Queue, mut session: WorkerSession) {
+    while let Some(job) = queue.wait() {
+        let SignJob { key, inputs, deadline, .. } = &job;
+        let signatures = sign(&mut session, key, inputs, *deadline);
+        queue::answer(job, signatures);
+    }
+}
+
+/// Does tasks until nobody can ask for any more.
+fn administer(mut tasks: mpsc::Receiver<Task>, mut session: WorkerSession) {
+    while let Some(Task { ask, answer }) = tasks.blocking_recv() {
+        // A caller that left while the task was waiting has seen no effect, and shall not.
+        if !answer.is_closed() {
+            let _ = answer.send(perform(&mut session, &ask));
+        }
+    }
+}
+
+const NO_PANIC: &str = "nothing panics while it holds the threads";
