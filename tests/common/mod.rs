@@ -9,6 +9,7 @@
 //! - [`Dial`]: how clients connect: TCP, TLS with or without a certificate, a Unix socket.
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
+//! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
@@ -18,6 +19,7 @@ mod clients;
 mod dial;
 pub(crate) mod http;
 mod installation;
+mod interpreter;
 mod issuer;
 mod server;
 pub(crate) mod tools;
@@ -26,5 +28,6 @@ pub(crate) use authority::{Authority, Identity, Validity};
 pub(crate) use clients::{Clients, claims, short_policy};
 pub(crate) use dial::Dial;
 pub(crate) use installation::{Installation, Module};
+pub(crate) use interpreter::{Interpreter, Verdict};
 pub(crate) use issuer::{Issuer, signing_input};
 pub(crate) use server::{Server, read_lines};

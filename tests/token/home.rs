@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use cryptoki::context::Pkcs11;
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
+use keyward::domain::{Algorithm, Family};
 use keyward::token::{Isolation, Pkcs11Token, TokenConfig, TokenError, provision};
 
 /// Tells a child its directory.
@@ -27,7 +28,7 @@ pub(crate) enum Module {
 }
 
 impl Module {
-    const ALL: [Self; 2] = [Self::SoftHsm, Self::Kryoptic];
+    pub(crate) const ALL: [Self; 2] = [Self::SoftHsm, Self::Kryoptic];
 
     fn path(self) -> PathBuf {
         match self {
@@ -52,6 +53,11 @@ impl Module {
                 ("KRYOPTIC_CONF", [0, 1].map(slot).concat())
             }
         }
+    }
+
+    /// Whether it can sign with this algorithm.
+    pub(crate) fn has(self, algorithm: Algorithm) -> bool {
+        self == Self::Kryoptic || !matches!(algorithm.family(), Family::MlDsa(_))
     }
 
     /// That of this child.

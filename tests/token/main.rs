@@ -17,14 +17,14 @@ use keyward::domain::{Algorithm, ObjectId};
 use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
 
 use contract::{fresh_object, input, soon, spec, verify};
-use home::{LABEL, Module, PIN, SO_PIN, alone, config, direct_session, module, runtime, with_token};
+use home::{LABEL, Module, PIN, SO_PIN, alone, config, direct_session, module, runtime, with_token, with_token_on};
 
-/// Mounts the contract suite, one test for each algorithm.
+/// Mounts the contract suite on the modules that have it, one test for each algorithm.
 macro_rules! contract_holds {
-    ($($test:ident: $algorithm:ident,)*) => {$(
+    ($($test:ident: $algorithm:ident on $modules:expr,)*) => {$(
         #[test]
         fn $test() {
-            with_token(stringify!($test), |_, token| async move {
+            with_token_on(&$modules, stringify!($test), |_, token| async move {
                 contract::holds(&token, Algorithm::$algorithm).await;
             });
         }
@@ -32,17 +32,20 @@ macro_rules! contract_holds {
 }
 
 contract_holds! {
-    contract_holds_for_rs256: RS256,
-    contract_holds_for_rs384: RS384,
-    contract_holds_for_rs512: RS512,
-    contract_holds_for_ps256: PS256,
-    contract_holds_for_ps384: PS384,
-    contract_holds_for_ps512: PS512,
-    contract_holds_for_es256: ES256,
-    contract_holds_for_es384: ES384,
-    contract_holds_for_es512: ES512,
-    contract_holds_for_eddsa: EdDSA,
-    contract_holds_for_hs256: HS256,
+    contract_holds_for_rs256: RS256 on Module::ALL,
+    contract_holds_for_rs384: RS384 on Module::ALL,
+    contract_holds_for_rs512: RS512 on Module::ALL,
+    contract_holds_for_ps256: PS256 on Module::ALL,
+    contract_holds_for_ps384: PS384 on Module::ALL,
+    contract_holds_for_ps512: PS512 on Module::ALL,
+    contract_holds_for_es256: ES256 on Module::ALL,
+    contract_holds_for_es384: ES384 on Module::ALL,
+    contract_holds_for_es512: ES512 on Module::ALL,
+    contract_holds_for_eddsa: EdDSA on Module::ALL,
+    contract_holds_for_ml_dsa_44: MlDsa44 on [Module::Kryoptic],
+    contract_holds_for_ml_dsa_65: MlDsa65 on [Module::Kryoptic],
+    contract_holds_for_ml_dsa_87: MlDsa87 on [Module::Kryoptic],
+    contract_holds_for_hs256: HS256 on Module::ALL,
 }
 
 #[test]
@@ -170,11 +173,18 @@ fn the_token_is_found_by_label_and_serial_number() {
 }
 
 #[test]
-fn every_module_has_every_mechanism() {
-    with_token("every_module_has_every_mechanism", |_, token| async move {
-        let support = token.mechanisms().await.unwrap();
+fn what_a_module_lacks_is_told_and_refused() {
+    with_token("what_a_module_lacks_is_told_and_refused", |_, token| async move {
+        let (module, support) = (Module::of_this_process(), token.mechanisms().await.unwrap());
         assert_eq!(support.len(), Algorithm::ALL.len());
-        assert!(support.iter().all(|(_, support)| support.is_ok()), "{support:?}");
+        for (algorithm, support) in support {
+            assert_eq!(support.is_ok(), module.has(algorithm), "{algorithm}: {support:?}");
+            if let Err(lacks) = support {
+                assert!(lacks.contains("CKM_ML_DSA_KEY_PAIR_GEN and CKM_ML_DSA"), "{lacks}");
+                let refused = token.generate(fresh_object(), spec(algorithm)).await;
+                assert!(matches!(refused, Err(TokenError::Unsupported(_))), "{refused:?}");
+            }
+        }
     });
 }
 
