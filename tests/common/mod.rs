@@ -10,6 +10,7 @@
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
 //! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
+//! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
@@ -17,6 +18,7 @@
 mod authority;
 mod clients;
 mod dial;
+mod faults;
 pub(crate) mod http;
 mod installation;
 mod interpreter;
@@ -27,6 +29,7 @@ pub(crate) mod tools;
 pub(crate) use authority::{Authority, Identity, Validity};
 pub(crate) use clients::{Clients, claims, short_policy};
 pub(crate) use dial::Dial;
+pub(crate) use faults::Faults;
 pub(crate) use installation::{Installation, Module};
 pub(crate) use interpreter::{Interpreter, Verdict};
 pub(crate) use issuer::{Issuer, signing_input};
