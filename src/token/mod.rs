@@ -16,7 +16,7 @@ pub use front::{Isolation, Pkcs11Token, TokenConfig};
 pub use pkcs11::provision;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -163,6 +163,14 @@ pub enum TokenError {
     /// value.
     #[error("the token is not available: {0}")]
     Unavailable(String),
+    /// The token was not asked, because it is known to be away: retry later.
+    #[error("the token is down: {problem}")]
+    Down {
+        /// What it last failed with.
+        problem: String,
+        /// After how long it will have been tried again.
+        retry_after: Duration,
+    },
     /// The token refused the PIN: an operator must act, no retry helps (R14).
     #[error("the token refused the PIN; correct it and restart")]
     PinRefused,
