@@ -177,11 +177,9 @@ impl From<TokenError> for Error {
             TokenError::Down { problem: cause, retry_after } => {
                 Self::Unavailable { part: Part::Token, cause, retry_after: Some(retry_after) }
             }
-            TokenError::PinRefused => Self::Unavailable {
-                part: Part::Token,
-                cause: error.to_string(),
-                retry_after: Some(PIN_REFUSED_PAUSE),
-            },
+            TokenError::PinRefused => {
+                Self::Unavailable { part: Part::Token, cause: error.to_string(), retry_after: Some(PIN_REFUSED_PAUSE) }
+            }
             TokenError::Unsupported(_) => Self::Precondition {
                 reason: "TOKEN_MECHANISM",
                 message:
