@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Authority, Identity, Server, tools};
+use super::{Authority, Faults, Identity, Server, tools};
 
 const TOKEN_LABEL: &str = "keyward";
 
@@ -19,6 +19,7 @@ pub(crate) struct Installation {
     dir: TempDir,
     settings: BTreeMap<String, BTreeMap<String, String>>,
     grants: Vec<(String, Vec<String>)>,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Installation {
@@ -30,7 +31,7 @@ impl Installation {
     /// The same before `keyward init`.
     pub(crate) fn bare() -> Self {
         let dir = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
-        let installation = Self { dir, settings: BTreeMap::new(), grants: Vec::new() };
+        let installation = Self { dir, settings: BTreeMap::new(), grants: Vec::new(), environment: Vec::new() };
         installation.make_token();
         installation
             .set("grpc.listen", r#""127.0.0.1:0""#)
@@ -78,6 +79,13 @@ impl Installation {
         fs::write(self.config_file(), text).expect("the configuration is written");
     }
 
+    /// With the fault module in the place of SoftHSM's, which it forwards to.
+    pub(crate) fn with_faults(mut self) -> (Self, Faults) {
+        let faults = Faults::new(self.dir());
+        self.environment.extend(faults.environment());
+        (self.set("token.module", &format!("{:?}", Faults::module())), faults)
+    }
+
     /// gRPC over TLS with this certificate, and for clients of an authority where one is given. The files are copies, which a
     /// test can change by [`Installation::put`]: grpc.pem, grpc.key, client-ca.pem.
     pub(crate) fn with_grpc_tls(self, server: &Identity, clients: Option<&Authority>) -> Self {
@@ -119,6 +127,7 @@ impl Installation {
     pub(crate) fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
         command.arg(verb).arg("--config").arg(self.config_file()).env("SOFTHSM2_CONF", self.softhsm_conf());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

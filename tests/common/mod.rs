@@ -9,6 +9,7 @@
 //! - [`Dial`]: how clients connect: TCP, TLS with or without a certificate, a Unix socket.
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
+//! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`token_user`]: somebody else at the installation's token.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
@@ -17,6 +18,7 @@
 mod authority;
 mod clients;
 mod dial;
+mod faults;
 pub(crate) mod http;
 mod installation;
 mod issuer;
@@ -27,6 +29,7 @@ pub(crate) mod tools;
 pub(crate) use authority::{Authority, Identity, Validity};
 pub(crate) use clients::{Clients, claims, short_policy};
 pub(crate) use dial::Dial;
+pub(crate) use faults::Faults;
 pub(crate) use installation::Installation;
 pub(crate) use issuer::{Issuer, signing_input};
 pub(crate) use server::{Server, read_lines};

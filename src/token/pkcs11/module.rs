@@ -16,7 +16,7 @@ use secrecy::SecretString;
 
 use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys};
 use super::failure::Failure;
-use crate::token::latch::Latch;
+use crate::token::latch::{Latch, Turn};
 use crate::token::{TokenError, TokenIdentity};
 
 /// Shortest time between two initialisations, in seconds. All signing stands still during one, and the client of a
@@ -31,7 +31,9 @@ const DRAIN_TIMEOUT_SECS: u64 = 5;
 pub(in crate::token) struct Module {
     pkcs11: Pkcs11,
     pin: SecretString,
-    latch: Arc<Latch>,
+    climb: Climb,
+    /// Whether a rung was needed that is climbed elsewhere.
+    spent: AtomicBool,
     identity: TokenIdentity,
     state: Mutex<State>,
     changed: Condvar,
@@ -59,6 +61,15 @@ enum Phase {
     Closed,
 }
 
+/// Who logs in again and initialises the module again.
+#[derive(Debug)]
+pub(in crate::token) enum Climb {
+    /// This process does, as far as the latch permits.
+    Here(Arc<Latch>),
+    /// Another process that starts in its place.
+    Spent,
+}
+
 /// Leave to call the module. While it lives the module is not finalised.
 pub(super) struct Visit<'a> {
     module: &'a Module,
@@ -67,19 +78,20 @@ pub(super) struct Visit<'a> {
 }
 
 impl Module {
-    /// Loads and initialises the module, finds the token and logs in; each login asks `latch`, and tells it of a refusal.
+    /// Loads and initialises the module, finds the token and logs in; with [`Climb::Here`] each login asks the latch, and tells it of
+    /// a refusal.
     pub(in crate::token) fn open(
         path: &Path,
         label: &str,
         serial: Option<&str>,
         pin: SecretString,
-        latch: Arc<Latch>,
+        climb: Climb,
     ) -> Result<Self, TokenError> {
-        latch.check()?;
+        climb.check()?;
         let pkcs11 = load(path)?;
         initialise(&pkcs11)?;
         let logged_in = find_token(&pkcs11, label, serial).and_then(|(slot, identity)| {
-            let anchor = log_in(&pkcs11, slot, &pin, &latch)?;
+            let anchor = log_in(&pkcs11, slot, &pin, &climb)?;
             let holds_keys = shows_keys(&anchor)?;
             Ok((slot, identity, anchor, holds_keys))
         });
@@ -93,7 +105,8 @@ impl Module {
         Ok(Self {
             pkcs11,
             pin,
-            latch,
+            climb,
+            spent: AtomicBool::new(false),
             identity,
             state: Mutex::new(State {
                 phase: Phase::Up(slot),
@@ -188,11 +201,14 @@ impl Module {
 
     /// Second rung of the ladder: logs in on a new anchor.
     pub(super) fn log_in_again(&self, visit: &Visit<'_>) -> Result<(), Failure> {
+        if self.is_climbed_elsewhere() {
+            return Err(Failure::Away("the login was lost".into()));
+        }
         let mut anchor = self.anchor.lock().expect(NO_PANIC);
         if matches!(self.state().phase, Phase::PinRefused) {
             return Err(Failure::Answer(TokenError::PinRefused));
         }
-        let new = log_in(&self.pkcs11, visit.slot, &self.pin, &self.latch).inspect_err(|failure| {
+        let new = log_in(&self.pkcs11, visit.slot, &self.pin, &self.climb).inspect_err(|failure| {
             if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
                 self.state().phase = Phase::PinRefused;
             }
@@ -203,6 +219,19 @@ impl Module {
         }
         tracing::warn!("logged in to the token again");
         Ok(())
+    }
+
+    /// Whether only another process can help.
+    pub(in crate::token) fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Relaxed)
+    }
+
+    fn is_climbed_elsewhere(&self) -> bool {
+        let elsewhere = matches!(self.climb, Climb::Spent);
+        if elsewhere {
+            self.spent.store(true, Ordering::Relaxed);
+        }
+        elsewhere
     }
 
     /// A new session did not help: the next recovery starts with the module itself.
@@ -225,6 +254,9 @@ impl Module {
     /// Third rung of the ladder: initialises the module again, unless another thread did since generation `seen`. The
     /// caller must not hold a visit.
     pub(super) fn reinitialise(&self, seen: u64) -> Result<(), TokenError> {
+        if self.is_climbed_elsewhere() {
+            return Err(TokenError::Unavailable("a new session did not help".into()));
+        }
         let needed = self.exclusive(|state| match &state.phase {
             Phase::PinRefused => Err(TokenError::PinRefused),
             Phase::Closed => Err(closed()),
@@ -323,7 +355,7 @@ impl Module {
         finalise(&self.pkcs11);
         initialise(&self.pkcs11)?;
         let (slot, _) = find_token(&self.pkcs11, &self.identity.label, Some(&self.identity.serial))?;
-        let new = log_in(&self.pkcs11, slot, &self.pin, &self.latch)?;
+        let new = log_in(&self.pkcs11, slot, &self.pin, &self.climb)?;
         // Never the other way: a token that comes back empty is not the one that went away (R8).
         if shows_keys(&new)? {
             self.holds_keys.store(true, Ordering::Relaxed);
@@ -335,6 +367,24 @@ impl Module {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(NO_PANIC)
+    }
+}
+
+impl Climb {
+    fn check(&self) -> Result<(), TokenError> {
+        match self {
+            Self::Here(latch) => latch.check(),
+            // Whoever started this process has asked, and is told what comes of it.
+            Self::Spent => Ok(()),
+        }
+    }
+
+    /// Leave to log in; `None` where whoever started this process has it.
+    pub(super) fn turn(&self) -> Result<Option<Turn<'_>>, TokenError> {
+        match self {
+            Self::Here(latch) => latch.turn().map(Some),
+            Self::Spent => Ok(None),
+        }
     }
 }
 
