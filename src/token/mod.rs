@@ -189,3 +189,8 @@ pub enum TokenError {
 fn gone() -> TokenError {
     TokenError::Unavailable("the token is closed".into())
 }
+
+/// At start, when it is known which token must come.
+fn tell_away(error: &TokenError) {
+    tracing::error!(%error, "the token is looked for until it is there");
+}

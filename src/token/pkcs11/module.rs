@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
@@ -34,7 +34,9 @@ pub(in crate::token) struct Module {
     climb: Climb,
     /// Whether a rung was needed that is climbed elsewhere.
     spent: AtomicBool,
-    identity: TokenIdentity,
+    /// Which token was found, and until one was, which one it must be.
+    found: OnceLock<TokenIdentity>,
+    expected: TokenIdentity,
     state: Mutex<State>,
     changed: Condvar,
     /// Holds the login: a token logs out when its last session closes.
@@ -79,47 +81,52 @@ pub(super) struct Visit<'a> {
 
 impl Module {
     /// Loads and initialises the module, finds the token and logs in; with [`Climb::Here`] each login asks the latch, and tells it of
-    /// a refusal.
+    /// a refusal. A token that is away may come later, if its serial number is given.
     pub(in crate::token) fn open(
         path: &Path,
         label: &str,
         serial: Option<&str>,
         pin: SecretString,
         climb: Climb,
+        may_come_later: bool,
     ) -> Result<Self, TokenError> {
         climb.check()?;
         let pkcs11 = load(path)?;
-        initialise(&pkcs11)?;
-        let logged_in = find_token(&pkcs11, label, serial).and_then(|(slot, identity)| {
-            let anchor = log_in(&pkcs11, slot, &pin, &climb)?;
-            let holds_keys = shows_keys(&anchor)?;
-            Ok((slot, identity, anchor, holds_keys))
-        });
-        let (slot, identity, anchor, holds_keys) = match logged_in {
-            Ok(logged_in) => logged_in,
-            Err(failure) => {
-                finalise(&pkcs11);
-                return Err(failure.into());
-            }
+        let expected = TokenIdentity {
+            label: label.to_owned(),
+            serial: serial.unwrap_or_default().to_owned(),
+            manufacturer: String::new(),
+            model: String::new(),
         };
-        Ok(Self {
+        let module = Self {
             pkcs11,
             pin,
             climb,
             spent: AtomicBool::new(false),
-            identity,
+            found: OnceLock::new(),
+            expected,
             state: Mutex::new(State {
-                phase: Phase::Up(slot),
+                phase: Phase::Closed,
                 generation: 1,
                 visits: 0,
                 exclusive: false,
                 last_initialised: Instant::now(),
             }),
             changed: Condvar::new(),
-            anchor: Mutex::new(Some(anchor)),
-            holds_keys: AtomicBool::new(holds_keys),
+            anchor: Mutex::default(),
+            holds_keys: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
-        })
+        };
+        let phase = match initialise(&module.pkcs11).and_then(|()| module.enter(serial)) {
+            Ok(slot) => Phase::Up(slot),
+            Err(Failure::Away(reason)) if may_come_later && serial.is_some() => Phase::Down(reason),
+            Err(failure) => {
+                finalise(&module.pkcs11);
+                return Err(failure.into());
+            }
+        };
+        module.state().phase = phase;
+        Ok(module)
     }
 
     pub(super) fn pkcs11(&self) -> &Pkcs11 {
@@ -127,7 +134,7 @@ impl Module {
     }
 
     pub(in crate::token) fn identity(&self) -> &TokenIdentity {
-        &self.identity
+        self.found.get().unwrap_or(&self.expected)
     }
 
     /// Refuses a token that cannot have so many sessions open at once, before a caller finds out.
@@ -349,19 +356,25 @@ impl Module {
 
     /// Finalises and initialises. Only with `exclusive` set and nobody inside.
     fn start(&self) -> Result<Slot, Failure> {
-        let mut anchor = self.anchor.lock().expect(NO_PANIC);
         // C_Finalize closes it; its handle must not be closed after that.
-        *anchor = None;
+        *self.anchor.lock().expect(NO_PANIC) = None;
         finalise(&self.pkcs11);
         initialise(&self.pkcs11)?;
-        let (slot, _) = find_token(&self.pkcs11, &self.identity.label, Some(&self.identity.serial))?;
-        let new = log_in(&self.pkcs11, slot, &self.pin, &self.climb)?;
+        let slot = self.enter(Some(&self.identity().serial))?;
+        self.doubted.store(false, Ordering::Relaxed);
+        Ok(slot)
+    }
+
+    /// Finds the token in the initialised module, and logs in on a new anchor.
+    fn enter(&self, serial: Option<&str>) -> Result<Slot, Failure> {
+        let (slot, found) = find_token(&self.pkcs11, &self.expected.label, serial)?;
+        let anchor = log_in(&self.pkcs11, slot, &self.pin, &self.climb)?;
         // Never the other way: a token that comes back empty is not the one that went away (R8).
-        if shows_keys(&new)? {
+        if shows_keys(&anchor)? {
             self.holds_keys.store(true, Ordering::Relaxed);
         }
-        self.doubted.store(false, Ordering::Relaxed);
-        *anchor = Some(new);
+        self.found.get_or_init(|| found);
+        *self.anchor.lock().expect(NO_PANIC) = Some(anchor);
         Ok(slot)
     }
 

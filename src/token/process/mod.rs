@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::latch::Latch;
 use super::queue::Queue;
 use super::task::Task;
-use super::{TokenConfig, TokenError, TokenIdentity, gone};
+use super::{TokenConfig, TokenError, TokenIdentity, gone, tell_away};
 use wire::Role;
 pub use worker::work_as_process;
 
@@ -103,7 +103,7 @@ impl Processes {
         });
         let mut first = match office.start_first() {
             Err(away @ TokenError::Unavailable(_)) if may_come_later => {
-                tracing::error!(reason = %away, "the token is away; it is looked for again and again");
+                tell_away(&away);
                 None
             }
             started => Some(started?),

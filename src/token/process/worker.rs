@@ -34,7 +34,7 @@ pub fn work_as_process() -> io::Result<()> {
     }
     harden(&stream)?;
     let Some(Hello { module, label, serial, pin, role }) = receive(&mut stream)? else { return Ok(()) };
-    let opened = Module::open(&module, &label, serial.as_deref(), SecretString::from(pin), Climb::Spent);
+    let opened = Module::open(&module, &label, serial.as_deref(), SecretString::from(pin), Climb::Spent, false);
     send(&mut stream, &opened.as_ref().map(Module::identity).map_err(Clone::clone))?;
     let Ok(module) = opened else { return Ok(()) };
     let module = Arc::new(module);
