@@ -14,18 +14,24 @@ use cryptoki::context::Pkcs11;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use keyward::domain::{Algorithm, ObjectId};
-use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
+use keyward::token::{Found, Isolation, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
 
 use contract::{fresh_object, input, soon, spec, verify};
-use home::{LABEL, Module, PIN, SO_PIN, alone, config, direct_session, module, runtime, with_token, with_token_on};
+use home::{LABEL, Module, PIN, SO_PIN, alone, alone_on, config, direct_session, module, runtime, with_token};
 
-/// Mounts the contract suite on the modules that have it, one test for each algorithm.
+/// Mounts the contract suite on the modules that have it, on threads and in processes: one test for each algorithm.
 macro_rules! contract_holds {
     ($($test:ident: $algorithm:ident on $modules:expr,)*) => {$(
         #[test]
         fn $test() {
-            with_token_on(&$modules, stringify!($test), |_, token| async move {
-                contract::holds(&token, Algorithm::$algorithm).await;
+            alone_on(&$modules, stringify!($test), |home| {
+                home.provision();
+                runtime().block_on(async {
+                    for isolation in [Isolation::Thread, Isolation::Process] {
+                        let token = Pkcs11Token::open(TokenConfig { isolation, ..config(PIN) }).unwrap();
+                        contract::holds(&token, Algorithm::$algorithm).await;
+                    }
+                });
             });
         }
     )*};
