@@ -10,6 +10,7 @@
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
 //! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
+//! - [`token_user`]: somebody else at the installation's token.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
@@ -24,6 +25,7 @@ mod installation;
 mod interpreter;
 mod issuer;
 mod server;
+pub(crate) mod token_user;
 pub(crate) mod tools;
 
 pub(crate) use authority::{Authority, Identity, Validity};

@@ -103,37 +103,52 @@ fn keys_outlive_the_process_that_made_them() {
 #[test]
 fn many_keys_sign_at_once_while_others_are_generated() {
     with_token("many_keys_sign_at_once_while_others_are_generated", |_, token| async move {
-        let token = Arc::new(token);
-        let mut keys = Vec::new();
-        for _ in 0..3 {
-            let object = fresh_object();
-            let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
-            keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public, tenant: None }));
+        many_sign_while_others_are_generated(Arc::new(token)).await;
+    });
+}
+
+/// Several processes on one token: with SoftHSM a directory of files, with Kryoptic a database.
+#[test]
+fn many_keys_sign_at_once_in_processes_while_others_are_generated() {
+    alone("many_keys_sign_at_once_in_processes_while_others_are_generated", |home| {
+        home.provision();
+        runtime().block_on(async {
+            let config = TokenConfig { isolation: Isolation::Process, ..config(PIN) };
+            many_sign_while_others_are_generated(Arc::new(Pkcs11Token::open(config).unwrap())).await;
+        });
+    });
+}
+
+async fn many_sign_while_others_are_generated(token: Arc<Pkcs11Token>) {
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        let object = fresh_object();
+        let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
+        keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public, tenant: None }));
+    }
+    let generating = tokio::spawn({
+        let token = Arc::clone(&token);
+        async move {
+            for _ in 0..3 {
+                token.generate(fresh_object(), spec(Algorithm::RS256)).await.unwrap();
+            }
         }
-        let generating = tokio::spawn({
-            let token = Arc::clone(&token);
-            async move {
-                for _ in 0..3 {
-                    token.generate(fresh_object(), spec(Algorithm::RS256)).await.unwrap();
-                }
+    });
+    // Fewer at once than the queue holds: QueueFull has its own test.
+    let mut signing = tokio::task::JoinSet::new();
+    for number in 0..48 {
+        let (token, key) = (Arc::clone(&token), Arc::clone(&keys[number % keys.len()]));
+        signing.spawn(async move {
+            for round in 0..10 {
+                let message = format!("{number} {round}");
+                let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
+                let signatures = token.sign(&key, inputs, soon()).await.unwrap();
+                verify(Algorithm::ES256, key.public.as_ref(), message.as_bytes(), &signatures[0]).unwrap();
             }
         });
-        // Fewer at once than the queue holds: QueueFull has its own test.
-        let mut signing = tokio::task::JoinSet::new();
-        for number in 0..48 {
-            let (token, key) = (Arc::clone(&token), Arc::clone(&keys[number % keys.len()]));
-            signing.spawn(async move {
-                for round in 0..10 {
-                    let message = format!("{number} {round}");
-                    let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
-                    let signatures = token.sign(&key, inputs, soon()).await.unwrap();
-                    verify(Algorithm::ES256, key.public.as_ref(), message.as_bytes(), &signatures[0]).unwrap();
-                }
-            });
-        }
-        signing.join_all().await;
-        generating.await.unwrap();
-    });
+    }
+    signing.join_all().await;
+    generating.await.unwrap();
 }
 
 #[test]
