@@ -48,6 +48,11 @@ fn describe() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
     describe_counter!("keyward_calls_total", "gRPC calls answered, by method and code");
     describe_histogram!("keyward_call_duration_seconds", "From the header of a gRPC call to the head of its answer");
+    describe_gauge!("keyward_token_queue_requests", "Signing calls that wait for a worker");
+    describe_gauge!("keyward_token_queue_seconds", "What they take of the token's time, by estimate");
+    describe_histogram!("keyward_token_queue_duration_seconds", "How long jobs waited for a worker");
+    describe_histogram!("keyward_token_work_duration_seconds", "How long workers took for a job");
+    describe_counter!("keyward_token_refused_total", "Signing calls refused because others wait, and why");
     describe_gauge!("keyward_connections", "Connections of a listener");
     describe_counter!("keyward_connections_refused_total", "Connections given up because all places were taken");
     describe_counter!(
