@@ -98,8 +98,8 @@ impl Stand {
 
     /// Waits until health is as it should be.
     async fn health_tells(&mut self, expected: impl Fn(&Health) -> bool) {
-        let told = tokio::time::timeout(WAIT_MAX, self.health.wait_for(expected)).await;
-        assert!(told.is_ok(), "health tells {:?}", self.health.borrow());
+        let told = tokio::time::timeout(WAIT_MAX, self.health.wait_for(expected)).await.is_ok();
+        assert!(told, "health tells {:?}", self.health.borrow());
     }
 
     async fn token_becomes(&mut self, state: TokenState) {
@@ -263,9 +263,10 @@ async fn a_key_whose_signature_does_not_verify_signs_no_more() {
     let until = Instant::now() + WAIT_MAX;
     loop {
         let events = stand.keyrings.events(Some(tenant("acme")), None, 100).await.expect("events");
-        let told: Vec<_> = events.iter().filter(|entry| entry.event.action == "quarantine_key").collect();
-        if let [entry] = told[..] {
-            assert_eq!(entry.event.kid.as_ref(), Some(&key.kid));
+        let records = events.iter().filter_map(|entry| entry.record.as_ref());
+        let told: Vec<_> = records.filter(|record| record.event.action == "quarantine_key").collect();
+        if let [record] = told[..] {
+            assert_eq!(record.event.kid.as_ref(), Some(&key.kid));
             break;
         }
         assert!(told.is_empty() && Instant::now() < until, "{told:?}");
