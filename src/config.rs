@@ -25,7 +25,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat, Value, ValueKind};
 use secrecy::SecretString;
 
-use crate::token::TokenConfig;
+use crate::token::{PIN_VARIABLE, TokenConfig};
 
 /// A configuration in which every value and every relation was checked.
 #[derive(Debug)]
@@ -79,9 +79,6 @@ impl fmt::Display for Problems {
         self.0.iter().try_for_each(|problem| write!(f, "\n  {} {}", problem.key, problem.text))
     }
 }
-
-/// The environment variable that holds the PIN where there is no `token.pin_file`.
-pub const PIN_VARIABLE: &str = "KEYWARD_TOKEN_PIN";
 
 impl Config {
     /// Reads the file, overlays `KEYWARD__SECTION__KEY` from the environment, and checks everything.

@@ -71,6 +71,9 @@ enum Command {
     /// Looks at the audit logs, without token and PIN, while the service runs or not.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Holds one session with the token for the service that starts it. Not for people.
+    #[command(hide = true)]
+    TokenWorker,
     /// Serves a SoftHSM token, a SQLite store and a tenant `demo`, made in one directory. For development and tests.
     ///
     /// KEYWARD__SECTION__KEY in the environment sets a key of the configuration, such as KEYWARD__MANAGEMENT__LISTEN.
@@ -132,6 +135,7 @@ fn main() -> ExitCode {
         }
         Command::Check { config } => load(&config.path).and_then(|config| check(&config)),
         Command::Audit(command) => audit::run(command),
+        Command::TokenWorker => work_for_service(),
         Command::Dev(arguments) => develop(arguments),
     };
     match done {
@@ -163,9 +167,29 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())
 }
 
+/// Opens the token, with worker processes that the runtime looks after, if they are configured.
+fn open_token(runtime: &tokio::runtime::Runtime, config: &Config) -> Result<Arc<Pkcs11Token>, Failure> {
+    let _inside = runtime.enter();
+    Pkcs11Token::open(config.token.clone()).map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// A service manager that ends all processes of a service tells them so: this one ends when its service does, which may have
+/// signatures to finish.
+fn work_for_service() -> Result<(), Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|error| error.to_string())?;
+    let _inside = runtime.enter();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        // Once it was asked for, the signal ends the process no more.
+        let _ = signal(kind).map_err(|error| error.to_string())?;
+    }
+    keyward::token::work_as_process().map_err(|error| error.to_string())
+}
+
 fn init(config: &Config) -> Result<(), Failure> {
-    let token = Arc::new(Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?);
-    let made = runtime()?.block_on(setup::init(config, &token));
+    let runtime = runtime()?;
+    let token = open_token(&runtime, config)?;
+    let made = runtime.block_on(setup::init(config, &token));
     token.close();
     made.map_err(|error| error.to_string())?;
     let made = [&config.store_path, &config.store_witness_path, &config.service_key_path].map(|path| path.display());
@@ -175,11 +199,12 @@ fn init(config: &Config) -> Result<(), Failure> {
 }
 
 fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
-    let token = Arc::new(Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?);
+    let runtime = runtime()?;
+    let token = open_token(&runtime, config)?;
     let principal = Principal::Unix(rustix::process::getuid().as_raw());
     let caller = Caller { principals: Arc::from([principal]), method: "keyward accept-store", request_id: None };
     let event = confirm.then(|| Event::new(Timestamp::now(), "accept_store", &caller));
-    let restored = runtime()?.block_on(setup::restore(config, &token, event));
+    let restored = runtime.block_on(setup::restore(config, &token, event));
     token.close();
     let restored = restored.map_err(|error| error.to_string())?;
     let (records, seen) = restored.log;
@@ -203,9 +228,10 @@ fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
 }
 
 fn check(config: &Config) -> Result<(), Failure> {
-    let token = Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?;
+    let runtime = runtime()?;
+    let token = open_token(&runtime, config)?;
     let identity = token.identity().clone();
-    let support = runtime()?.block_on(token.mechanisms());
+    let support = runtime.block_on(token.mechanisms());
     token.close();
     say!("configuration: ok");
     say!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
@@ -218,7 +244,7 @@ fn check(config: &Config) -> Result<(), Failure> {
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
     let shutdown = runtime.block_on(on_signal())?;
-    let token = Arc::new(Pkcs11Token::open(config.token.clone()).map_err(|error| error.to_string())?);
+    let token = open_token(&runtime, config)?;
     runtime.block_on(run(
         config,
         token,
@@ -322,15 +348,15 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
     let shutdown = runtime.block_on(on_signal())?;
     let config = load(&state.config_file())?;
     let initialised = dev::is_initialised(&config);
-    let opened = Pkcs11Token::open(config.token.clone());
+    let opened = open_token(&runtime, &config);
     let token = match opened {
         Err(_) if !initialised => {
             state.provision_token(&config.token.module, &config.token.pin).map_err(|error| error.to_string())?;
-            Pkcs11Token::open(config.token.clone())
+            open_token(&runtime, &config)
         }
         opened => opened,
     };
-    let token = Arc::new(token.map_err(|error| error.to_string())?);
+    let token = token?;
     let state_dir = state.path().to_owned();
     runtime.block_on(async move {
         if !initialised {

@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot};
 
 use super::latch::Latch;
+use super::process::Processes;
 use super::queue::{Queue, SignJob};
 use super::task::{Ask, Task, Told};
 use super::threads::Threads;
@@ -62,7 +63,13 @@ pub enum Isolation {
 pub struct Pkcs11Token {
     queue: Arc<Queue>,
     tasks: RwLock<Option<mpsc::Sender<Task>>>,
-    hands: Threads,
+    workers: Workers,
+}
+
+/// Where the module runs.
+enum Workers {
+    Threads(Threads),
+    Processes(Processes),
 }
 
 impl Pkcs11Token {
@@ -74,17 +81,27 @@ impl Pkcs11Token {
     /// is not unique and no serial number is given (the text lists them), `PinRefused`, and `Unsupported` if the token
     /// allows too few sessions for the workers.
     pub fn open(config: TokenConfig) -> Result<Self, TokenError> {
+        Self::start(config, false)
+    }
+
+    fn start(config: TokenConfig, may_come_later: bool) -> Result<Self, TokenError> {
         let queue = Arc::new(Queue::new(config.queue_depth_max.max(1)));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
         let latch = Arc::new(Latch::open(&config.pin_refused_file, &config.pin)?);
-        let hands = Threads::start(config, latch, &queue, waiting)?;
-        Ok(Self { queue, tasks: RwLock::new(Some(tasks)), hands })
+        let workers = match config.isolation {
+            Isolation::Thread => Workers::Threads(Threads::start(config, latch, &queue, waiting)?),
+            Isolation::Process => Workers::Processes(Processes::start(config, latch, &queue, waiting, may_come_later)?),
+        };
+        Ok(Self { queue, tasks: RwLock::new(Some(tasks)), workers })
     }
 
     /// Which token was found.
     #[must_use]
     pub fn identity(&self) -> &TokenIdentity {
-        self.hands.identity()
+        match &self.workers {
+            Workers::Threads(threads) => threads.identity(),
+            Workers::Processes(processes) => processes.identity(),
+        }
     }
 
     /// For each algorithm whether the token has the mechanisms to generate keys and to sign with them, or in words which
@@ -106,7 +123,10 @@ impl Pkcs11Token {
     pub fn close(&self) {
         self.queue.close();
         *self.tasks.write().expect(NO_PANIC) = None;
-        self.hands.close();
+        match &self.workers {
+            Workers::Threads(threads) => threads.close(),
+            Workers::Processes(processes) => processes.close(),
+        }
     }
 
     /// Has a task done, or says at once that too many wait (R13).
@@ -145,7 +165,7 @@ impl Token for Pkcs11Token {
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, TokenError> {
         let (answer, answered) = oneshot::channel();
-        self.queue.push(SignJob { key: Arc::clone(key), inputs, deadline, answer })?;
+        self.queue.push(SignJob::new(key, inputs, deadline, answer))?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 

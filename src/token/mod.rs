@@ -3,17 +3,20 @@
 //! A [`Token`] has four verbs, a list and a probe. [`Pkcs11Token`] implements it with one session per worker; nothing above
 //! this room sees a session, a handle or a return value.
 //!
-//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` (who works it off), `pkcs11` (the module).
+//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and
+//! `process` (who works it off), `pkcs11` (the module).
 
 mod front;
 mod latch;
 mod pkcs11;
+mod process;
 mod queue;
 mod task;
 mod threads;
 
 pub use front::{Isolation, Pkcs11Token, TokenConfig};
 pub use pkcs11::provision;
+pub use process::work_as_process;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +25,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Algorithm, ObjectId, Protection, PublicKey, TenantId};
+
+/// The environment variable that holds the PIN where it is in no file.
+pub const PIN_VARIABLE: &str = "KEYWARD_TOKEN_PIN";
 
 /// A token that makes, keeps and uses private keys.
 ///
@@ -89,7 +95,7 @@ pub enum Found {
 }
 
 /// A key that is asked to sign.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct KeyRef {
     /// CKA_ID of its objects.
     pub object: ObjectId,
@@ -98,6 +104,7 @@ pub struct KeyRef {
     /// What its public half must be; `None` for a secret.
     pub public: Option<PublicKey>,
     /// On whose share of the token its signatures count; `None` for the service's own.
+    #[serde(skip)]
     pub tenant: Option<TenantId>,
 }
 
@@ -126,12 +133,12 @@ pub enum ObjectKind {
 }
 
 /// What to sign.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SignInput {
     /// The digest that the algorithm signs over; its length was checked.
-    Digest(Vec<u8>),
+    Digest(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The message, for EdDSA and HS256.
-    Message(Vec<u8>),
+    Message(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// Whether a token has what an algorithm needs to generate keys and to sign, or in words what it lacks.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_listener::{Event, Listener as _, listener};
 use tokio::sync::oneshot;
@@ -14,7 +14,22 @@ pub(super) struct SignJob {
     pub(super) key: Arc<KeyRef>,
     pub(super) inputs: Vec<SignInput>,
     pub(super) deadline: Instant,
+    /// The token time that it is estimated to take.
+    pub(super) cost: Duration,
+    /// Whether a worker had it that could not do it.
+    pub(super) given_away: bool,
     pub(super) answer: oneshot::Sender<Result<Vec<Vec<u8>>, TokenError>>,
+}
+
+impl SignJob {
+    pub(super) fn new(
+        key: &Arc<KeyRef>,
+        inputs: Vec<SignInput>,
+        deadline: Instant,
+        answer: oneshot::Sender<Result<Vec<Vec<u8>>, TokenError>>,
+    ) -> Self {
+        Self { key: Arc::clone(key), inputs, deadline, cost: Duration::from_micros(500), given_away: false, answer }
+    }
 }
 
 /// The jobs, first come first served, for workers that are threads or tasks.
@@ -63,6 +78,9 @@ impl Queue {
         drop(waiting);
         self.changed.notify(1);
     }
+
+    /// A worker has done a job in so much of the token's time.
+    pub(super) fn worked(&self, _job: &SignJob, _took: Duration) {}
 
     /// The next job, if one waits.
     pub(super) fn try_next(&self) -> Option<SignJob> {

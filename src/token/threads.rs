@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc;
 
 use super::latch::Latch;
-use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
+use super::pkcs11::{Access, Climb, Module, WorkerSession, perform, sign};
 use super::queue::{self, Queue, SignJob};
 use super::task::Task;
 use super::{TokenConfig, TokenError, TokenIdentity};
@@ -32,7 +32,7 @@ impl Threads {
         tasks: mpsc::Receiver<Task>,
     ) -> Result<Self, TokenError> {
         let TokenConfig { module, label, serial, pin, workers, .. } = config;
-        let module = Arc::new(Module::open(&module, &label, serial.as_deref(), pin, latch)?);
+        let module = Arc::new(Module::open(&module, &label, serial.as_deref(), pin, Climb::Here(latch))?);
         let threads = Self { module, threads: Mutex::default() };
         threads.module.require_sessions(workers.max(1) as u64 + OTHER_SESSIONS)?;
         for number in 0..workers.max(1) {

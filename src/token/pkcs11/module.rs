@@ -31,7 +31,9 @@ const DRAIN_TIMEOUT_SECS: u64 = 5;
 pub(in crate::token) struct Module {
     pkcs11: Pkcs11,
     pin: SecretString,
-    latch: Arc<Latch>,
+    climb: Climb,
+    /// Whether a rung was needed that is climbed elsewhere.
+    spent: AtomicBool,
     identity: TokenIdentity,
     state: Mutex<State>,
     changed: Condvar,
@@ -59,6 +61,15 @@ enum Phase {
     Closed,
 }
 
+/// Who logs in again and initialises the module again.
+#[derive(Debug)]
+pub(in crate::token) enum Climb {
+    /// This process does, as far as the latch permits.
+    Here(Arc<Latch>),
+    /// Another process that starts in its place.
+    Spent,
+}
+
 /// Leave to call the module. While it lives the module is not finalised.
 pub(super) struct Visit<'a> {
     module: &'a Module,
@@ -67,15 +78,16 @@ pub(super) struct Visit<'a> {
 }
 
 impl Module {
-    /// Loads and initialises the module, finds the token and logs in; each login asks `latch`, and tells it of a refusal.
+    /// Loads and initialises the module, finds the token and logs in; with [`Climb::Here`] each login asks the latch, and tells it of
+    /// a refusal.
     pub(in crate::token) fn open(
         path: &Path,
         label: &str,
         serial: Option<&str>,
         pin: SecretString,
-        latch: Arc<Latch>,
+        climb: Climb,
     ) -> Result<Self, TokenError> {
-        latch.check()?;
+        climb.check()?;
         let pkcs11 = load(path)?;
         initialise(&pkcs11)?;
         let logged_in = find_token(&pkcs11, label, serial).and_then(|(slot, identity)| {
@@ -89,7 +101,7 @@ impl Module {
                 finalise(&pkcs11);
                 let error = TokenError::from(failure);
                 if matches!(error, TokenError::PinRefused) {
-                    latch.refused();
+                    climb.refused();
                 }
                 return Err(error);
             }
@@ -97,7 +109,8 @@ impl Module {
         Ok(Self {
             pkcs11,
             pin,
-            latch,
+            climb,
+            spent: AtomicBool::new(false),
             identity,
             state: Mutex::new(State {
                 phase: Phase::Up(slot),
@@ -192,13 +205,16 @@ impl Module {
 
     /// Second rung of the ladder: logs in on a new anchor.
     pub(super) fn log_in_again(&self, visit: &Visit<'_>) -> Result<(), Failure> {
+        if self.is_climbed_elsewhere() {
+            return Err(Failure::Away("the login was lost".into()));
+        }
         let mut anchor = self.anchor.lock().expect(NO_PANIC);
         if matches!(self.state().phase, Phase::PinRefused) {
             return Err(Failure::Answer(TokenError::PinRefused));
         }
         let new = log_in(&self.pkcs11, visit.slot, &self.pin).inspect_err(|failure| {
             if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
-                self.latch.refused();
+                self.climb.refused();
                 self.state().phase = Phase::PinRefused;
             }
         })?;
@@ -208,6 +224,19 @@ impl Module {
         }
         tracing::warn!("logged in to the token again");
         Ok(())
+    }
+
+    /// Whether only another process can help.
+    pub(in crate::token) fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Relaxed)
+    }
+
+    fn is_climbed_elsewhere(&self) -> bool {
+        let elsewhere = matches!(self.climb, Climb::Spent);
+        if elsewhere {
+            self.spent.store(true, Ordering::Relaxed);
+        }
+        elsewhere
     }
 
     /// A new session did not help: the next recovery starts with the module itself.
@@ -230,6 +259,9 @@ impl Module {
     /// Third rung of the ladder: initialises the module again, unless another thread did since generation `seen`. The
     /// caller must not hold a visit.
     pub(super) fn reinitialise(&self, seen: u64) -> Result<(), TokenError> {
+        if self.is_climbed_elsewhere() {
+            return Err(TokenError::Unavailable("a new session did not help".into()));
+        }
         let needed = self.exclusive(|state| match &state.phase {
             Phase::PinRefused => Err(TokenError::PinRefused),
             Phase::Closed => Err(closed()),
@@ -258,7 +290,7 @@ impl Module {
                 Ok(())
             }
             Err(Failure::Refused(TokenError::PinRefused)) => {
-                self.latch.refused();
+                self.climb.refused();
                 state.phase = Phase::PinRefused;
                 tracing::error!("the token refused the PIN; it is not tried again");
                 Err(TokenError::PinRefused)
@@ -342,6 +374,24 @@ impl Module {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(NO_PANIC)
+    }
+}
+
+impl Climb {
+    fn check(&self) -> Result<(), TokenError> {
+        match self {
+            Self::Here(latch) => latch.check(),
+            // Whoever started this process has asked.
+            Self::Spent => Ok(()),
+        }
+    }
+
+    fn refused(&self) {
+        match self {
+            Self::Here(latch) => latch.refused(),
+            // Whoever started this process is told.
+            Self::Spent => {}
+        }
     }
 }
 

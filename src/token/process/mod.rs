@@ -1,0 +1,233 @@
+//! The module in processes of its own: `keyward token-worker`, one for each signing session and one for administration.
+//!
+//! A module that crashes takes one process and the call in it; one that hangs is killed. Each is replaced, after a pause that
+//! grows to [`PAUSE_MAX`]. Processes start one after another: several that log in to one SoftHSM directory at once may not
+//! find the token, and a PIN must not be tried by the second before the first was told what becomes of it (R14).
+//!
+//! To read: `wire` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
+//! service's end of a worker's life).
+
+mod child;
+mod errands;
+mod signer;
+mod wire;
+mod worker;
+
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::latch::Latch;
+use super::queue::Queue;
+use super::task::Task;
+use super::{TokenConfig, TokenError, TokenIdentity, gone};
+use wire::Role;
+pub use worker::work_as_process;
+
+/// How often the first process is started before the token counts as away: other services may be starting over the same
+/// SoftHSM directory.
+const FIRST_STARTS_MAX: u32 = 3;
+
+/// First and longest pause before a process is replaced that did not live for [`LIFE_MIN`]: the longest is what a token that
+/// has come back waits for.
+const PAUSE_MIN: Duration = Duration::from_millis(25);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A process that lived for so long is replaced at once.
+const LIFE_MIN: Duration = Duration::from_secs(10);
+
+/// How long processes may take to finalise the module when the service ends, before they are killed.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+/// The processes of one token.
+pub(super) struct Processes {
+    office: Arc<Office>,
+    expected: TokenIdentity,
+}
+
+/// What those who look after the processes share.
+struct Office {
+    config: TokenConfig,
+    latch: Arc<Latch>,
+    queue: Arc<Queue>,
+    /// Which token the first process found; the others must find the same.
+    found: OnceLock<TokenIdentity>,
+    /// Whose turn it is to start a process.
+    starting: Mutex<()>,
+    seats: Vec<Mutex<Option<Seat>>>,
+    signers_ready: AtomicUsize,
+    closing: CancellationToken,
+}
+
+/// A process that lives, and a second handle of its socket, to end it by.
+struct Seat {
+    child: Child,
+    stream: UnixStream,
+}
+
+impl Processes {
+    /// Starts the first process, which finds the token and logs in; the others follow by themselves, on the runtime of the
+    /// caller. Blocks on the first. Where it is known which token it must be, one that is away may come later.
+    pub(super) fn start(
+        config: TokenConfig,
+        latch: Arc<Latch>,
+        queue: &Arc<Queue>,
+        tasks: mpsc::Receiver<Task>,
+        may_come_later: bool,
+    ) -> Result<Self, TokenError> {
+        let signers = config.workers.max(1);
+        let runtime = Handle::try_current()
+            .map_err(|_| TokenError::Unavailable("token.isolation = \"process\" needs a tokio runtime".to_owned()))?;
+        let expected = TokenIdentity {
+            label: config.label.clone(),
+            serial: config.serial.clone().unwrap_or_default(),
+            manufacturer: String::new(),
+            model: String::new(),
+        };
+        let office = Arc::new(Office {
+            config,
+            latch,
+            queue: Arc::clone(queue),
+            found: OnceLock::new(),
+            starting: Mutex::default(),
+            // The last one is the administration's.
+            seats: (0..=signers).map(|_| Mutex::default()).collect(),
+            signers_ready: AtomicUsize::new(0),
+            closing: CancellationToken::new(),
+        });
+        let mut first = match office.start_first() {
+            Err(away @ TokenError::Unavailable(_)) if may_come_later => {
+                tracing::error!(reason = %away, "the token is away; it is looked for again and again");
+                None
+            }
+            started => Some(started?),
+        };
+        for seat in 0..signers {
+            runtime.spawn(signer::keep(Arc::clone(&office), seat, first.take()));
+        }
+        runtime.spawn(errands::keep(Arc::clone(&office), signers, tasks));
+        Ok(Self { office, expected })
+    }
+
+    /// Which token was found; as long as none was, which one is expected.
+    pub(super) fn identity(&self) -> &TokenIdentity {
+        self.office.found.get().unwrap_or(&self.expected)
+    }
+
+    /// Ends the processes. Blocks until they have finalised the module, or for some seconds if one hangs: it is killed.
+    pub(super) fn close(&self) {
+        self.office.closing.cancel();
+        let until = Instant::now() + FAREWELL_MAX;
+        let leaving: Vec<Seat> = self.office.seats.iter().filter_map(|seat| locked(seat).take()).collect();
+        for seat in &leaving {
+            // It may have gone by itself.
+            let _ = seat.stream.shutdown(std::net::Shutdown::Both);
+        }
+        for seat in leaving {
+            child::see_off(seat.child, until);
+        }
+    }
+}
+
+impl Office {
+    fn start_first(&self) -> Result<UnixStream, TokenError> {
+        let mut pause = PAUSE_MIN;
+        for _ in 1..FIRST_STARTS_MAX {
+            match self.start_now(0, Role::Sign) {
+                Err(TokenError::Unavailable(reason)) => tracing::debug!(reason, "a token worker did not start"),
+                started => return started,
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+        self.start_now(0, Role::Sign)
+    }
+
+    /// Starts a process on a seat, in its turn. Does not block the runtime.
+    async fn start(self: &Arc<Self>, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
+        let office = Arc::clone(self);
+        let started = tokio::task::spawn_blocking(move || office.start_now(seat, role)).await;
+        started.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn start_now(&self, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
+        let _turn = locked(&self.starting);
+        self.latch.check()?;
+        let failed = |error: std::io::Error| TokenError::Unavailable(format!("no worker process: {error}"));
+        let (child, stream) = child::spawn(&self.config).map_err(failed)?;
+        *locked(&self.seats[seat]) = Some(Seat { child, stream: stream.try_clone().map_err(failed)? });
+        let serial = self.found.get().map(|found| found.serial.clone()).or_else(|| self.config.serial.clone());
+        let started =
+            if self.closing.is_cancelled() { Err(gone()) } else { child::greet(stream, &self.config, serial, role) };
+        match started {
+            Ok(started) => {
+                self.found.get_or_init(|| started.identity);
+                Ok(started.stream)
+            }
+            Err(error) => {
+                if matches!(error, TokenError::PinRefused) {
+                    self.latch.refused();
+                }
+                self.end(seat);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends what lives on a seat, and says how it ended.
+    fn end(&self, seat: usize) -> String {
+        let leaving = locked(&self.seats[seat]).take();
+        leaving.map_or_else(|| "it was ended".to_owned(), |seat| child::end(seat.child))
+    }
+}
+
+/// The pause before a process is replaced.
+struct Pause(Duration);
+
+impl Pause {
+    /// What to wait after a life of this length.
+    fn after(&mut self, life: Duration) -> Duration {
+        self.0 = if life >= LIFE_MIN { Duration::ZERO } else { (self.0 * 2).clamp(PAUSE_MIN, PAUSE_MAX) };
+        self.0
+    }
+}
+
+/// Counts and tells that a process is to be replaced.
+fn tell_replaced(seat: usize, how: &'static str, reason: &str) {
+    metrics::counter!("keyward_token_workers_replaced_total", "how" => how).increment(1);
+    tracing::warn!(worker = seat, how, reason, "a token worker is replaced");
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Office {
+    fn signer_is_ready(&self) {
+        let ready = self.signers_ready.fetch_add(1, Ordering::AcqRel) + 1;
+        tell_ready(ready);
+        self.queue.resume();
+    }
+
+    fn signer_has_gone(&self) {
+        tell_ready(self.signers_ready.fetch_sub(1, Ordering::AcqRel) - 1);
+    }
+
+    /// A signing process could not be started: if none is there, nobody need wait.
+    fn signer_is_missing(&self, error: &TokenError) {
+        if self.signers_ready.load(Ordering::Acquire) == 0 {
+            self.queue.refuse(error);
+        }
+    }
+}
+
+fn tell_ready(signers: usize) {
+    // A few.
+    metrics::gauge!("keyward_token_workers_ready").set(signers as f64);
+}

@@ -1,0 +1,290 @@
+//! The service's end of a signing process: orders out, receipts in, and a watch on both.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_bytes::ByteBuf;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+use super::wire::{Order, Outcome, Receipt, Role, put, take};
+use super::{Office, Pause, tell_replaced};
+use crate::token::TokenError;
+use crate::token::queue::{self, SignJob};
+
+/// Orders that a process is given ahead: always two, so that it does not idle while its answer travels; as many as take
+/// [`AHEAD_TIME`] together, so that short ones travel together; and never more than these.
+const AHEAD_MIN: usize = 2;
+const AHEAD_MAX: usize = 32;
+const AHEAD_TIME: Duration = Duration::from_millis(1);
+
+/// When a call takes so long, and [`STALL_FACTOR`] times what it was estimated to take, what waits behind it in the same
+/// process is given to others.
+const STALL_MIN: Duration = Duration::from_millis(50);
+const STALL_FACTOR: u32 = 10;
+
+/// How many times its estimated time a job may take beyond the timeout of a single call: it may be a batch.
+const PATIENCE_FACTOR: u32 = 4;
+
+/// What is read at once: receipts for many orders.
+const READ_BYTES: usize = 16 << 10;
+
+/// Keeps a signing process on a seat until the service ends or the PIN is refused.
+pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<std::os::unix::net::UnixStream>) {
+    let mut pause = Pause(Duration::ZERO);
+    loop {
+        let started = match first.take() {
+            Some(stream) => Ok(stream),
+            None => office.start(seat, Role::Sign).await,
+        };
+        let begun = Instant::now();
+        match started {
+            Ok(stream) => {
+                office.signer_is_ready();
+                let ended = Line::new(&office, seat).run(stream).await;
+                office.signer_has_gone();
+                if let Err(error) = ended {
+                    tracing::error!(%error, worker = seat, "a bug: the socket of a token worker");
+                }
+            }
+            Err(error) => {
+                office.signer_is_missing(&error);
+                if matches!(error, TokenError::PinRefused) {
+                    tracing::error!(worker = seat, "{error}");
+                    return;
+                }
+                tracing::debug!(%error, worker = seat, "a token worker did not start");
+            }
+        }
+        let pause = pause.after(begun.elapsed());
+        if office.closing.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// One process's life.
+struct Line<'a> {
+    office: &'a Arc<Office>,
+    seat: usize,
+    /// Orders without a receipt, oldest first: the first is in the module, or about to be.
+    under_way: VecDeque<UnderWay>,
+    /// Since when the first is.
+    since: Instant,
+    /// Whether what waited behind the first was given to others.
+    stalled: bool,
+    outgoing: Vec<u8>,
+    incoming: Vec<u8>,
+}
+
+/// An order, and the job that it is for, unless it was given to another process.
+struct UnderWay {
+    job: Option<SignJob>,
+    cost: Duration,
+}
+
+/// How a life ends.
+enum End {
+    /// The queue is closed.
+    Closed,
+    Crashed,
+    Hung,
+    Spent(String),
+}
+
+impl<'a> Line<'a> {
+    fn new(office: &'a Arc<Office>, seat: usize) -> Self {
+        Self {
+            office,
+            seat,
+            under_way: VecDeque::new(),
+            since: Instant::now(),
+            stalled: false,
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+        }
+    }
+
+    async fn run(mut self, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
+        let mut stream = UnixStream::from_std(stream)?;
+        let end = self.serve(&mut stream).await?;
+        self.finish(end).await;
+        Ok(())
+    }
+
+    async fn serve(&mut self, stream: &mut UnixStream) -> io::Result<End> {
+        let (mut from, mut to) = stream.split();
+        let mut chunk = [0; READ_BYTES];
+        let office = Arc::clone(self.office);
+        loop {
+            self.order_what_waits()?;
+            tokio::select! {
+                read = from.read(&mut chunk) => match read {
+                    Ok(read @ 1..) => {
+                        self.incoming.extend_from_slice(&chunk[..read]);
+                        if let Some(reason) = self.take_receipts()? {
+                            return Ok(End::Spent(reason));
+                        }
+                    }
+                    Ok(0) | Err(_) => return Ok(End::Crashed),
+                },
+                written = to.write(&self.outgoing), if !self.outgoing.is_empty() => match written {
+                    Ok(written) => drop(self.outgoing.drain(..written)),
+                    Err(_) => return Ok(End::Crashed),
+                },
+                job = office.queue.next(), if self.has_room() => match job {
+                    Some(job) => self.order(job)?,
+                    None => return Ok(End::Closed),
+                },
+                () = tokio::time::sleep_until(self.next_look().into()), if !self.under_way.is_empty() => {
+                    if self.is_hung() {
+                        return Ok(End::Hung);
+                    }
+                    self.relieve();
+                }
+                // Between jobs, `next` tells; a line without room does not ask it.
+                () = office.closing.cancelled() => return Ok(End::Closed),
+            }
+        }
+    }
+
+    fn order_what_waits(&mut self) -> io::Result<()> {
+        while self.has_room()
+            && let Some(job) = self.office.queue.try_next()
+        {
+            self.order(job)?;
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        let ahead = self.under_way.len();
+        let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
+        !self.stalled && (ahead < AHEAD_MIN || (ahead < AHEAD_MAX && time() < AHEAD_TIME))
+    }
+
+    fn order(&mut self, mut job: SignJob) -> io::Result<()> {
+        let patience = job.deadline.saturating_duration_since(Instant::now());
+        if patience.is_zero() {
+            queue::answer(job, Err(TokenError::Late));
+            return Ok(());
+        }
+        let order = Order {
+            patience_us: u64::try_from(patience.as_micros()).unwrap_or(u64::MAX),
+            key: Arc::clone(&job.key),
+            inputs: std::mem::take(&mut job.inputs),
+        };
+        put(&mut self.outgoing, &order)?;
+        // Lent for the frame: should the process end, another gets them.
+        job.inputs = order.inputs;
+        if self.under_way.is_empty() {
+            self.since = Instant::now();
+        }
+        let cost = job.cost;
+        self.under_way.push_back(UnderWay { job: Some(job), cost });
+        Ok(())
+    }
+
+    /// Hands out what has come; the reason, if the process is spent.
+    fn take_receipts(&mut self) -> io::Result<Option<String>> {
+        let mut taken = 0;
+        let mut spent = None;
+        while spent.is_none()
+            && let Some((receipt, length)) = take::<Receipt>(&self.incoming[taken..])?
+        {
+            taken += length;
+            spent = self.settle(receipt);
+        }
+        self.incoming.drain(..taken);
+        Ok(spent)
+    }
+
+    fn settle(&mut self, Receipt { took_us, outcome }: Receipt) -> Option<String> {
+        self.since = Instant::now();
+        self.stalled = false;
+        let job = self.under_way.pop_front().and_then(|order| order.job);
+        match (outcome, job) {
+            (Outcome::Done(signatures), Some(job)) => {
+                self.office.queue.worked(&job, Duration::from_micros(took_us));
+                queue::answer(job, Ok(signatures.into_iter().map(ByteBuf::into_vec).collect()));
+            }
+            (Outcome::Failed(error), Some(job)) => queue::answer(job, Err(error)),
+            (Outcome::Spent(reason), job) => {
+                if let Some(job) = job {
+                    self.give_away(job, &reason);
+                }
+                return Some(reason);
+            }
+            // Another process had it in the meantime.
+            (Outcome::Done(_) | Outcome::Failed(_), None) => {}
+        }
+        None
+    }
+
+    /// A job that a spent process did not do is done by another, once.
+    fn give_away(&self, mut job: SignJob, reason: &str) {
+        if std::mem::replace(&mut job.given_away, true) {
+            queue::answer(job, Err(TokenError::Unavailable(reason.to_owned())));
+        } else {
+            self.office.queue.put_back(job);
+        }
+    }
+
+    fn front_cost(&self) -> Duration {
+        self.under_way.front().map_or(Duration::ZERO, |order| order.cost)
+    }
+
+    fn stall_time(&self) -> Instant {
+        self.since + STALL_MIN.max(self.front_cost() * STALL_FACTOR)
+    }
+
+    fn hang_time(&self) -> Instant {
+        self.since + self.office.config.call_timeout + self.front_cost() * PATIENCE_FACTOR
+    }
+
+    fn next_look(&self) -> Instant {
+        if self.stalled { self.hang_time() } else { self.stall_time().min(self.hang_time()) }
+    }
+
+    fn is_hung(&self) -> bool {
+        Instant::now() >= self.hang_time()
+    }
+
+    /// Gives what waits behind a call that takes long to others. What it takes too long to say then is not heard any more.
+    fn relieve(&mut self) {
+        self.stalled = true;
+        let waiting = self.under_way.iter_mut().skip(1).rev();
+        waiting.filter_map(|order| order.job.take()).for_each(|job| self.office.queue.put_back(job));
+    }
+
+    /// Answers the call that was in the module, gives what was not begun to others, and ends the process.
+    async fn finish(mut self, end: End) {
+        if let End::Closed = end {
+            // Whoever closed the queue sees the processes off.
+            self.under_way
+                .drain(..)
+                .filter_map(|order| order.job)
+                .for_each(|job| queue::answer(job, Err(super::gone())));
+            return;
+        }
+        let in_module = match end {
+            End::Spent(_) => None,
+            _ => self.under_way.pop_front().and_then(|order| order.job),
+        };
+        let left = self.under_way.drain(..).rev();
+        left.filter_map(|order| order.job).for_each(|job| self.office.queue.put_back(job));
+        let (office, seat) = (Arc::clone(self.office), self.seat);
+        let ended = tokio::task::spawn_blocking(move || office.end(seat)).await.unwrap_or_default();
+        let (how, reason) = match end {
+            End::Spent(reason) => ("spent", reason),
+            End::Hung => ("hung", "a call into the module has not returned in time".to_owned()),
+            End::Crashed | End::Closed => ("crashed", format!("the module's process ended by itself: {ended}")),
+        };
+        tell_replaced(seat, how, &reason);
+        if let Some(job) = in_module {
+            queue::answer(job, Err(TokenError::Unavailable(reason)));
+        }
+    }
+}

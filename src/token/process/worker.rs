@@ -1,0 +1,103 @@
+//! A worker process: one session with the token, and orders from standard input.
+//!
+//! It climbs no further than a new session. For a new login or a new initialisation of the module it says that it is spent,
+//! and another process starts, so that logins are counted in one place (R14).
+
+use std::io::{self, BufReader, Read};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
+use secrecy::SecretString;
+use serde_bytes::ByteBuf;
+
+use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, receive, send};
+use crate::token::TokenError;
+use crate::token::pkcs11::{Access, Climb, Module, WorkerSession, perform, sign};
+use crate::token::task::Ask;
+
+/// How long a worker that was left may take to finalise the module.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Serves whoever started this process, over the socket that is its standard input, until that is closed.
+///
+/// # Errors
+/// Standard input is no socket of a service, or what comes over it is not to be understood.
+pub fn work_as_process() -> io::Result<()> {
+    let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    if stream.local_addr().is_err() {
+        return Err(io::Error::other("standard input is no socket: `keyward serve` starts its workers itself"));
+    }
+    harden(&stream)?;
+    let Some(Hello { module, label, serial, pin, role }) = receive(&mut stream)? else { return Ok(()) };
+    let opened = Module::open(&module, &label, serial.as_deref(), SecretString::from(pin), Climb::Spent);
+    send(&mut stream, &opened.as_ref().map(Module::identity).map_err(Clone::clone))?;
+    let Ok(module) = opened else { return Ok(()) };
+    let module = Arc::new(module);
+    let served = match role {
+        Role::Sign => make_signatures(&mut stream, &module),
+        Role::Administer => do_errands(&mut stream, &module),
+    };
+    module.close();
+    served
+}
+
+/// The PIN is in the memory of this process, and so are keys where the token is software: no core dump, no debugger of the
+/// same user. And nobody's child for long: a worker that hangs in the module does not see that its service is gone.
+fn harden(stream: &UnixStream) -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let watched = stream.try_clone()?;
+    thread::Builder::new().name("token-worker-watch".into()).spawn(move || {
+        while poll(&mut [PollFd::new(&watched, PollFlags::RDHUP)], None).is_err() {}
+        thread::sleep(FAREWELL);
+        let _ = kill_process(getpid(), Signal::KILL);
+    })?;
+    Ok(())
+}
+
+fn make_signatures(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
+    let mut session = WorkerSession::new(Arc::clone(module), Access::ReadOnly);
+    let mut incoming = BufReader::new(stream.try_clone()?);
+    while let Some(Order { patience_us, key, inputs }) = until_spent(&mut incoming, module)? {
+        let begun = Instant::now();
+        let signatures = sign(&mut session, &key, &inputs, begun + Duration::from_micros(patience_us));
+        let signatures = signatures.map(|made| made.into_iter().map(ByteBuf::from).collect());
+        let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // One by one: whoever waits for a short one shall not wait for the long one behind it; and of what was not answered
+        // when a process ends only the first was begun.
+        send(stream, &Receipt { took_us, outcome: outcome(module, signatures) })?;
+    }
+    Ok(())
+}
+
+fn do_errands(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
+    let mut session = WorkerSession::new(Arc::clone(module), Access::ReadWrite);
+    let mut incoming = stream.try_clone()?;
+    while let Some(errand) = until_spent::<Ask>(&mut incoming, module)? {
+        let told = perform(&mut session, &errand);
+        let report: Report = match (errand, told) {
+            // What may have happened must not be done again by itself.
+            (Ask::Generate(..), Err(error)) => Outcome::Failed(error),
+            (_, told) => outcome(module, told),
+        };
+        send(stream, &report)?;
+    }
+    Ok(())
+}
+
+/// The next frame, while there is a use in it.
+fn until_spent<T: serde::de::DeserializeOwned>(incoming: &mut impl Read, module: &Module) -> io::Result<Option<T>> {
+    if module.is_spent() { Ok(None) } else { receive(incoming) }
+}
+
+fn outcome<T>(module: &Module, result: Result<T, TokenError>) -> Outcome<T> {
+    match result {
+        Ok(value) => Outcome::Done(value),
+        Err(TokenError::Unavailable(reason)) if module.is_spent() => Outcome::Spent(reason),
+        Err(error) => Outcome::Failed(error),
+    }
+}
