@@ -9,7 +9,8 @@ use super::stand::{Isolation, PATIENCE, POLL, Stand};
 const STANDS: usize = 4;
 const CRASHES: usize = 25;
 const CALLERS: usize = 4;
-const WORKERS: f64 = 2.0;
+/// Two that sign and one for administration; each logs in once, when it starts.
+const WORKERS: u64 = 3;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Promised are 2 s; four servers and their load on two busy cores get more.
 const RETURN_MAX: Duration = Duration::from_secs(10);
@@ -37,10 +38,10 @@ async fn a_hundred_crashes_cost_the_calls_that_were_in_the_module_and_no_others(
 /// How long each crash left the service without all its workers, and how many calls failed.
 async fn crash_again_and_again() -> (Vec<Duration>, usize) {
     let stand = Stand::new(Isolation::Process, &["ES256"]).await;
-    all_workers(&stand).await;
+    stand.logged_in(WORKERS).await;
     let load = Load::start(&stand, "ES256", CALLERS, DEADLINE).await;
     let mut returns = Vec::new();
-    for crash in 1..=CRASHES {
+    for crash in 1..=CRASHES as u64 {
         stand.faults.set("C_Sign crash once");
         let limit = Instant::now() + PATIENCE;
         while stand.faults.fired(0) == 0 {
@@ -50,27 +51,16 @@ async fn crash_again_and_again() -> (Vec<Duration>, usize) {
         let crashed = Instant::now();
         let signed = load.signed(crashed, 1).await - crashed;
         assert!(signed < RETURN_MAX, "signing stood still for {signed:?}");
-        // The crash is counted before all are there again, so the next round does not begin too early.
-        #[expect(clippy::cast_precision_loss, reason = "a few")]
-        let counted = crash as f64;
-        while stand.replaced("crashed") < counted {
-            assert!(Instant::now() < limit, "the crash is not noticed");
-            tokio::time::sleep(POLL).await;
-        }
-        all_workers(&stand).await;
+        // Only then the next one: two at once would leave nobody to sign.
+        stand.logged_in(WORKERS + crash).await;
         returns.push(crashed.elapsed());
     }
     let answers = load.end().await;
+    #[expect(clippy::cast_precision_loss, reason = "a few")]
+    let crashes = CRASHES as f64;
+    assert_eq!(stand.replaced("crashed"), crashes);
     let refused: Vec<_> = answers.iter().filter_map(|answer| answer.result.as_ref().err()).collect();
     assert!(refused.iter().all(|refusal| refusal.is_unavailable()), "{refused:?}");
     assert!(refused.len() <= CRASHES, "{} calls failed in {CRASHES} crashes", refused.len());
     (returns, refused.len())
-}
-
-async fn all_workers(stand: &Stand) {
-    let limit = Instant::now() + PATIENCE;
-    while stand.server.metric("keyward_token_workers_ready") < WORKERS {
-        assert!(Instant::now() < limit, "not all workers are there");
-        tokio::time::sleep(POLL).await;
-    }
 }

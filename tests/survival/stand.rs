@@ -29,6 +29,8 @@ pub(crate) struct Stand {
     pub(crate) issuer: String,
     pub(crate) faults: Faults,
     pub(crate) installation: Installation,
+    /// Calls of C_Login before the server was started.
+    logins_before: u64,
 }
 
 impl Stand {
@@ -49,10 +51,11 @@ impl Stand {
         };
         let installation = installation.set("token.isolation", word).set("limits.manual_rotations_per_day", "10000");
         let installation = configure(installation).init();
+        let logins_before = faults.calls("C_Login");
         let server = installation.serve();
         let mut clients = Clients::connect(&server).await;
         let issuer = clients.create_tenant(TENANT, algorithms, short_policy()).await.issuer;
-        let mut stand = Self { server, clients, issuer, faults, installation };
+        let mut stand = Self { server, clients, issuer, faults, installation, logins_before };
         stand.until_calm().await;
         stand
     }
@@ -109,6 +112,15 @@ impl Stand {
         }
         store.close().await.expect("closed");
         rows
+    }
+
+    /// Waits until so many processes or anchors have logged in since the server was started.
+    pub(crate) async fn logged_in(&self, times: u64) {
+        let limit = Instant::now() + PATIENCE;
+        while self.faults.calls("C_Login") < self.logins_before + times {
+            assert!(Instant::now() < limit, "no login {times}");
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// How often worker processes were replaced, for this reason.
