@@ -48,8 +48,9 @@ const ROOMS: [(&str, &[&str]); 20] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 30] = [
+const HOMES: [(&str, &str); 31] = [
     ("arc_swap", "keyring"),
+    ("argon2", "token"),
     ("askama", "http"),
     ("aws_lc_rs", "jose"),
     ("clap", "main"),

@@ -46,6 +46,14 @@ pub struct TokenConfig {
     pub call_timeout: Duration,
 }
 
+impl TokenConfig {
+    /// Which token is expected, as far as the configuration says.
+    pub(super) fn expected(&self) -> TokenIdentity {
+        let (label, serial) = (self.label.clone(), self.serial.clone().unwrap_or_default());
+        TokenIdentity { label, serial, manufacturer: String::new(), model: String::new() }
+    }
+}
+
 /// Where the module runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
@@ -84,18 +92,31 @@ impl Pkcs11Token {
         Self::start(config, false)
     }
 
+    /// Opens a token of which the serial number is known and that may be away: it is looked for until it is there, and until
+    /// then everything is answered `Unavailable`. Blocks on the module.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pkcs11Token::open`], but for a token that is away; `Mismatch` if `config` names no serial number.
+    pub fn attach(config: TokenConfig) -> Result<Self, TokenError> {
+        if config.serial.is_none() {
+            return Err(TokenError::Mismatch("a token that may be away must be known by its serial number".to_owned()));
+        }
+        Self::start(config, true)
+    }
+
     fn start(config: TokenConfig, may_come_later: bool) -> Result<Self, TokenError> {
         let queue = Arc::new(Queue::new(config.queue_depth_max.max(1)));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
-        let latch = Arc::new(Latch::open(&config.pin_refused_file, &config.pin)?);
+        let latch = Arc::new(Latch::open(&config)?);
         let workers = match config.isolation {
-            Isolation::Thread => Workers::Threads(Threads::start(config, latch, &queue, waiting)?),
+            Isolation::Thread => Workers::Threads(Threads::start(&config, latch, &queue, waiting, may_come_later)?),
             Isolation::Process => Workers::Processes(Processes::start(config, latch, &queue, waiting, may_come_later)?),
         };
         Ok(Self { queue, tasks: RwLock::new(Some(tasks)), workers })
     }
 
-    /// Which token was found.
+    /// Which token was found; until one that was away is there, label and serial number of the one that is expected.
     #[must_use]
     pub fn identity(&self) -> &TokenIdentity {
         match &self.workers {

@@ -171,7 +171,10 @@ pub enum TokenError {
     #[error("the token is not available: {0}")]
     Unavailable(String),
     /// The token refused the PIN: an operator must act, no retry helps (R14).
-    #[error("the token refused the PIN; correct it and restart")]
+    #[error(
+        "the token refused the PIN, which is not tried again: correct it and restart; if it was right and the token has been \
+         unlocked, remove the file of token.pin_refused_file and restart"
+    )]
     PinRefused,
     /// The token cannot do this at all: a mechanism it lacks, a key size out of its range. The text names it.
     #[error("the token cannot do this: {0}")]
@@ -185,4 +188,9 @@ pub enum TokenError {
 /// What is told once nobody works any more.
 fn gone() -> TokenError {
     TokenError::Unavailable("the token is closed".into())
+}
+
+/// At start, when it is known which token must come.
+fn tell_away(error: &TokenError) {
+    tracing::error!(%error, "the token is looked for until it is there");
 }

@@ -9,6 +9,7 @@
 //! - [`Dial`]: how clients connect: TCP, TLS with or without a certificate, a Unix socket.
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
+//! - [`token_user`]: somebody else at the installation's token.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
@@ -22,6 +23,7 @@ pub(crate) mod http;
 mod installation;
 mod issuer;
 mod server;
+pub(crate) mod token_user;
 pub(crate) mod tools;
 
 pub(crate) use authority::{Authority, Identity, Validity};

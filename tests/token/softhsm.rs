@@ -108,7 +108,7 @@ pub(crate) fn config(pin: &str) -> TokenConfig {
         isolation: Isolation::Thread,
         program: env!("CARGO_BIN_EXE_keyward").into(),
         call_timeout: std::time::Duration::from_secs(5),
-        pin_refused_file: std::env::temp_dir().join(format!("keyward-test-pin-refused-{}", std::process::id())),
+        pin_refused_file: PathBuf::from(std::env::var_os(HOME).expect("asked in a child alone")).join("pin-refused"),
     }
 }
 

@@ -10,6 +10,7 @@ use cryptoki::slot::Slot;
 use secrecy::SecretString;
 
 use super::failure::{Failure, text};
+use crate::token::latch::Latch;
 use crate::token::{TokenError, TokenIdentity};
 
 pub(super) fn load(path: &Path) -> Result<Pkcs11, TokenError> {
@@ -82,15 +83,28 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     if names.is_empty() { NONE.into() } else { names.join(", ") }
 }
 
-/// A new session with the user logged in. Dropping it does not close it, because C_Finalize may have, and the
-/// handle may be another's by then.
-pub(super) fn log_in(pkcs11: &Pkcs11, slot: Slot, pin: &SecretString) -> Result<Session, Failure> {
+/// A new session with the user logged in, if `latch` lets the PIN be tried; it is told what came of it. Dropping the session
+/// does not close it, because C_Finalize may have, and the handle may be another's by then.
+pub(super) fn log_in(pkcs11: &Pkcs11, slot: Slot, pin: &SecretString, latch: &Latch) -> Result<Session, Failure> {
+    let turn = latch.turn().map_err(|error| match error {
+        TokenError::Unavailable(reason) => Failure::Away(reason),
+        other => Failure::Refused(other),
+    })?;
     let session = pkcs11.open_ro_session_no_drop(slot)?;
     match session.login(UserType::User, Some(pin)) {
-        Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(session),
+        Ok(()) => {
+            turn.accepted();
+            Ok(session)
+        }
+        // It says nothing of the PIN.
+        Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(session),
         Err(error) => {
+            let failure = Failure::from(error);
+            if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
+                turn.refused();
+            }
             let _ = session.close();
-            Err(error.into())
+            Err(failure)
         }
     }
 }

@@ -54,8 +54,10 @@ pub(super) async fn keep(office: Arc<Office>, seat: usize, mut tasks: mpsc::Rece
             }
             // A process that cannot be started does nothing: nobody need wait for it.
             let refuse = refuse(&mut tasks, &error);
-            let paused = if refused { Ok(refuse.await) } else { tokio::time::timeout_at(until.into(), refuse).await };
-            if paused.is_ok() {
+            if refused {
+                return refuse.await;
+            }
+            if tokio::time::timeout_at(until.into(), refuse).await.is_ok() {
                 return;
             }
         } else if office.closing.run_until_cancelled(tokio::time::sleep_until(until.into())).await.is_none() {

@@ -2,7 +2,7 @@
 //!
 //! A module that crashes takes one process and the call in it; one that hangs is killed. Each is replaced, after a pause that
 //! grows to [`PAUSE_MAX`]. Processes start one after another: several that log in to one SoftHSM directory at once may not
-//! find the token, and a PIN must not be tried by the second before the first was told what becomes of it (R14).
+//! find the token. Each has a latch of its own over the same file, which keeps their logins apart (R14).
 //!
 //! To read: `wire` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
 //! service's end of a worker's life).
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::latch::Latch;
 use super::queue::Queue;
 use super::task::Task;
-use super::{TokenConfig, TokenError, TokenIdentity, gone};
+use super::{TokenConfig, TokenError, TokenIdentity, gone, tell_away};
 use wire::Role;
 pub use worker::work_as_process;
 
@@ -84,12 +84,7 @@ impl Processes {
         let signers = config.workers.max(1);
         let runtime = Handle::try_current()
             .map_err(|_| TokenError::Unavailable("token.isolation = \"process\" needs a tokio runtime".to_owned()))?;
-        let expected = TokenIdentity {
-            label: config.label.clone(),
-            serial: config.serial.clone().unwrap_or_default(),
-            manufacturer: String::new(),
-            model: String::new(),
-        };
+        let expected = config.expected();
         let office = Arc::new(Office {
             config,
             latch,
@@ -103,7 +98,7 @@ impl Processes {
         });
         let mut first = match office.start_first() {
             Err(away @ TokenError::Unavailable(_)) if may_come_later => {
-                tracing::error!(reason = %away, "the token is away; it is looked for again and again");
+                tell_away(&away);
                 None
             }
             started => Some(started?),
@@ -171,9 +166,6 @@ impl Office {
                 Ok(started.stream)
             }
             Err(error) => {
-                if matches!(error, TokenError::PinRefused) {
-                    self.latch.refused();
-                }
                 self.end(seat);
                 Err(error)
             }

@@ -1,0 +1,81 @@
+//! A wrong PIN is tried once, whatever is started again (R14).
+//!
+//! That the token is not asked shows by this: behind Keyward's back it is given the very PIN that it refused, and would take it.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use common::{Installation, token_user};
+
+/// The PIN that the token refuses at first.
+const OTHER: &str = "0815-other";
+
+#[test]
+fn a_wrong_pin_is_tried_once_whatever_is_started_again() {
+    if let Some(new) = token_user::order() {
+        let old = std::env::var("KEYWARD_TEST_PIN").expect("a child has it");
+        return token_user::session().set_pin(&old.into(), &new.into()).expect("the PIN is changed");
+    }
+    let installation = Installation::prepare();
+    let refused_file = installation.dir().join("token-pin-refused");
+    let right = fs::read_to_string(installation.pin_file()).expect("a PIN");
+
+    // 1. The configuration has a wrong PIN, and the first command finds out.
+    fs::write(installation.pin_file(), OTHER).expect("written");
+    says(
+        &run(installation.command("check")),
+        &["the token refused the PIN", "token.pin_refused_file", "token-pin-refused"],
+    );
+    assert!(refused_file.exists());
+
+    // 2. The token would take it now. Nobody asks.
+    token_user::have(&installation, "a_wrong_pin_is_tried_once_whatever_is_started_again", &right, OTHER);
+    for verb in ["check", "serve", "accept-store", "serve", "init"] {
+        says(&run(installation.command(verb)), &["the token refused this PIN before", "remove the file"]);
+    }
+
+    // 3. The way out, as it was told.
+    fs::remove_file(&refused_file).expect("it was there");
+    let checked = run(installation.command("check"));
+    assert!(checked.status.success(), "{}", text(&checked));
+}
+
+#[test]
+fn a_corrected_pin_is_tried_and_settles_the_matter() {
+    let installation = Installation::prepare();
+    let refused_file = installation.dir().join("token-pin-refused");
+    let right = fs::read_to_string(installation.pin_file()).expect("a PIN");
+    fs::write(installation.pin_file(), OTHER).expect("written");
+    says(&run(installation.command("check")), &["the token refused the PIN"]);
+    fs::write(installation.pin_file(), right).expect("written");
+    let server = installation.serve();
+    assert!(!refused_file.exists(), "it is forgotten");
+    drop(server);
+}
+
+#[test]
+fn a_damaged_memory_refuses_and_says_the_way_out() {
+    let installation = Installation::prepare();
+    let refused_file = installation.dir().join("token-pin-refused");
+    fs::write(&refused_file, "{").expect("written");
+    says(&run(installation.command("check")), &["cannot be read", "token-pin-refused", "remove the file"]);
+    fs::remove_file(&refused_file).expect("it is there");
+    assert!(run(installation.command("check")).status.success());
+}
+
+fn run(mut command: Command) -> Output {
+    command.output().expect("the command runs")
+}
+
+/// It failed, and said all of this.
+fn says(output: &Output, words: &[&str]) {
+    let text = text(output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    words.iter().for_each(|words| assert!(text.contains(words), "{words:?} is not in: {text}"));
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
