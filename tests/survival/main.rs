@@ -8,11 +8,11 @@
 mod common;
 
 mod away;
-// mod cells;
+mod cells;
 mod crashes;
 mod hangs;
-// mod lies;
+mod lies;
 mod load;
 mod pin;
 mod stand;
-// mod table;
+mod table;
