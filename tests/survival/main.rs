@@ -1,5 +1,5 @@
-//! The service outlives its token: away and back, crashes and hangs of the module, every return value, wrong signatures, a wrong
-//! PIN. A real server each, with the fault module between it and SoftHSM (docs/fault-module.md).
+//! The service outlives its token: away and back, crashes and hangs of the module, every return value, wrong signatures. A real
+//! server each, with the fault module between it and SoftHSM (docs/fault-module.md).
 //!
 //! Bounds in time are those that are promised where a busy machine keeps them too; where it may not, the test prints what it
 //! measured and asserts what is still far from a failure.
@@ -13,6 +13,5 @@ mod crashes;
 mod hangs;
 mod lies;
 mod load;
-mod pin;
 mod stand;
 mod table;
