@@ -1,3 +1,5 @@
+#![allow(dead_code, reason = "each of two test binaries uses a part of it")]
+
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 

@@ -1,21 +1,33 @@
 //! Each return value that says that something is not well, in each function that signing and rotation need: docs/token-faults.md
 //! has what comes of it, and this is what writes it.
 
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cells;
+#[path = "../survival/stand.rs"]
+mod stand;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use cells::{Call, Lasting, Outcome, Place};
+use common::Installation;
+use stand::{Isolation, Stand};
 use tokio::task::JoinHandle;
-
-use super::cells::{Call, Lasting, Outcome, Place};
-use super::stand::{Isolation, Stand};
 
 /// If set, the page is written anew and not compared.
 const REWRITE: &str = "KEYWARD_REWRITE_DOCS";
+/// What the table stands between, and how it begins.
+const BEGIN: &str = "<!-- written by tests/token_faults -->\n";
+const END: &str = "<!-- to here -->\n";
+const HEAD: &str =
+    "| call | function | answers | once | for a second | for good |\n| --- | --- | --- | --- | --- | --- |\n";
 /// Servers for each function; each has its share of the values.
-const SHARDS: usize = 3;
+const SHARDS: usize = 2;
 
 const VALUES: [&str; 14] = [
     "CKR_DEVICE_REMOVED",
@@ -51,33 +63,32 @@ type Row = [Outcome; 3];
 type Rows = (BTreeMap<usize, Row>, Duration);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_of_each_return_value_with_processes_is_in_the_page() {
-    holds(Isolation::Process, "process").await;
+async fn the_page_tells_what_comes_of_each_return_value_with_processes() {
+    holds(Isolation::Process).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_of_each_return_value_with_threads_is_in_the_page() {
-    holds(Isolation::Thread, "thread").await;
+async fn the_page_tells_what_comes_of_each_return_value_with_threads() {
+    holds(Isolation::Thread).await;
 }
 
-/// Measures, and compares with the part of the page between the marks of this isolation.
-async fn holds(isolation: Isolation, word: &str) {
-    let mut text = String::new();
+/// Measures, and compares with the page: it is the same with processes and with threads.
+async fn holds(isolation: Isolation) {
     let measured: Vec<_> = PLACES.into_iter().map(|place| (place, measure(isolation, place))).collect();
+    let mut table = String::from(HEAD);
     for (place, rows) in measured {
         let (rows, longest) = rows.await.expect("no server fails");
         println!("{isolation:?}, {}: all was well {longest:?} after a fault at the latest", place.function);
-        write_place(&mut text, place, &rows);
+        write_place(&mut table, place, &rows);
     }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/token-faults.md");
-    let (begin, end) = (format!("<!-- {word} -->\n"), format!("<!-- end of {word} -->\n"));
-    let committed = fs::read_to_string(&page).expect("the page");
-    let (before, rest) = committed.split_once(&begin).expect("the page has a mark");
-    let (table, after) = rest.split_once(&end).expect("the page has an end of it");
+    let text = fs::read_to_string(&page).expect("the page");
+    let (before, rest) = text.split_once(BEGIN).expect("the page has a table");
+    let (committed, after) = rest.split_once(END).expect("the table has an end");
     if std::env::var_os(REWRITE).is_some() {
-        fs::write(&page, [before, &begin, &text, &end, after].concat()).expect("the page is written");
+        fs::write(&page, [before, BEGIN, &table, END, after].concat()).expect("the page is written");
     } else {
-        assert_eq!(table, text, "docs/token-faults.md says otherwise; {REWRITE}=1 writes it anew");
+        assert_eq!(committed, table, "docs/token-faults.md says otherwise; {REWRITE}=1 writes it anew");
     }
 }
 
@@ -86,7 +97,7 @@ fn measure(isolation: Isolation, place: Place) -> JoinHandle<Rows> {
     tokio::spawn(async move {
         let shards = (0..SHARDS).map(|shard| {
             tokio::spawn(async move {
-                let one = |it: crate::common::Installation| it.set("token.workers", "1");
+                let one = |it: Installation| it.set("token.workers", "1");
                 let mut stand = Stand::with(isolation, &["ES256"], one).await;
                 let mut rows = Vec::new();
                 for value in (shard..VALUES.len()).step_by(SHARDS) {
@@ -128,8 +139,8 @@ async fn suffer_all(stand: &mut Stand, place: Place, value: &str) -> (Row, Durat
     (row.try_into().expect("one of each"), longest)
 }
 
-/// A table of one function; values with the same outcome share a line.
-fn write_place(text: &mut String, place: Place, rows: &BTreeMap<usize, Row>) {
+/// The lines of one function; values with the same outcome share one.
+fn write_place(table: &mut String, place: Place, rows: &BTreeMap<usize, Row>) {
     let mut lines: Vec<(&Row, Vec<&str>)> = Vec::new();
     for (value, row) in rows {
         match lines.iter_mut().find(|(other, _)| *other == row) {
@@ -138,14 +149,9 @@ fn write_place(text: &mut String, place: Place, rows: &BTreeMap<usize, Row>) {
         }
     }
     let Place { function, call, .. } = place;
-    writeln!(
-        text,
-        "\n{call:?} while {function} answers\n\n| | once | for a second | for good |\n| --- | --- | --- | --- |"
-    )
-    .expect("a String takes all");
     for ([once, second, good], values) in lines {
         let values = if values.len() == VALUES.len() { "any of the fourteen".to_owned() } else { values.join(", ") };
-        writeln!(text, "| {values} | {once} | {second} | {good} |").expect("a String takes all");
+        writeln!(table, "| {call:?} | {function} | {values} | {once} | {second} | {good} |")
+            .expect("a String takes all");
     }
-    text.push('\n');
 }
