@@ -134,6 +134,7 @@ fn usual_algorithm(public: &PublicKey) -> Algorithm {
         PublicKey::Ec { crv: Curve::P384, .. } => Algorithm::ES384,
         PublicKey::Ec { crv: Curve::P521, .. } => Algorithm::ES512,
         PublicKey::Ed25519 { .. } => Algorithm::EdDSA,
+        PublicKey::MlDsa { alg, .. } => alg.algorithm(),
     }
 }
 
@@ -144,7 +145,7 @@ fn canonical(public: PublicKey) -> Option<PublicKey> {
         PublicKey::Ec { crv, ref x, ref y } => {
             (x.0.len() == crv.coordinate_len() && y.0.len() == crv.coordinate_len()).then_some(public)
         }
-        PublicKey::Ed25519 { .. } => Some(public),
+        PublicKey::Ed25519 { .. } | PublicKey::MlDsa { .. } => Some(public),
     }
 }
 

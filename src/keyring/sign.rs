@@ -10,7 +10,7 @@ use super::{Error, Keyrings, Part};
 use crate::domain::{Algorithm, Digest, Family, Keyring, Kid, TenantId, after};
 use crate::jose::{self, Claims};
 use crate::store::TenantRecord;
-use crate::token::{KeyRef, SignInput};
+use crate::token::{KeyRef, SignInput, Token as _};
 
 /// Longest claims set: four times what header limits of common HTTP servers let a bearer JWT be.
 pub const CLAIMS_BYTES_MAX: usize = 64 * 1024;
@@ -55,7 +55,7 @@ pub struct Signed<T> {
 /// Decides which signatures are verified before they are released (R11).
 #[derive(Debug)]
 pub(super) struct Sampling {
-    /// One in so many; 0: none but RSA. HS256 is never: only the token could, and would say the same.
+    /// One in so many; 0: none but RSA and ML-DSA. HS256 is never: only the token could, and would say the same.
     one_in: u64,
     count: AtomicU64,
 }
@@ -68,8 +68,10 @@ impl Sampling {
     }
 
     fn wants(&self, algorithm: Algorithm) -> bool {
-        // A faulty RSA signature made with the Chinese remainder theorem gives the private key away.
+        // A faulty RSA signature made with the Chinese remainder theorem gives the private key away. Modules that sign with
+        // ML-DSA are young, and to verify costs a part of what signing does.
         algorithm.is_rsa()
+            || matches!(algorithm.family(), Family::MlDsa(_))
             || (self.one_in > 0 && self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.one_in))
     }
 }
@@ -163,7 +165,7 @@ impl Keyrings {
             }
             None => {
                 let cause = format!("the first {algorithm} key of tenant {} is still being generated", tenant.id);
-                Error::Unavailable { part: Part::Token, cause }
+                Error::away(Part::Token, cause)
             }
         }
     }
@@ -196,7 +198,7 @@ impl Keyrings {
         let age = self.published.age();
         if age > self.settings.snapshot_max_age {
             let cause = format!("the snapshot is {} ms old", age.as_millis());
-            return Err(Error::Unavailable { part: Part::Snapshot, cause });
+            return Err(Error::away(Part::Snapshot, cause));
         }
         Ok(())
     }
@@ -209,9 +211,7 @@ impl Keyrings {
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
         let deadline = deadline.min(Instant::now() + self.settings.sign_wait_max);
-        // A token that hangs holds no caller: what it answers later is dropped, and the caller's signer with it (R10).
-        let answer = tokio::time::timeout_at(deadline.into(), self.token.sign(key, inputs, deadline)).await;
-        Ok(answer.map_err(|_| Error::DeadlineExceeded)??)
+        Ok(self.token.sign(key, inputs, deadline).await?)
     }
 
     /// R4, and what a JWT of this tenant must say.
@@ -282,6 +282,6 @@ fn wrong_digest(algorithm: Algorithm, digest: Digest, len: usize, field: &str) -
 pub fn ecdsa_curve(algorithm: Algorithm) -> Option<crate::domain::Curve> {
     match algorithm.family() {
         Family::Ecdsa(curve) => Some(curve),
-        Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 | Family::Hmac => None,
+        Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 | Family::MlDsa(_) | Family::Hmac => None,
     }
 }

@@ -46,6 +46,14 @@ pub struct TokenConfig {
     pub call_timeout: Duration,
 }
 
+impl TokenConfig {
+    /// Which token is expected, as far as the configuration says.
+    pub(super) fn expected(&self) -> TokenIdentity {
+        let (label, serial) = (self.label.clone(), self.serial.clone().unwrap_or_default());
+        TokenIdentity { label, serial, manufacturer: String::new(), model: String::new() }
+    }
+}
+
 /// Where the module runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
@@ -102,7 +110,7 @@ impl Pkcs11Token {
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
         let latch = Arc::new(Latch::open(&config)?);
         let workers = match config.isolation {
-            Isolation::Thread => Workers::Threads(Threads::start(config, latch, &queue, waiting, may_come_later)?),
+            Isolation::Thread => Workers::Threads(Threads::start(&config, latch, &queue, waiting, may_come_later)?),
             Isolation::Process => Workers::Processes(Processes::start(config, latch, &queue, waiting, may_come_later)?),
         };
         Ok(Self { queue, tasks: RwLock::new(Some(tasks)), workers })

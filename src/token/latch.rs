@@ -118,7 +118,7 @@ impl Latch {
     }
 
     /// The token refused the PIN: remembered before anything else happens. A crash in between costs one more try.
-    fn refused(&self) {
+    pub(super) fn refused(&self) {
         self.refused.store(true, Ordering::Release);
         let path = self.path.display();
         match self.refusal().and_then(|refusal| write(&self.path, &refusal)) {

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc;
 
 use super::latch::Latch;
-use super::pkcs11::{Access, Climb, Module, WorkerSession, perform, sign};
+use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use super::queue::{self, Queue, SignJob};
 use super::task::Task;
 use super::{TokenConfig, TokenError, TokenIdentity, tell_away};
@@ -27,21 +27,20 @@ impl Threads {
     /// Loads the module, finds the token, logs in and starts the threads. Blocks on the module. Where it is known which token
     /// it must be, one that is away may come later.
     pub(super) fn start(
-        config: TokenConfig,
+        config: &TokenConfig,
         latch: Arc<Latch>,
         queue: &Arc<Queue>,
         tasks: mpsc::Receiver<Task>,
         may_come_later: bool,
     ) -> Result<Self, TokenError> {
-        let TokenConfig { module, label, serial, pin, workers, .. } = config;
-        let module =
-            Arc::new(Module::open(&module, &label, serial.as_deref(), pin, Climb::Here(latch), may_come_later)?);
+        let workers = config.workers.max(1);
+        let module = Arc::new(Module::open(config, latch, may_come_later)?);
         let threads = Self { module, threads: Mutex::default() };
-        match threads.module.require_sessions(workers.max(1) as u64 + OTHER_SESSIONS) {
+        match threads.module.require_sessions(workers as u64 + OTHER_SESSIONS) {
             Err(away @ TokenError::Unavailable(_)) if may_come_later => tell_away(&away),
             enough => enough?,
         }
-        for number in 0..workers.max(1) {
+        for number in 0..workers {
             let queue = Arc::clone(queue);
             let session = WorkerSession::new(Arc::clone(&threads.module), Access::ReadOnly);
             threads.spawn(format!("token-sign-{number}"), move || work(&queue, session))?;

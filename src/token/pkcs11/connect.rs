@@ -10,8 +10,7 @@ use cryptoki::slot::Slot;
 use secrecy::SecretString;
 
 use super::failure::{Failure, text};
-use super::module::Climb;
-use crate::token::latch::Turn;
+use crate::token::latch::Latch;
 use crate::token::{TokenError, TokenIdentity};
 
 pub(super) fn load(path: &Path) -> Result<Pkcs11, TokenError> {
@@ -84,17 +83,17 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     if names.is_empty() { NONE.into() } else { names.join(", ") }
 }
 
-/// A new session with the user logged in, if the PIN may be tried; the latch is told what came of it. Dropping the session does
-/// not close it, because C_Finalize may have, and the handle may be another's by then.
-pub(super) fn log_in(pkcs11: &Pkcs11, slot: Slot, pin: &SecretString, climb: &Climb) -> Result<Session, Failure> {
-    let turn = climb.turn().map_err(|error| match error {
+/// A new session with the user logged in, if `latch` lets the PIN be tried; it is told what came of it. Dropping the session
+/// does not close it, because C_Finalize may have, and the handle may be another's by then.
+pub(super) fn log_in(pkcs11: &Pkcs11, slot: Slot, pin: &SecretString, latch: &Latch) -> Result<Session, Failure> {
+    let turn = latch.turn().map_err(|error| match error {
         TokenError::Unavailable(reason) => Failure::Away(reason),
         other => Failure::Refused(other),
     })?;
     let session = pkcs11.open_ro_session_no_drop(slot)?;
     match session.login(UserType::User, Some(pin)) {
         Ok(()) => {
-            turn.inspect(Turn::accepted);
+            turn.accepted();
             Ok(session)
         }
         // It says nothing of the PIN.
@@ -102,7 +101,7 @@ pub(super) fn log_in(pkcs11: &Pkcs11, slot: Slot, pin: &SecretString, climb: &Cl
         Err(error) => {
             let failure = Failure::from(error);
             if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
-                turn.inspect(Turn::refused);
+                turn.refused();
             }
             let _ = session.close();
             Err(failure)

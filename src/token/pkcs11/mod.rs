@@ -14,7 +14,7 @@ mod session;
 mod sign;
 
 pub(super) use administration::perform;
-pub(super) use module::{Climb, Module};
+pub(super) use module::Module;
 pub use provision::provision;
 pub(super) use session::{Access, WorkerSession};
 pub(super) use sign::sign;

@@ -4,7 +4,6 @@
 //! holds a [`Visit`], and initialising it again waits until all visits have ended. Each initialisation is a new
 //! generation; sessions and handles of an older one denote nothing any more, or something else.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -16,8 +15,8 @@ use secrecy::SecretString;
 
 use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys};
 use super::failure::Failure;
-use crate::token::latch::{Latch, Turn};
-use crate::token::{TokenError, TokenIdentity};
+use crate::token::latch::Latch;
+use crate::token::{TokenConfig, TokenError, TokenIdentity};
 
 /// Shortest time between two initialisations, in seconds. All signing stands still during one, and the client of a
 /// network HSM takes up to a second for it: more often would leave a token that half works no time to sign.
@@ -27,13 +26,15 @@ const REINITIALISE_INTERVAL_SECS: u64 = 1;
 /// end: several times what either takes, far less than the minutes that a hung HSM client takes.
 const DRAIN_TIMEOUT_SECS: u64 = 5;
 
+/// How long nothing may work, in seconds, before a process that has the module to itself is better replaced: after some
+/// initialisations have not helped.
+const SPENT_AFTER_SECS: u64 = 5;
+
 /// The module, shared by all threads that call it.
 pub(in crate::token) struct Module {
     pkcs11: Pkcs11,
     pin: SecretString,
-    climb: Climb,
-    /// Whether a rung was needed that is climbed elsewhere.
-    spent: AtomicBool,
+    latch: Arc<Latch>,
     /// Which token was found, and until one was, which one it must be.
     found: OnceLock<TokenIdentity>,
     expected: TokenIdentity,
@@ -45,6 +46,9 @@ pub(in crate::token) struct Module {
     holds_keys: AtomicBool,
     /// Whether a new session did not help the last time that one was tried.
     doubted: AtomicBool,
+    /// Whether nothing has worked since a time, and which.
+    failing: AtomicBool,
+    failing_since: Mutex<Option<Instant>>,
 }
 
 struct State {
@@ -63,15 +67,6 @@ enum Phase {
     Closed,
 }
 
-/// Who logs in again and initialises the module again.
-#[derive(Debug)]
-pub(in crate::token) enum Climb {
-    /// This process does, as far as the latch permits.
-    Here(Arc<Latch>),
-    /// Another process that starts in its place.
-    Spent,
-}
-
 /// Leave to call the module. While it lives the module is not finalised.
 pub(super) struct Visit<'a> {
     module: &'a Module,
@@ -80,29 +75,19 @@ pub(super) struct Visit<'a> {
 }
 
 impl Module {
-    /// Loads and initialises the module, finds the token and logs in; with [`Climb::Here`] each login asks the latch, and tells it of
-    /// a refusal. A token that is away may come later, if its serial number is given.
+    /// Loads and initialises the module, finds the token and logs in; each login asks the latch. A token that is away may come
+    /// later, if its serial number is given.
     pub(in crate::token) fn open(
-        path: &Path,
-        label: &str,
-        serial: Option<&str>,
-        pin: SecretString,
-        climb: Climb,
+        config: &TokenConfig,
+        latch: Arc<Latch>,
         may_come_later: bool,
     ) -> Result<Self, TokenError> {
-        climb.check()?;
-        let pkcs11 = load(path)?;
-        let expected = TokenIdentity {
-            label: label.to_owned(),
-            serial: serial.unwrap_or_default().to_owned(),
-            manufacturer: String::new(),
-            model: String::new(),
-        };
+        let pkcs11 = load(&config.module)?;
+        let expected = config.expected();
         let module = Self {
             pkcs11,
-            pin,
-            climb,
-            spent: AtomicBool::new(false),
+            pin: config.pin.clone(),
+            latch,
             found: OnceLock::new(),
             expected,
             state: Mutex::new(State {
@@ -116,7 +101,10 @@ impl Module {
             anchor: Mutex::default(),
             holds_keys: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            failing_since: Mutex::default(),
         };
+        let serial = config.serial.as_deref();
         let phase = match initialise(&module.pkcs11).and_then(|()| module.enter(serial)) {
             Ok(slot) => Phase::Up(slot),
             Err(Failure::Away(reason)) if may_come_later && serial.is_some() => Phase::Down(reason),
@@ -208,14 +196,11 @@ impl Module {
 
     /// Second rung of the ladder: logs in on a new anchor.
     pub(super) fn log_in_again(&self, visit: &Visit<'_>) -> Result<(), Failure> {
-        if self.is_climbed_elsewhere() {
-            return Err(Failure::Away("the login was lost".into()));
-        }
         let mut anchor = self.anchor.lock().expect(NO_PANIC);
         if matches!(self.state().phase, Phase::PinRefused) {
             return Err(Failure::Answer(TokenError::PinRefused));
         }
-        let new = log_in(&self.pkcs11, visit.slot, &self.pin, &self.climb).inspect_err(|failure| {
+        let new = log_in(&self.pkcs11, visit.slot, &self.pin, &self.latch).inspect_err(|failure| {
             if matches!(failure, Failure::Refused(TokenError::PinRefused)) {
                 self.state().phase = Phase::PinRefused;
             }
@@ -228,21 +213,20 @@ impl Module {
         Ok(())
     }
 
-    /// Whether only another process can help.
+    /// Whether nothing has helped for so long that only another process can: last rung of the ladder.
     pub(in crate::token) fn is_spent(&self) -> bool {
-        self.spent.load(Ordering::Relaxed)
+        self.failing.load(Ordering::Relaxed)
+            && self.failing_since.lock().expect(NO_PANIC).is_some_and(|since| since.elapsed() >= SPENT_AFTER)
     }
 
-    fn is_climbed_elsewhere(&self) -> bool {
-        let elsewhere = matches!(self.climb, Climb::Spent);
-        if elsewhere {
-            self.spent.store(true, Ordering::Relaxed);
-        }
-        elsewhere
+    fn fails(&self) {
+        self.failing_since.lock().expect(NO_PANIC).get_or_insert_with(Instant::now);
+        self.failing.store(true, Ordering::Relaxed);
     }
 
     /// A new session did not help: the next recovery starts with the module itself.
     pub(super) fn doubt(&self) {
+        self.fails();
         self.doubted.store(true, Ordering::Relaxed);
     }
 
@@ -253,7 +237,9 @@ impl Module {
     /// Something worked.
     pub(super) fn trust(&self) {
         // Signing comes here each time: read first, so that the cache line stays shared.
-        if self.is_doubted() {
+        if self.failing.load(Ordering::Relaxed) {
+            *self.failing_since.lock().expect(NO_PANIC) = None;
+            self.failing.store(false, Ordering::Relaxed);
             self.doubted.store(false, Ordering::Relaxed);
         }
     }
@@ -261,9 +247,6 @@ impl Module {
     /// Third rung of the ladder: initialises the module again, unless another thread did since generation `seen`. The
     /// caller must not hold a visit.
     pub(super) fn reinitialise(&self, seen: u64) -> Result<(), TokenError> {
-        if self.is_climbed_elsewhere() {
-            return Err(TokenError::Unavailable("a new session did not help".into()));
-        }
         let needed = self.exclusive(|state| match &state.phase {
             Phase::PinRefused => Err(TokenError::PinRefused),
             Phase::Closed => Err(closed()),
@@ -300,6 +283,7 @@ impl Module {
                 let reason = error.to_string();
                 tracing::warn!(reason, "the token did not come back with a new initialisation");
                 state.phase = Phase::Down(reason);
+                self.fails();
                 Err(error)
             }
         };
@@ -368,7 +352,7 @@ impl Module {
     /// Finds the token in the initialised module, and logs in on a new anchor.
     fn enter(&self, serial: Option<&str>) -> Result<Slot, Failure> {
         let (slot, found) = find_token(&self.pkcs11, &self.expected.label, serial)?;
-        let anchor = log_in(&self.pkcs11, slot, &self.pin, &self.climb)?;
+        let anchor = log_in(&self.pkcs11, slot, &self.pin, &self.latch)?;
         // Never the other way: a token that comes back empty is not the one that went away (R8).
         if shows_keys(&anchor)? {
             self.holds_keys.store(true, Ordering::Relaxed);
@@ -380,24 +364,6 @@ impl Module {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(NO_PANIC)
-    }
-}
-
-impl Climb {
-    fn check(&self) -> Result<(), TokenError> {
-        match self {
-            Self::Here(latch) => latch.check(),
-            // Whoever started this process has asked, and is told what comes of it.
-            Self::Spent => Ok(()),
-        }
-    }
-
-    /// Leave to log in; `None` where whoever started this process has it.
-    pub(super) fn turn(&self) -> Result<Option<Turn<'_>>, TokenError> {
-        match self {
-            Self::Here(latch) => latch.turn().map(Some),
-            Self::Spent => Ok(None),
-        }
     }
 }
 
@@ -413,6 +379,7 @@ impl Drop for Visit<'_> {
 
 const REINITIALISE_INTERVAL: Duration = Duration::from_secs(REINITIALISE_INTERVAL_SECS);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(DRAIN_TIMEOUT_SECS);
+const SPENT_AFTER: Duration = Duration::from_secs(SPENT_AFTER_SECS);
 const SHOWS_NONE: &str = "the token shows none of its keys";
 const NO_PANIC: &str = "nothing panics while it holds the module's state";
 

@@ -8,8 +8,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use secrecy::ExposeSecret as _;
-
 use super::wire::{Hello, Role, receive, send};
 use crate::token::{PIN_VARIABLE, TokenConfig, TokenError, TokenIdentity};
 
@@ -47,13 +45,7 @@ pub(super) fn greet(
     serial: Option<String>,
     role: Role,
 ) -> Result<Started, TokenError> {
-    let hello = Hello {
-        module: config.module.clone(),
-        label: config.label.clone(),
-        serial,
-        pin: config.pin.expose_secret().to_owned(),
-        role,
-    };
+    let hello = Hello::new(config, serial, role);
     let mut ask = || {
         stream.set_read_timeout(Some(START_TIMEOUT))?;
         send(&mut stream, &hello)?;

@@ -2,7 +2,7 @@
 //!
 //! A module that crashes takes one process and the call in it; one that hangs is killed. Each is replaced, after a pause that
 //! grows to [`PAUSE_MAX`]. Processes start one after another: several that log in to one SoftHSM directory at once may not
-//! find the token, and a PIN must not be tried by the second before the first was told what becomes of it (R14).
+//! find the token. Each has a latch of its own over the same file, which keeps their logins apart (R14).
 //!
 //! To read: `wire` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
 //! service's end of a worker's life).
@@ -84,12 +84,7 @@ impl Processes {
         let signers = config.workers.max(1);
         let runtime = Handle::try_current()
             .map_err(|_| TokenError::Unavailable("token.isolation = \"process\" needs a tokio runtime".to_owned()))?;
-        let expected = TokenIdentity {
-            label: config.label.clone(),
-            serial: config.serial.clone().unwrap_or_default(),
-            manufacturer: String::new(),
-            model: String::new(),
-        };
+        let expected = config.expected();
         let office = Arc::new(Office {
             config,
             latch,
@@ -157,9 +152,8 @@ impl Office {
     }
 
     fn start_now(&self, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
-        let _one_at_a_time = locked(&self.starting);
-        // The process logs in first of all: it is the turn of this one.
-        let turn = self.latch.turn()?;
+        let _turn = locked(&self.starting);
+        self.latch.check()?;
         let failed = |error: std::io::Error| TokenError::Unavailable(format!("no worker process: {error}"));
         let (child, stream) = child::spawn(&self.config).map_err(failed)?;
         *locked(&self.seats[seat]) = Some(Seat { child, stream: stream.try_clone().map_err(failed)? });
@@ -168,14 +162,10 @@ impl Office {
             if self.closing.is_cancelled() { Err(gone()) } else { child::greet(stream, &self.config, serial, role) };
         match started {
             Ok(started) => {
-                turn.accepted();
                 self.found.get_or_init(|| started.identity);
                 Ok(started.stream)
             }
             Err(error) => {
-                if matches!(error, TokenError::PinRefused) {
-                    turn.refused();
-                }
                 self.end(seat);
                 Err(error)
             }

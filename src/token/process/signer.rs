@@ -43,11 +43,8 @@ pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<std
         match started {
             Ok(stream) => {
                 office.signer_is_ready();
-                let ended = Line::new(&office, seat).run(stream).await;
+                Line::new(&office, seat).run(stream).await;
                 office.signer_has_gone();
-                if let Err(error) = ended {
-                    tracing::error!(%error, worker = seat, "a bug: the socket of a token worker");
-                }
             }
             Err(error) => {
                 office.signer_is_missing(&error);
@@ -92,6 +89,8 @@ enum End {
     Crashed,
     Hung,
     Spent(String),
+    /// The token refused the PIN.
+    Refused,
 }
 
 impl<'a> Line<'a> {
@@ -107,11 +106,16 @@ impl<'a> Line<'a> {
         }
     }
 
-    async fn run(mut self, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
-        let mut stream = UnixStream::from_std(stream)?;
-        let end = self.serve(&mut stream).await?;
+    async fn run(mut self, stream: std::os::unix::net::UnixStream) {
+        let served = match UnixStream::from_std(stream) {
+            Ok(mut stream) => self.serve(&mut stream).await,
+            Err(error) => Err(error),
+        };
+        let end = served.unwrap_or_else(|error| {
+            tracing::error!(%error, worker = self.seat, "a token worker is not to be understood");
+            End::Crashed
+        });
         self.finish(end).await;
-        Ok(())
     }
 
     async fn serve(&mut self, stream: &mut UnixStream) -> io::Result<End> {
@@ -124,8 +128,8 @@ impl<'a> Line<'a> {
                 read = from.read(&mut chunk) => match read {
                     Ok(read @ 1..) => {
                         self.incoming.extend_from_slice(&chunk[..read]);
-                        if let Some(reason) = self.take_receipts()? {
-                            return Ok(End::Spent(reason));
+                        if let Some(end) = self.take_receipts()? {
+                            return Ok(end);
                         }
                     }
                     Ok(0) | Err(_) => return Ok(End::Crashed),
@@ -187,21 +191,22 @@ impl<'a> Line<'a> {
         Ok(())
     }
 
-    /// Hands out what has come; the reason, if the process is spent.
-    fn take_receipts(&mut self) -> io::Result<Option<String>> {
+    /// Hands out what has come; the end, if the process is of no more use.
+    fn take_receipts(&mut self) -> io::Result<Option<End>> {
         let mut taken = 0;
-        let mut spent = None;
-        while spent.is_none()
+        let mut end = None;
+        while end.is_none()
             && let Some((receipt, length)) = take::<Receipt>(&self.incoming[taken..])?
         {
             taken += length;
-            spent = self.settle(receipt);
+            end = self.settle(receipt);
         }
         self.incoming.drain(..taken);
-        Ok(spent)
+        Ok(end)
     }
 
-    fn settle(&mut self, Receipt { took_us, outcome }: Receipt) -> Option<String> {
+    /// Hands out one receipt; the end, if it is the last.
+    fn settle(&mut self, Receipt { took_us, outcome }: Receipt) -> Option<End> {
         self.since = Instant::now();
         self.stalled = false;
         let job = self.under_way.pop_front().and_then(|order| order.job);
@@ -210,12 +215,19 @@ impl<'a> Line<'a> {
                 self.office.queue.worked(&job, Duration::from_micros(took_us));
                 queue::answer(job, Ok(signatures.into_iter().map(ByteBuf::into_vec).collect()));
             }
+            // The others may still be logged in.
+            (Outcome::Failed(TokenError::PinRefused), job) => {
+                if let Some(job) = job {
+                    self.give_away(job, TokenError::PinRefused);
+                }
+                return Some(End::Refused);
+            }
             (Outcome::Failed(error), Some(job)) => queue::answer(job, Err(error)),
             (Outcome::Spent(reason), job) => {
                 if let Some(job) = job {
-                    self.give_away(job, &reason);
+                    self.give_away(job, TokenError::Unavailable(reason.clone()));
                 }
-                return Some(reason);
+                return Some(End::Spent(reason));
             }
             // Another process had it in the meantime.
             (Outcome::Done(_) | Outcome::Failed(_), None) => {}
@@ -224,9 +236,9 @@ impl<'a> Line<'a> {
     }
 
     /// A job that a spent process did not do is done by another, once.
-    fn give_away(&self, mut job: SignJob, reason: &str) {
+    fn give_away(&self, mut job: SignJob, error: TokenError) {
         if std::mem::replace(&mut job.given_away, true) {
-            queue::answer(job, Err(TokenError::Unavailable(reason.to_owned())));
+            queue::answer(job, Err(error));
         } else {
             self.office.queue.put_back(job);
         }
@@ -270,7 +282,7 @@ impl<'a> Line<'a> {
             return;
         }
         let in_module = match end {
-            End::Spent(_) => None,
+            End::Spent(_) | End::Refused => None,
             _ => self.under_way.pop_front().and_then(|order| order.job),
         };
         let left = self.under_way.drain(..).rev();
@@ -279,6 +291,7 @@ impl<'a> Line<'a> {
         let ended = tokio::task::spawn_blocking(move || office.end(seat)).await.unwrap_or_default();
         let (how, reason) = match end {
             End::Spent(reason) => ("spent", reason),
+            End::Refused => ("refused", TokenError::PinRefused.to_string()),
             End::Hung => ("hung", "a call into the module has not returned in time".to_owned()),
             End::Crashed | End::Closed => ("crashed", format!("the module's process ended by itself: {ended}")),
         };

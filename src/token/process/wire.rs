@@ -7,13 +7,15 @@
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::token::task::Told;
-use crate::token::{KeyRef, SignInput, TokenError};
+use crate::token::{Isolation, KeyRef, SignInput, TokenConfig, TokenError};
 
 /// Longest frame, in octets: the largest message that gRPC may be configured to take, four times; and some hundred thousand
 /// objects in a list.
@@ -29,7 +31,41 @@ pub(super) struct Hello {
     pub(super) label: String,
     pub(super) serial: Option<String>,
     pub(super) pin: String,
+    pub(super) pin_refused_file: PathBuf,
     pub(super) role: Role,
+}
+
+impl Hello {
+    /// What a process needs to know of a configuration.
+    pub(super) fn new(config: &TokenConfig, serial: Option<String>, role: Role) -> Self {
+        Self {
+            module: config.module.clone(),
+            label: config.label.clone(),
+            serial,
+            pin: config.pin.expose_secret().to_owned(),
+            pin_refused_file: config.pin_refused_file.clone(),
+            role,
+        }
+    }
+}
+
+impl From<Hello> for TokenConfig {
+    /// The configuration of a process that has the module to itself, and one session to work with.
+    fn from(hello: Hello) -> Self {
+        let Hello { module, label, serial, pin, pin_refused_file, role: _ } = hello;
+        Self {
+            module,
+            label,
+            serial,
+            pin: SecretString::from(pin),
+            pin_refused_file,
+            isolation: Isolation::Thread,
+            program: PathBuf::new(),
+            workers: 1,
+            queue_depth_max: 1,
+            call_timeout: Duration::MAX,
+        }
+    }
 }
 
 /// What a worker is for.

@@ -1,7 +1,7 @@
 //! A worker process: one session with the token, and orders from standard input.
 //!
-//! It climbs no further than a new session. For a new login or a new initialisation of the module it says that it is spent,
-//! and another process starts, so that logins are counted in one place (R14).
+//! It climbs the ladder of recovery by itself, and says so when that has not helped for long: then another process starts in
+//! its place.
 
 use std::io::{self, BufReader, Read};
 use std::os::fd::AsFd as _;
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
-use secrecy::SecretString;
 use serde_bytes::ByteBuf;
 
 use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, receive, send};
-use crate::token::TokenError;
-use crate::token::pkcs11::{Access, Climb, Module, WorkerSession, perform, sign};
+use crate::token::latch::Latch;
+use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use crate::token::task::Ask;
+use crate::token::{TokenConfig, TokenError};
 
 /// How long a worker that was left may take to finalise the module.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -33,8 +33,10 @@ pub fn work_as_process() -> io::Result<()> {
         return Err(io::Error::other("standard input is no socket: `keyward serve` starts its workers itself"));
     }
     harden(&stream)?;
-    let Some(Hello { module, label, serial, pin, role }) = receive(&mut stream)? else { return Ok(()) };
-    let opened = Module::open(&module, &label, serial.as_deref(), SecretString::from(pin), Climb::Spent, false);
+    let Some(hello) = receive::<Hello>(&mut stream)? else { return Ok(()) };
+    let role = hello.role;
+    let config = TokenConfig::from(hello);
+    let opened = Latch::open(&config).and_then(|latch| Module::open(&config, Arc::new(latch), false));
     send(&mut stream, &opened.as_ref().map(Module::identity).map_err(Clone::clone))?;
     let Ok(module) = opened else { return Ok(()) };
     let module = Arc::new(module);
