@@ -34,16 +34,22 @@ struct Client {
 
 #[tokio::test]
 async fn every_algorithm_is_verified_by_every_client_through_rotation_and_revocation() {
-    through_rotation_and_revocation(Module::SoftHsm).await;
+    through_rotation_and_revocation(Installation::bare_on(Module::SoftHsm)).await;
 }
 
 #[tokio::test]
 async fn the_same_with_a_token_of_another_module() {
-    through_rotation_and_revocation(Module::Kryoptic).await;
+    through_rotation_and_revocation(Installation::bare_on(Module::Kryoptic)).await;
 }
 
-async fn through_rotation_and_revocation(module: Module) {
-    let installation = Installation::prepare_on(module).set("limits.manual_rotations_per_day", "1000");
+#[tokio::test]
+async fn the_same_with_several_processes_on_that_token() {
+    let installation = Installation::bare_on(Module::Kryoptic).set("token.isolation", r#""process""#);
+    through_rotation_and_revocation(installation).await;
+}
+
+async fn through_rotation_and_revocation(installation: Installation) {
+    let installation = installation.set("limits.manual_rotations_per_day", "1000").init();
     let server = installation.serve();
     let mut keyward = Clients::connect(&server).await;
     let hour = prost_types::Duration { seconds: 3600, nanos: 0 };

@@ -14,18 +14,24 @@ use cryptoki::context::Pkcs11;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use keyward::domain::{Algorithm, ObjectId};
-use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
+use keyward::token::{Found, Isolation, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
 
 use contract::{fresh_object, input, soon, spec, verify};
-use home::{LABEL, Module, PIN, SO_PIN, alone, config, direct_session, module, runtime, with_token, with_token_on};
+use home::{LABEL, Module, PIN, SO_PIN, alone, alone_on, config, direct_session, module, runtime, with_token};
 
-/// Mounts the contract suite on the modules that have it, one test for each algorithm.
+/// Mounts the contract suite on the modules that have it, on threads and in processes: one test for each algorithm.
 macro_rules! contract_holds {
     ($($test:ident: $algorithm:ident on $modules:expr,)*) => {$(
         #[test]
         fn $test() {
-            with_token_on(&$modules, stringify!($test), |_, token| async move {
-                contract::holds(&token, Algorithm::$algorithm).await;
+            alone_on(&$modules, stringify!($test), |home| {
+                home.provision();
+                runtime().block_on(async {
+                    for isolation in [Isolation::Thread, Isolation::Process] {
+                        let token = Pkcs11Token::open(TokenConfig { isolation, ..config(PIN) }).unwrap();
+                        contract::holds(&token, Algorithm::$algorithm).await;
+                    }
+                });
             });
         }
     )*};
@@ -97,37 +103,52 @@ fn keys_outlive_the_process_that_made_them() {
 #[test]
 fn many_keys_sign_at_once_while_others_are_generated() {
     with_token("many_keys_sign_at_once_while_others_are_generated", |_, token| async move {
-        let token = Arc::new(token);
-        let mut keys = Vec::new();
-        for _ in 0..3 {
-            let object = fresh_object();
-            let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
-            keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public, tenant: None }));
+        many_sign_while_others_are_generated(Arc::new(token)).await;
+    });
+}
+
+/// Several processes on one token: with SoftHSM a directory of files, with Kryoptic a database.
+#[test]
+fn many_keys_sign_at_once_in_processes_while_others_are_generated() {
+    alone("many_keys_sign_at_once_in_processes_while_others_are_generated", |home| {
+        home.provision();
+        runtime().block_on(async {
+            let config = TokenConfig { isolation: Isolation::Process, ..config(PIN) };
+            many_sign_while_others_are_generated(Arc::new(Pkcs11Token::open(config).unwrap())).await;
+        });
+    });
+}
+
+async fn many_sign_while_others_are_generated(token: Arc<Pkcs11Token>) {
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        let object = fresh_object();
+        let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
+        keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public, tenant: None }));
+    }
+    let generating = tokio::spawn({
+        let token = Arc::clone(&token);
+        async move {
+            for _ in 0..3 {
+                token.generate(fresh_object(), spec(Algorithm::RS256)).await.unwrap();
+            }
         }
-        let generating = tokio::spawn({
-            let token = Arc::clone(&token);
-            async move {
-                for _ in 0..3 {
-                    token.generate(fresh_object(), spec(Algorithm::RS256)).await.unwrap();
-                }
+    });
+    // Fewer at once than the queue holds: QueueFull has its own test.
+    let mut signing = tokio::task::JoinSet::new();
+    for number in 0..48 {
+        let (token, key) = (Arc::clone(&token), Arc::clone(&keys[number % keys.len()]));
+        signing.spawn(async move {
+            for round in 0..10 {
+                let message = format!("{number} {round}");
+                let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
+                let signatures = token.sign(&key, inputs, soon()).await.unwrap();
+                verify(Algorithm::ES256, key.public.as_ref(), message.as_bytes(), &signatures[0]).unwrap();
             }
         });
-        // Fewer at once than the queue holds: QueueFull has its own test.
-        let mut signing = tokio::task::JoinSet::new();
-        for number in 0..48 {
-            let (token, key) = (Arc::clone(&token), Arc::clone(&keys[number % keys.len()]));
-            signing.spawn(async move {
-                for round in 0..10 {
-                    let message = format!("{number} {round}");
-                    let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
-                    let signatures = token.sign(&key, inputs, soon()).await.unwrap();
-                    verify(Algorithm::ES256, key.public.as_ref(), message.as_bytes(), &signatures[0]).unwrap();
-                }
-            });
-        }
-        signing.join_all().await;
-        generating.await.unwrap();
-    });
+    }
+    signing.join_all().await;
+    generating.await.unwrap();
 }
 
 #[test]
