@@ -12,6 +12,7 @@ use crate::audit::Keeper;
 use crate::config::{AuditSettings, Config};
 use crate::domain::{Event, ObjectId, PublicKey};
 use crate::jose::BadPublicKey;
+use crate::keyring::reconcile::{self, ReconcileError, Report};
 use crate::keyring::{Attended, ServiceKey, new_object};
 use crate::store::{Guard, LogReader, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
 use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
@@ -36,6 +37,9 @@ pub enum SetupError {
         /// What happened.
         error: std::io::Error,
     },
+    /// Token and store cannot be compared, or must not be changed.
+    #[error(transparent)]
+    Reconcile(#[from] ReconcileError),
     /// The pinned service key is not one.
     #[error("the service key: {0}")]
     ServiceKey(#[from] BadPublicKey),
@@ -176,6 +180,30 @@ pub async fn open(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Opened, S
 pub async fn restore(config: &Config, token: &Arc<Pkcs11Token>, accept: Option<Event>) -> Result<Restored, SetupError> {
     let key = pinned_key(config, Arc::clone(token) as _)?;
     Ok(SqliteStore::restore(&config.store_path, guard(config, &key), accept).await?)
+}
+
+/// Compares the token with what the store accounts for; destroys the named objects, of which `event` tells. The report of what is
+/// left.
+///
+/// # Errors
+/// As [`open`], and if a named object must stay: then nothing was destroyed.
+pub async fn reconcile(
+    config: &Config,
+    token: &Arc<Pkcs11Token>,
+    objects: &[ObjectId],
+    event: &Event,
+) -> Result<Report, SetupError> {
+    let Opened { store, service_key, .. } = open(config, token).await?;
+    let done = async {
+        let report = reconcile::reconcile(&**token, &*store, service_key.object()).await?;
+        match objects {
+            [] => Ok(report),
+            objects => reconcile::destroy(&**token, &*store, report, objects, event).await,
+        }
+    };
+    let done = done.await;
+    store.close().await;
+    Ok(done?)
 }
 
 fn guard(config: &Config, key: &Arc<ServiceKey>) -> Guard {

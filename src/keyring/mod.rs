@@ -2,8 +2,8 @@
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
-//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine` (of tenants), `key_quarantine`, `service_key`, `standing` and `attended` (how the token
-//! is), `health`.
+//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine` (of tenants), `key_quarantine`, `service_key`,
+//! `standing` and `attended` (how the token is), `health`, `reconcile` (the token against the store).
 
 mod attended;
 mod clock;
@@ -18,6 +18,7 @@ mod keys;
 mod locks;
 mod published;
 mod quarantine;
+pub mod reconcile;
 mod rotate;
 mod saml;
 mod service_key;
