@@ -12,7 +12,7 @@ use keyward::config::{CallerSettings, Config};
 use keyward::dev::{self, StateDirectory};
 use keyward::domain::{Caller, Event, Principal, Timestamp};
 use keyward::serve::{self, Addresses, Listeners};
-use keyward::setup;
+use keyward::setup::{self, Opened};
 use keyward::token::Pkcs11Token;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -270,9 +270,9 @@ async fn run(
     serve::raise_open_files_limit(config);
     let listeners = Listeners::bind(config).await?;
     let addresses = listeners.addresses().map_err(|error| error.to_string())?;
-    let (store, service_key) = setup::open(config, &token).await.map_err(text)?;
+    let Opened { token: attended, store, service_key } = setup::open(config, &token).await.map_err(text)?;
     let keeper = setup::open_audit(config, &service_key)?;
-    let keyrings = serve::keyrings(config, addresses, Arc::clone(&token) as _, Arc::clone(&store) as _);
+    let keyrings = serve::keyrings(config, addresses, attended, Arc::clone(&store) as _);
     keyrings.refresh().await.map_err(|error| error.for_log())?;
     if demo {
         dev::create_demo(&keyrings).await.map_err(|error| error.for_log())?;

@@ -12,7 +12,7 @@ use crate::audit::Keeper;
 use crate::config::{AuditSettings, Config};
 use crate::domain::{Event, ObjectId, PublicKey};
 use crate::jose::BadPublicKey;
-use crate::keyring::{ServiceKey, new_object};
+use crate::keyring::{Attended, ServiceKey, new_object};
 use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
 use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenError, TokenKey};
 
@@ -39,6 +39,16 @@ pub enum SetupError {
     /// The pinned service key is not one.
     #[error("the service key: {0}")]
     ServiceKey(#[from] BadPublicKey),
+}
+
+/// What a service runs on.
+pub struct Opened {
+    /// The token, attended from the moment that [`Attended::attend`] runs.
+    pub token: Arc<Attended>,
+    /// The store, which believes what the service key sealed.
+    pub store: Arc<SqliteStore>,
+    /// The service key, on this token.
+    pub service_key: Arc<ServiceKey>,
 }
 
 /// The file that pins the service key. Whoever can change it can make the service believe another key (R15).
@@ -127,12 +137,10 @@ async fn service_key(token: &Arc<Pkcs11Token>, object: ObjectId) -> Result<Publi
 ///
 /// # Errors
 /// Says what is missing, or what does not fit together.
-pub async fn open(
-    config: &Config,
-    token: &Arc<Pkcs11Token>,
-) -> Result<(Arc<SqliteStore>, Arc<ServiceKey>), SetupError> {
-    let key = pinned_key(config, Arc::clone(token) as _)?;
-    let store = SqliteStore::open(&config.store_path, guard(config, &key)).await?;
+pub async fn open(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Opened, SetupError> {
+    let attended = Arc::new(Attended::new(Arc::clone(token) as _));
+    let service_key = pinned_key(config, Arc::clone(&attended) as _)?;
+    let store = SqliteStore::open(&config.store_path, guard(config, &service_key)).await?;
     let binding = store.binding().await?;
     let serial = &token.identity().serial;
     if binding.serial != *serial {
@@ -142,7 +150,7 @@ pub async fn open(
             binding.label, binding.serial
         )));
     }
-    Ok((Arc::new(store), key))
+    Ok(Opened { token: attended, store: Arc::new(store), service_key })
 }
 
 /// Compares the store with what this replica has seen of it; with `accept`, makes it hold as it is.

@@ -63,6 +63,8 @@ fn describe() {
         "When the first revocation list of clients is out of date, since 1970; from then on they are refused"
     );
     describe_gauge!("keyward_ready", "1: this part is well");
+    describe_gauge!("keyward_token_state", "1: the token is in this state");
+    describe_counter!("keyward_token_state_changes_total", "Changes of the token's state, by the state entered");
     describe_gauge!("keyward_tenants_quarantined", "Tenants whose records are not believed");
     describe_gauge!("keyward_audit_writable", "0: the log of calls cannot be written");
     describe_counter!("keyward_audit_events_lost_total", "Calls without a record, as the log could not be written");

@@ -23,7 +23,8 @@ async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warni
     let say = |part: Result<(), String>| part.err().unwrap_or_else(|| "ok".to_owned());
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
-        "checks": {"token": say(health.token), "store": say(health.store), "snapshot": say(health.snapshot)},
+        "checks": {"token": say(health.token().map_err(str::to_owned)), "store": say(health.store), "snapshot": say(health.snapshot)},
+        "token": health.token.map(|token| json!({"state": token.state.word(), "since": token.since.to_string()})),
         "quarantined": health.quarantined,
         "warnings": warnings.all(),
     });

@@ -10,7 +10,7 @@ use super::{Error, Keyrings, Part};
 use crate::domain::{Algorithm, Digest, Family, Keyring, Kid, TenantId, after};
 use crate::jose::{self, Claims};
 use crate::store::TenantRecord;
-use crate::token::{KeyRef, SignInput};
+use crate::token::{KeyRef, SignInput, Token as _};
 
 /// Longest claims set: four times what header limits of common HTTP servers let a bearer JWT be.
 pub const CLAIMS_BYTES_MAX: usize = 64 * 1024;
@@ -165,7 +165,7 @@ impl Keyrings {
             }
             None => {
                 let cause = format!("the first {algorithm} key of tenant {} is still being generated", tenant.id);
-                Error::Unavailable { part: Part::Token, cause }
+                Error::away(Part::Token, cause)
             }
         }
     }
@@ -198,7 +198,7 @@ impl Keyrings {
         let age = self.published.age();
         if age > self.settings.snapshot_max_age {
             let cause = format!("the snapshot is {} ms old", age.as_millis());
-            return Err(Error::Unavailable { part: Part::Snapshot, cause });
+            return Err(Error::away(Part::Snapshot, cause));
         }
         Ok(())
     }
@@ -211,9 +211,7 @@ impl Keyrings {
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
         let deadline = deadline.min(Instant::now() + self.settings.sign_wait_max);
-        // A token that hangs holds no caller: what it answers later is dropped, and the caller's signer with it (R10).
-        let answer = tokio::time::timeout_at(deadline.into(), self.token.sign(key, inputs, deadline)).await;
-        Ok(answer.map_err(|_| Error::DeadlineExceeded)??)
+        Ok(self.token.sign(key, inputs, deadline).await?)
     }
 
     /// R4, and what a JWT of this tenant must say.

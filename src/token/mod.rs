@@ -19,7 +19,7 @@ pub use pkcs11::provision;
 pub use process::work_as_process;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -170,6 +170,14 @@ pub enum TokenError {
     /// value.
     #[error("the token is not available: {0}")]
     Unavailable(String),
+    /// The token was not asked, because it is known to be away: retry later.
+    #[error("the token is down: {problem}")]
+    Down {
+        /// What it last failed with.
+        problem: String,
+        /// After how long it will have been tried again.
+        retry_after: Duration,
+    },
     /// The token refused the PIN: an operator must act, no retry helps (R14).
     #[error(
         "the token refused the PIN, which is not tried again: correct it and restart; if it was right and the token has been \

@@ -9,8 +9,8 @@
 //! - [`Dial`]: how clients connect: TCP, TLS with or without a certificate, a Unix socket.
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
-//! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`token_user`]: somebody else at the installation's token.
+//! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
