@@ -244,7 +244,7 @@ fn check(config: &Config) -> Result<(), Failure> {
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
     let shutdown = runtime.block_on(on_signal())?;
-    let token = open_token(&runtime, config)?;
+    let token = runtime.block_on(setup::open_token(config)).map_err(|error| error.to_string())?;
     runtime.block_on(run(
         config,
         token,
@@ -258,7 +258,8 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     ))
 }
 
-/// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign.
+/// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign, or waits
+/// for its token alone.
 async fn run(
     config: &Config,
     token: Arc<Pkcs11Token>,

@@ -372,6 +372,7 @@ async fn tell_health(mut health: watch::Receiver<Health>) {
             }
             // Their number is far below where a float becomes inexact.
             metrics::gauge!("keyward_tenants_quarantined").set(health.quarantined.len() as f64);
+            metrics::gauge!("keyward_keys_quarantined").set(health.quarantined_keys.len() as f64);
         }
         if health.changed().await.is_err() {
             return;

@@ -13,8 +13,8 @@ use crate::config::{AuditSettings, Config};
 use crate::domain::{Event, ObjectId, PublicKey};
 use crate::jose::BadPublicKey;
 use crate::keyring::{Attended, ServiceKey, new_object};
-use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
-use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenError, TokenKey};
+use crate::store::{Guard, LogReader, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
+use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +131,22 @@ async fn service_key(token: &Arc<Pkcs11Token>, object: ObjectId) -> Result<Publi
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Opens the token that serves the store. One that is away is looked for until it is there: what is published needs no token, and
+/// a service that does not start for want of it would publish nothing. Blocks on the module.
+///
+/// # Errors
+/// Those of the token, if it is there and not as it should be or if there is no store that names it.
+pub async fn open_token(config: &Config) -> Result<Arc<Pkcs11Token>, SetupError> {
+    match Pkcs11Token::open(config.token.clone()) {
+        Err(TokenError::Unavailable(_)) => {}
+        opened => return Ok(Arc::new(opened?)),
+    }
+    // By serial number, so that no other token of this label is taken for it meanwhile.
+    let binding = LogReader::open(&config.store_path).await?.binding().await?;
+    let serial = config.token.serial.clone().or(Some(binding.serial));
+    Ok(Arc::new(Pkcs11Token::attach(TokenConfig { serial, ..config.token.clone() })?))
 }
 
 /// Opens the store, sees that it belongs to the token, and reads the pinned service key.

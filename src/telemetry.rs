@@ -48,6 +48,11 @@ fn describe() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
     describe_counter!("keyward_calls_total", "gRPC calls answered, by method and code");
     describe_histogram!("keyward_call_duration_seconds", "From the header of a gRPC call to the head of its answer");
+    describe_gauge!("keyward_token_queue_requests", "Signing calls that wait for a worker");
+    describe_gauge!("keyward_token_queue_seconds", "What they take of the token's time, by estimate");
+    describe_histogram!("keyward_token_queue_duration_seconds", "How long jobs waited for a worker");
+    describe_histogram!("keyward_token_work_duration_seconds", "How long workers took for a job");
+    describe_counter!("keyward_token_refused_total", "Signing calls refused because others wait, and why");
     describe_gauge!("keyward_connections", "Connections of a listener");
     describe_counter!("keyward_connections_refused_total", "Connections given up because all places were taken");
     describe_counter!(
@@ -66,6 +71,7 @@ fn describe() {
     describe_gauge!("keyward_token_state", "1: the token is in this state");
     describe_counter!("keyward_token_state_changes_total", "Changes of the token's state, by the state entered");
     describe_gauge!("keyward_tenants_quarantined", "Tenants whose records are not believed");
+    describe_gauge!("keyward_keys_quarantined", "Current keys that sign no more, as a signature did not verify");
     describe_gauge!("keyward_audit_writable", "0: the log of calls cannot be written");
     describe_counter!("keyward_audit_events_lost_total", "Calls without a record, as the log could not be written");
     describe_counter!(

@@ -110,6 +110,7 @@ fn all_problems_are_told_at_once_each_with_its_key() {
         .set("token.pin_file", "\"nothing\"")
         .set("token.workers", "0")
         .set("token.queue_depth_max", "\"many\"")
+        .set("token.queue_wait_max_ms", "0")
         .set("signing.rsa_bits", "1024")
         .set("signing.verify_share", "1.5")
         .set("limits.manual_rotations_per_day", "-1")
@@ -125,6 +126,7 @@ fn all_problems_are_told_at_once_each_with_its_key() {
         "token.pin_file cannot be read",
         "token.workers must be a whole number from 1",
         "token.queue_depth_max must be",
+        "token.queue_wait_max_ms must be",
         "signing.rsa_bits must be",
         "signing.verify_share must be a number from 0 to 1",
         "limits.manual_rotations_per_day must be",

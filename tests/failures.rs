@@ -288,6 +288,43 @@ async fn the_jwks_is_served_with_the_token_gone_and_signing_comes_back_with_it()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_starts_while_its_token_is_away_and_signs_when_it_comes() {
+    for isolation in ["thread", "process"] {
+        let mut stand = Stand::new().await;
+        let (kids, jwks) = (stand.sign().await.expect("signed"), stand.jwks());
+        let Stand { server, installation, issuer, .. } = stand;
+        assert!(server.terminate().success());
+        let installation = installation.set("token.isolation", &format!("{isolation:?}"));
+        let path = installation.token_dir();
+        fs::rename(&path, moved(&path)).expect("the token is moved away");
+
+        let server = installation.serve();
+        let clients = Clients::connect(&server).await;
+        stand = Stand { server, clients, issuer, installation };
+        stand.readyz_tells(Some("token"));
+        assert_eq!(stand.jwks(), jwks, "what is published needs no token");
+        let status = stand.sign().await.expect_err("signing without a token");
+        stand.unavailable("TOKEN_UNAVAILABLE", &status);
+
+        fs::rename(moved(&path), &path).expect("the token is put back");
+        let deadline = Instant::now() + RECOVERY_MAX;
+        let after = loop {
+            match stand.sign().await {
+                Ok(after) => break after,
+                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{isolation}: the token is there for {RECOVERY_MAX:?}, nothing is signed"
+            );
+            tokio::time::sleep(POLL).await;
+        };
+        assert_eq!(after, kids, "other keys than before");
+        stand.rotate().await.expect("keys are generated");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_the_store_does_not_confirm_is_served_and_not_signed_from() {
     let mut stand = Stand::new().await;
     let watch = Watch::begin(&stand.server);

@@ -45,6 +45,7 @@ fuzz_target!(|text: &str| -> Corpus {
             );
             assert!((1..=256).contains(&config.token.workers));
             assert!((1..=65_536).contains(&config.token.queue_depth_max));
+            assert!((1..=60_000).contains(&config.token.queue_wait_max.as_millis()));
             assert!((0.0..=1.0).contains(&config.verify_share));
         }
         Err(problems) => {

@@ -21,6 +21,7 @@ impl Reader {
             program: PathBuf::from(THIS_PROGRAM),
             workers: self.number("token.workers", 2, 1..=256),
             queue_depth_max: self.number("token.queue_depth_max", 256, 1..=65_536),
+            queue_wait_max: Duration::from_millis(self.number("token.queue_wait_max_ms", 100, 1..=60_000)),
             call_timeout: Duration::from_millis(self.number("token.call_timeout_ms", 2000, 100..=600_000)),
         }
     }

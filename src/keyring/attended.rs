@@ -117,7 +117,7 @@ impl Attended {
             Ok(()) => self.see(Seen::CanarySigned),
             Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
             // It was not asked, or is so busy with others that the canary waits: a token at work.
-            Err(TokenError::QueueFull) => {}
+            Err(TokenError::QueueFull { .. }) => {}
             Err(TokenError::Late) if self.has_signed_since(asked) => {}
             Err(TokenError::Late) => {
                 self.see(Seen::CanaryFailed(format!("no answer within {} s", CANARY_WAIT_MAX.as_secs())));
@@ -136,7 +136,7 @@ impl Attended {
         match answer {
             Ok(_)
             // Of a queue and of the request, not of the token.
-            | Err(TokenError::QueueFull | TokenError::Late | TokenError::Down { .. } | TokenError::Unsupported(_)) => {}
+            | Err(TokenError::QueueFull { .. } | TokenError::Late | TokenError::Down { .. } | TokenError::Unsupported(_)) => {}
             Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
             Err(error @ (TokenError::Unavailable(_) | TokenError::Mismatch(_))) => self.suspect(error.to_string()),
         }

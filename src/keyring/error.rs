@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::domain::{InvalidPolicy, Tenant, TenantId, Timestamp};
+use crate::domain::{InvalidPolicy, Tenant, TenantId, Timestamp, after};
 use crate::store::StoreError;
 use crate::token::TokenError;
 
@@ -166,11 +166,11 @@ impl Error {
 impl From<TokenError> for Error {
     fn from(error: TokenError) -> Self {
         match error {
-            TokenError::QueueFull => Self::Limit {
+            TokenError::QueueFull { retry_after } => Self::Limit {
                 reason: "TOKEN_QUEUE_FULL",
                 message: "more signatures are asked for than the token makes; retry with a pause".to_owned(),
                 limit: None,
-                retry_time: None,
+                retry_time: Some(after(Timestamp::now(), retry_after)),
             },
             TokenError::Late => Self::DeadlineExceeded,
             TokenError::Unavailable(cause) => Self::away(Part::Token, cause),

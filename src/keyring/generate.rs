@@ -33,7 +33,7 @@ impl Keyrings {
         let spec = KeySpec { algorithm, rsa_bits: self.settings.rsa_bits };
         let key = bounded(self.token.generate(object, spec)).await.inspect_err(|error| match error {
             // The token was not asked: the intent is as fresh as before.
-            TokenError::QueueFull | TokenError::Late | TokenError::Down { .. } | TokenError::PinRefused => {
+            TokenError::QueueFull { .. } | TokenError::Late | TokenError::Down { .. } | TokenError::PinRefused => {
                 self.lock_claims().fresh.insert(object);
             }
             TokenError::Unavailable(_) | TokenError::Unsupported(_) | TokenError::Mismatch(_) => {}

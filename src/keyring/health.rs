@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Keyrings, TokenHealth, TokenState};
+use super::{Keyrings, QuarantinedKey, TokenHealth, TokenState};
 use crate::store::StoreError;
 
 /// How often the store is probed: an orchestrator asks about as often.
@@ -27,6 +27,8 @@ pub struct Health {
     /// Tenants for which nothing is signed or published, because their records are not to be believed, and why. The others'
     /// service goes on, so this alone makes nobody unready.
     pub quarantined: BTreeMap<String, String>,
+    /// Current keys that sign no more, because a signature did not verify (R11). It makes nobody unready either.
+    pub quarantined_keys: Vec<QuarantinedKey>,
 }
 
 impl Health {
@@ -34,7 +36,13 @@ impl Health {
     #[must_use]
     pub fn unknown() -> Self {
         let unknown = || Err("not probed yet".to_owned());
-        Self { token: None, store: unknown(), snapshot: unknown(), quarantined: BTreeMap::new() }
+        Self {
+            token: None,
+            store: unknown(),
+            snapshot: unknown(),
+            quarantined: BTreeMap::new(),
+            quarantined_keys: Vec::new(),
+        }
     }
 
     /// Whether the token is asked for signatures; else what is wrong with it.
@@ -74,12 +82,14 @@ impl Keyrings {
                 () = shutdown.cancelled() => return,
                 _ = ticks.tick() => store = self.probe_store().await,
                 _ = token.changed() => {}
+                () = self.key_quarantine.changed.notified() => {}
             }
             let health = Health {
                 token: token.borrow_and_update().clone(),
                 store: store.clone(),
                 snapshot: self.probe_snapshot(),
                 quarantined: self.quarantine.list(),
+                quarantined_keys: self.key_quarantine.list(&self.snapshot()),
             };
             tell.send_if_modified(|told| {
                 let changed = *told != health;

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
-//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine`, `service_key`, `standing` and `attended` (how the token
+//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine` (of tenants), `key_quarantine`, `service_key`, `standing` and `attended` (how the token
 //! is), `health`.
 
 mod attended;
@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod generate;
 mod health;
+mod key_quarantine;
 mod keys;
 mod locks;
 mod published;
@@ -37,6 +38,7 @@ pub use attended::{Attended, TokenHealth};
 pub use clock::Clock;
 pub use error::{Error, Part, Violation};
 pub use health::Health;
+pub use key_quarantine::QuarantinedKey;
 pub use keys::{KeyPage, ListKeys, Listed, ListedState};
 pub use rotate::{RotateKeys, Rotated};
 pub use service_key::ServiceKey;
@@ -60,6 +62,7 @@ pub struct Keyrings {
     settings: Settings,
     published: Published,
     quarantine: quarantine::Quarantine,
+    key_quarantine: key_quarantine::KeyQuarantine,
     /// Whether every record was read once.
     loaded: AtomicBool,
     sampling: sign::Sampling,
@@ -104,6 +107,7 @@ impl Keyrings {
         Self {
             published: Published::new(settings.base_url.clone()),
             quarantine: quarantine::Quarantine::default(),
+            key_quarantine: key_quarantine::KeyQuarantine::default(),
             loaded: AtomicBool::new(false),
             sampling: sign::Sampling::new(settings.verify_share),
             locks: locks::Locks::default(),

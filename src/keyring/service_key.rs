@@ -79,7 +79,7 @@ impl ServiceKey {
         loop {
             let inputs = messages.iter().map(|message| token_input(Self::ALGORITHM, message.clone())).collect();
             match self.token.sign(&self.key, inputs, deadline).await {
-                Err(TokenError::QueueFull) => tokio::time::sleep(QUEUE_PAUSE).await,
+                Err(TokenError::QueueFull { .. }) => tokio::time::sleep(QUEUE_PAUSE).await,
                 answer => return answer,
             }
         }

@@ -113,7 +113,8 @@ impl Keyrings {
     /// Signs inputs with one key, in order: all or nothing. `field` names the inputs in errors. ECDSA signatures are r || s.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for the tenant, [`Error::Precondition`] when `choice.kid` is not the current key,
+    /// [`Error::NotFound`] for the tenant, [`Error::Precondition`] when `choice.kid` is not the current key or the current key
+    /// is in quarantine,
     /// [`Error::Invalid`] for inputs, [`Error::Limit`], [`Error::Unavailable`] and [`Error::DeadlineExceeded`] for the
     /// token, [`Error::Internal`] for a signature that does not verify.
     pub async fn sign(
@@ -176,6 +177,7 @@ impl Keyrings {
         inputs: Vec<SignInput>,
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
+        self.check_key(&signer.kid)?;
         let verifier = signer.verifier.as_ref().filter(|_| self.sampling.wants(signer.key.algorithm));
         let checked = verifier.map(|verifier| (verifier, inputs.clone()));
         let signatures = self.ask_token(&signer.key, inputs, deadline).await?;
@@ -185,11 +187,14 @@ impl Keyrings {
                 SignInput::Message(message) => verifier.verify(message, signature),
             });
             if !right || signatures.len() != inputs.len() {
+                self.quarantine_key(signer);
                 let cause =
                     format!("the token's signature with key {} does not verify; it was not released", signer.kid);
                 return Err(Error::Internal(cause));
             }
         }
+        // Another call may have found out in between, and not every signature is verified.
+        self.check_key(&signer.kid)?;
         Ok(signatures)
     }
 

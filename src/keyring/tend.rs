@@ -65,6 +65,9 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                 }
             }
         }
+        if let Err(error) = keyrings.record_quarantined_keys().await {
+            tracing::warn!(error = error.for_log(), "a key in quarantine is not in the administration log yet");
+        }
         if keyrings.token.is_down() {
             // Each step wants a seal, and with it the token.
             continue;

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::latch::Latch;
 use super::process::Processes;
-use super::queue::{Queue, SignJob};
+use super::queue::{Limits, Queue, Signatures};
 use super::task::{Ask, Task, Told};
 use super::threads::Threads;
 use super::{
@@ -19,6 +19,9 @@ use crate::domain::{Algorithm, ObjectId};
 /// Most administrative tasks that wait: what every replica's loops can ask for at once, and few enough that the last of
 /// them, behind as many RSA key pairs, is still done within minutes.
 const ADMINISTRATION_QUEUE_MAX: usize = 64;
+
+/// When to ask again for administration where too much of it waits: about what an RSA key pair takes.
+const ADMINISTRATION_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the token is and how it is used.
 #[derive(Clone, Debug)]
@@ -39,8 +42,10 @@ pub struct TokenConfig {
     pub program: PathBuf,
     /// Signing threads or processes, each with a session of its own; at least one.
     pub workers: usize,
-    /// Most signing jobs that wait for a worker; at least one.
+    /// Most requests for signatures that wait for a worker; at least one.
     pub queue_depth_max: usize,
+    /// How long what waits may take the workers, by estimate.
+    pub queue_wait_max: Duration,
     /// How long a call into the module may take before its process counts as hung. Without effect on threads, which
     /// nobody can end.
     pub call_timeout: Duration,
@@ -106,7 +111,11 @@ impl Pkcs11Token {
     }
 
     fn start(config: TokenConfig, may_come_later: bool) -> Result<Self, TokenError> {
-        let queue = Arc::new(Queue::new(config.queue_depth_max.max(1)));
+        let queue = Arc::new(Queue::new(Limits {
+            depth_max: config.queue_depth_max.max(1),
+            wait_max: config.queue_wait_max,
+            workers: config.workers.max(1),
+        }));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
         let latch = Arc::new(Latch::open(&config)?);
         let workers = match config.isolation {
@@ -156,7 +165,9 @@ impl Pkcs11Token {
         let tasks = self.tasks.read().expect(NO_PANIC).clone();
         match tasks.map(|tasks| tasks.try_send(Task { ask, answer })) {
             Some(Ok(())) => {}
-            Some(Err(mpsc::error::TrySendError::Full(_))) => return Err(TokenError::QueueFull),
+            Some(Err(mpsc::error::TrySendError::Full(_))) => {
+                return Err(TokenError::QueueFull { retry_after: ADMINISTRATION_PAUSE });
+            }
             Some(Err(mpsc::error::TrySendError::Closed(_))) | None => return Err(gone()),
         }
         answered.await.unwrap_or_else(|_| Err(gone()))
@@ -185,9 +196,17 @@ impl Token for Pkcs11Token {
         inputs: Vec<SignInput>,
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, TokenError> {
-        let (answer, answered) = oneshot::channel();
-        self.queue.push(SignJob::new(key, inputs, deadline, answer))?;
-        answered.await.unwrap_or_else(|_| Err(gone()))
+        let count = inputs.len();
+        let mut answers = self.queue.push(key, inputs, deadline)?;
+        if answers.len() == 1 {
+            return signed(answers.remove(0)).await;
+        }
+        // Whoever is no longer waited for is not signed for: the rest, when one fails, and all when the caller leaves.
+        let mut signatures = Vec::with_capacity(count);
+        for answer in answers {
+            signatures.extend(signed(answer).await?);
+        }
+        Ok(signatures)
     }
 
     async fn destroy(&self, object: ObjectId) -> Result<(), TokenError> {
@@ -225,6 +244,10 @@ impl std::fmt::Debug for Pkcs11Token {
 }
 
 const NO_PANIC: &str = "nothing panics while it holds the tasks";
+
+async fn signed(answer: oneshot::Receiver<Signatures>) -> Signatures {
+    answer.await.unwrap_or_else(|_| Err(gone()))
+}
 
 /// An answer to another question: a bug, or a worker that cannot be believed.
 fn confused(told: &Told) -> TokenError {

@@ -272,6 +272,7 @@ mod tests {
             program: "/program".into(),
             workers: 1,
             queue_depth_max: 1,
+            queue_wait_max: Duration::ZERO,
             call_timeout: Duration::from_secs(1),
         }
     }

@@ -160,9 +160,12 @@ pub struct TokenIdentity {
 /// Why the token did not do it. The texts are for the log and the operator; callers are told in their own words (R12).
 #[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum TokenError {
-    /// More is waiting than the queue may hold: the caller retries later (R13).
+    /// More is waiting than the queue may hold, or than can be done by the deadline: the caller retries later (R13).
     #[error("the token's queue is full")]
-    QueueFull,
+    QueueFull {
+        /// When what waits now will have been done, by estimate.
+        retry_after: Duration,
+    },
     /// The deadline passed before the token was asked, or in the middle of a batch: there are no signatures.
     #[error("the deadline passed while the job was waiting")]
     Late,

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -82,7 +83,11 @@ impl Threads {
 fn work(queue: &Queue, mut session: WorkerSession) {
     while let Some(job) = queue.wait() {
         let SignJob { key, inputs, deadline, .. } = &job;
+        let begun = Instant::now();
         let signatures = sign(&mut session, key, inputs, *deadline);
+        if signatures.is_ok() {
+            queue.worked(&job, begun.elapsed());
+        }
         queue::answer(job, signatures);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
@@ -323,7 +323,7 @@ impl Token for Outside {
     async fn generate(&self, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
         match self.ask(Call::Generate(object, spec.algorithm)).await {
             Answer::Key(key) => Ok(key),
-            Answer::NotAsked => Err(TokenError::QueueFull),
+            Answer::NotAsked => Err(TokenError::QueueFull { retry_after: Duration::from_secs(1) }),
             _ => Err(away()),
         }
     }

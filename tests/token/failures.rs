@@ -24,8 +24,10 @@ fn a_full_queue_says_so_at_once() {
             // The first keeps the only worker busy for a second or so; of the others one waits.
             let sign = |count| token.sign(&key, vec![input(Algorithm::RS256, b"work"); count], soon());
             let (long, a, b, c) = tokio::join!(sign(2000), sign(1), sign(1), sign(1));
-            let full =
-                [&long, &a, &b, &c].into_iter().filter(|done| matches!(done, Err(TokenError::QueueFull))).count();
+            let full = [&long, &a, &b, &c]
+                .into_iter()
+                .filter(|done| matches!(done, Err(TokenError::QueueFull { .. })))
+                .count();
             assert!((2..=3).contains(&full), "{full} of 4 were refused: {a:?} {b:?} {c:?}");
             token.sign(&key, vec![input(Algorithm::RS256, b"room again")], soon()).await.unwrap();
         });
@@ -33,8 +35,8 @@ fn a_full_queue_says_so_at_once() {
 }
 
 #[test]
-fn a_job_that_waited_too_long_is_not_signed() {
-    alone("failures::a_job_that_waited_too_long_is_not_signed", |home| {
+fn a_job_that_would_wait_too_long_is_refused_at_once() {
+    alone("failures::a_job_that_would_wait_too_long_is_refused_at_once", |home| {
         home.provision();
         let token = Pkcs11Token::open(TokenConfig { workers: 1, ..config(PIN) }).unwrap();
         runtime().block_on(async {
@@ -44,10 +46,37 @@ fn a_job_that_waited_too_long_is_not_signed() {
             let deadline = Instant::now() + Duration::from_millis(5);
             let waiting = token.sign(&key, vec![input(Algorithm::RS256, b"late")], deadline);
             let (long, waiting) = tokio::join!(long, waiting);
-            long.unwrap();
-            assert!(matches!(waiting, Err(TokenError::Late)), "{waiting:?}");
+            assert_eq!(long.unwrap().len(), 500);
+            let Err(TokenError::QueueFull { retry_after }) = waiting else { panic!("{waiting:?}") };
+            assert!(retry_after > Duration::from_millis(5), "{retry_after:?}");
         });
     });
+}
+
+#[test]
+fn a_batch_is_signed_by_all_workers_in_order_and_lets_others_in_between() {
+    with_token(
+        "failures::a_batch_is_signed_by_all_workers_in_order_and_lets_others_in_between",
+        |_, token| async move {
+            let key = new_key(&token, Algorithm::RS256).await;
+            let other = KeyRef { tenant: Some("other".parse().unwrap()), ..copy(&key) };
+            let messages: Vec<Vec<u8>> = (0..400_u16).map(|number| number.to_be_bytes().to_vec()).collect();
+            let inputs = messages.iter().map(|message| input(Algorithm::RS256, message)).collect();
+            let batch = token.sign(&key, inputs, soon());
+            let one = async {
+                let signatures = token.sign(&Arc::new(other), vec![input(Algorithm::RS256, b"one")], soon()).await;
+                (signatures, Instant::now())
+            };
+            let (batch, (one, one_done)) = tokio::join!(async { (batch.await, Instant::now()) }, one);
+            let (signatures, batch_done) = (batch.0.unwrap(), batch.1);
+            assert_eq!(signatures.len(), messages.len());
+            for (message, signature) in messages.iter().zip(&signatures) {
+                verify(key.algorithm, key.public.as_ref(), message, signature).unwrap();
+            }
+            one.unwrap();
+            assert!(one_done < batch_done, "one signature waited for all of a batch");
+        },
+    );
 }
 
 #[test]
@@ -164,6 +193,11 @@ async fn new_key(token: &dyn Token, algorithm: Algorithm) -> Arc<KeyRef> {
     let object = fresh_object();
     let public = token.generate(object, spec(algorithm)).await.unwrap().public;
     Arc::new(KeyRef { object, algorithm, public, tenant: None })
+}
+
+fn copy(key: &KeyRef) -> KeyRef {
+    let KeyRef { object, algorithm, public, tenant } = key;
+    KeyRef { object: *object, algorithm: *algorithm, public: public.clone(), tenant: tenant.clone() }
 }
 
 async fn sign(token: &dyn Token, key: &Arc<KeyRef>) -> Result<(), TokenError> {

@@ -183,6 +183,7 @@ pub(crate) fn config(pin: &str) -> TokenConfig {
         pin: pin.into(),
         workers: 2,
         queue_depth_max: 64,
+        queue_wait_max: std::time::Duration::from_secs(30),
         isolation: Isolation::Thread,
         program: env!("CARGO_BIN_EXE_keyward").into(),
         call_timeout: std::time::Duration::from_secs(5),

@@ -63,6 +63,7 @@ impl From<Hello> for TokenConfig {
             program: PathBuf::new(),
             workers: 1,
             queue_depth_max: 1,
+            queue_wait_max: Duration::ZERO,
             call_timeout: Duration::MAX,
         }
     }

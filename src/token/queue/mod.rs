@@ -1,0 +1,278 @@
+//! Signing jobs that wait for a worker: fair between tenants, bounded, and refused early.
+
+mod costs;
+mod lines;
+#[cfg(test)]
+mod properties;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use event_listener::{Event, Listener as _, listener};
+use metrics::{counter, gauge, histogram};
+use tokio::sync::oneshot;
+
+use super::{KeyRef, SignInput, TokenError};
+use costs::Costs;
+use lines::{Because, Lines, Refused, Taken};
+
+/// How long one job may hold a worker, by estimate: a batch is cut into such jobs, and between them others have their turns. Some
+/// hundred times what handing over costs, and not much more than one signature of a large RSA key.
+const JOB_COST_MAX: Duration = Duration::from_millis(5);
+
+/// Least pause that a caller is asked for: shorter is not told apart from at once.
+const RETRY_AFTER_MIN: Duration = Duration::from_millis(1);
+
+/// Inputs that wait for a worker.
+#[derive(Debug)]
+pub(super) struct SignJob {
+    pub(super) key: Arc<KeyRef>,
+    pub(super) inputs: Vec<SignInput>,
+    pub(super) deadline: Instant,
+    /// The token time that it will take, by estimate.
+    pub(super) cost: Duration,
+    /// When it came.
+    pub(super) pushed: Instant,
+    /// Whether a worker had it that could not do it.
+    pub(super) given_away: bool,
+    pub(super) answer: Answer,
+}
+
+/// Where the signatures of a job's inputs go, in order.
+pub(super) type Answer = oneshot::Sender<Signatures>;
+
+/// What became of a job.
+pub(super) type Signatures = Result<Vec<Vec<u8>>, TokenError>;
+
+/// How much may wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Most requests of tenants, and as many of the service's own.
+    pub(super) depth_max: usize,
+    /// How long what waits may take, by estimate.
+    pub(super) wait_max: Duration,
+    /// How many work at the same time.
+    pub(super) workers: usize,
+}
+
+/// The jobs, for workers that are threads or tasks.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    costs: Costs,
+    wait_max: Duration,
+    /// A job has come, or the queue was closed.
+    changed: Event,
+}
+
+struct Waiting {
+    lines: Lines,
+    /// Why nothing is taken on: the queue is closed, or nobody works at the moment.
+    refusing: Option<TokenError>,
+    closed: bool,
+}
+
+impl Queue {
+    pub(super) fn new(limits: Limits) -> Self {
+        let waiting = Waiting { lines: Lines::new(limits), refusing: None, closed: false };
+        Self { waiting: Mutex::new(waiting), costs: Costs::new(), wait_max: limits.wait_max, changed: Event::new() }
+    }
+
+    /// Takes a request on, or says at once why not (R13). It is cut into jobs; each is answered for itself, in order.
+    pub(super) fn push(
+        &self,
+        key: &Arc<KeyRef>,
+        inputs: Vec<SignInput>,
+        deadline: Instant,
+    ) -> Result<Vec<oneshot::Receiver<Signatures>>, TokenError> {
+        let now = Instant::now();
+        let (jobs, answers) = self.cut(key, inputs, deadline, now);
+        let displaced = self.lock().admit(jobs, now)?;
+        // Additional: one who was called for the job before is not enough for this one, too.
+        self.changed.notify_additional(answers.len());
+        for job in displaced {
+            answer(job, Err(refused(Because::Displaced, self.wait_max)));
+        }
+        Ok(answers)
+    }
+
+    /// Gives back a job that a worker had taken and not begun: it is the next of its line.
+    pub(super) fn put_back(&self, job: SignJob) {
+        let mut waiting = self.lock();
+        match waiting.refusing.clone() {
+            Some(reason) => {
+                drop(waiting);
+                answer(job, Err(reason));
+            }
+            None => {
+                waiting.lines.put_back(job);
+                drop(waiting);
+                self.changed.notify_additional(1);
+            }
+        }
+    }
+
+    /// The next job, if one waits.
+    pub(super) fn try_next(&self) -> Option<SignJob> {
+        let now = Instant::now();
+        let Taken { job, late } = self.lock().take(now);
+        for late in late {
+            answer(late, Err(TokenError::Late));
+        }
+        if let Some(job) = &job {
+            let waited = now.saturating_duration_since(job.pushed);
+            histogram!("keyward_token_queue_duration_seconds").record(waited.as_secs_f64());
+        }
+        job
+    }
+
+    /// The next job; `None` once the queue is closed. Blocks.
+    pub(super) fn wait(&self) -> Option<SignJob> {
+        loop {
+            // Whoever finds work need not be called.
+            if let Some(ended) = self.poll() {
+                return ended;
+            }
+            listener!(self.changed => changed);
+            match self.poll() {
+                Some(ended) => return ended,
+                None => changed.wait(),
+            }
+        }
+    }
+
+    /// [`Queue::wait`] for tasks. Loses nothing when it is dropped.
+    pub(super) async fn next(&self) -> Option<SignJob> {
+        loop {
+            if let Some(ended) = self.poll() {
+                return ended;
+            }
+            listener!(self.changed => changed);
+            match self.poll() {
+                Some(ended) => return ended,
+                None => changed.await,
+            }
+        }
+    }
+
+    /// A worker has done a job in so much of the token's time: what others will take is estimated by it.
+    pub(super) fn worked(&self, job: &SignJob, took: Duration) {
+        self.costs.learn(&job.key, job.inputs.len(), took);
+        histogram!("keyward_token_work_duration_seconds", "algorithm" => job.key.algorithm.name())
+            .record(took.as_secs_f64());
+    }
+
+    /// Nobody works: what waits and what comes is answered with `reason`, until [`Queue::resume`].
+    pub(super) fn refuse(&self, reason: &TokenError) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let jobs = waiting.refuse(reason);
+        drop(waiting);
+        answer_all(jobs, reason);
+    }
+
+    /// Somebody works again.
+    pub(super) fn resume(&self) {
+        let mut waiting = self.lock();
+        if !waiting.closed {
+            waiting.refusing = None;
+        }
+    }
+
+    /// Answers what waits, and ends the workers.
+    pub(super) fn close(&self) {
+        let mut waiting = self.lock();
+        waiting.closed = true;
+        let jobs = waiting.refuse(&super::gone());
+        drop(waiting);
+        answer_all(jobs, &super::gone());
+        self.changed.notify(usize::MAX);
+    }
+
+    /// A job, or the end; `None` if there is neither.
+    fn poll(&self) -> Option<Option<SignJob>> {
+        match self.try_next() {
+            Some(job) => Some(Some(job)),
+            None if self.lock().closed => Some(None),
+            None => None,
+        }
+    }
+
+    /// Jobs of at most [`JOB_COST_MAX`], and where they are answered.
+    fn cut(
+        &self,
+        key: &Arc<KeyRef>,
+        inputs: Vec<SignInput>,
+        deadline: Instant,
+        pushed: Instant,
+    ) -> (Vec<SignJob>, Vec<oneshot::Receiver<Signatures>>) {
+        let each = self.costs.of(key);
+        let at_once = usize::try_from(JOB_COST_MAX.as_nanos() / each.as_nanos()).unwrap_or(usize::MAX).max(1);
+        let mut inputs = inputs.into_iter();
+        let job = || {
+            let inputs: Vec<_> = inputs.by_ref().take(at_once).collect();
+            let cost = each.saturating_mul(u32::try_from(inputs.len()).unwrap_or(u32::MAX));
+            let (answer, answered) = oneshot::channel();
+            let key = Arc::clone(key);
+            let job = SignJob { key, inputs, deadline, cost, pushed, given_away: false, answer };
+            (!job.inputs.is_empty()).then_some((job, answered))
+        };
+        std::iter::from_fn(job).unzip()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("nothing panics while it holds the queue")
+    }
+}
+
+impl Waiting {
+    fn admit(&mut self, jobs: Vec<SignJob>, now: Instant) -> Result<Vec<SignJob>, TokenError> {
+        if let Some(reason) = &self.refusing {
+            return Err(reason.clone());
+        }
+        let displaced =
+            self.lines.admit(jobs, now).map_err(|Refused { because, retry_after }| refused(because, retry_after))?;
+        self.tell();
+        Ok(displaced)
+    }
+
+    fn take(&mut self, now: Instant) -> Taken {
+        let taken = self.lines.take(now);
+        self.tell();
+        taken
+    }
+
+    #[must_use]
+    fn refuse(&mut self, reason: &TokenError) -> Vec<SignJob> {
+        self.refusing = Some(reason.clone());
+        let jobs = self.lines.drain();
+        self.tell();
+        jobs
+    }
+
+    /// Under the lock, so that the latest is told last.
+    fn tell(&self) {
+        let (requests, time) = self.lines.waiting();
+        #[expect(clippy::cast_precision_loss, reason = "the bounds are far below 2^52")]
+        gauge!("keyward_token_queue_requests").set(requests as f64);
+        gauge!("keyward_token_queue_seconds").set(time.as_secs_f64());
+    }
+}
+
+/// Answers a job; a caller that has left needs no answer.
+pub(super) fn answer(job: SignJob, signatures: Signatures) {
+    let _ = job.answer.send(signatures);
+}
+
+fn answer_all(jobs: Vec<SignJob>, reason: &TokenError) {
+    for job in jobs {
+        answer(job, Err(reason.clone()));
+    }
+}
+
+/// Counts a refusal, and says when to come again.
+fn refused(because: Because, retry_after: Duration) -> TokenError {
+    counter!("keyward_token_refused_total", "reason" => because.name()).increment(1);
+    TokenError::QueueFull { retry_after: retry_after.max(RETRY_AFTER_MIN) }
+}
