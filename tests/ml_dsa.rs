@@ -134,6 +134,9 @@ async fn only_tenants_that_ask_for_it_publish_it() {
     };
     assert_eq!(types(&plain), ["EC", "RSA"].map(ToOwned::to_owned).into());
     assert_eq!(types(&mixed), ["AKP", "EC"].map(ToOwned::to_owned).into());
+    // A key of type AKP has its `alg` as a member of its own; there is no second one beside it.
+    let text = String::from_utf8(http::get(&server.jwks_uri("mixed")).body).expect("text");
+    assert_eq!(text.matches(r#""alg":"#).count(), mixed.keys().len(), "{text}");
 
     let (mut python, mut jose) =
         (Interpreter::start(tools::python("verify.py")), Interpreter::start(tools::node("verify.mjs")));

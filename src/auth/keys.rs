@@ -77,7 +77,7 @@ impl TrustedKeys {
         match (keys.is_empty(), problems.first()) {
             (false, _) => Ok((Self(keys), problems)),
             (true, Some(problem)) => Err(format!("has a bad key and no good one: {problem}")),
-            (true, None) => Err("must hold a public key for signatures (RSA, EC or Ed25519)".to_owned()),
+            (true, None) => Err("must hold a public key for signatures (RSA, EC, Ed25519 or ML-DSA)".to_owned()),
         }
     }
 
@@ -196,7 +196,7 @@ mod tests {
             with("use", json!("enc")),
             with("key_ops", json!(["deriveKey"])),
             with("alg", json!("ECDH-ES")),
-            json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"}),
+            json!({"kty": "AKP", "alg": "FALCON-512", "pub": "AAAA"}),
         ];
         assert!(parse(&others).unwrap_err().contains("must hold a public key"));
         assert_eq!(parse(&[&others[..], &[ec()]].concat()).unwrap().0.len(), 1);
