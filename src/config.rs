@@ -42,6 +42,8 @@ pub struct Config {
     pub management: Option<ManagementSettings>,
     /// The token.
     pub token: TokenConfig,
+    /// Whether a start tells how token and store differ.
+    pub reconcile_at_start: bool,
     /// The SQLite file.
     pub store_path: PathBuf,
     /// The file in which this replica remembers what it has seen of the store.
@@ -97,6 +99,7 @@ impl Config {
             ops_listen: reader.address("ops.listen", "127.0.0.1:9090"),
             management: reader.management(),
             token: reader.token(),
+            reconcile_at_start: reader.flag("token.reconcile_at_start", true),
             store_path: reader.required_path("store.path"),
             store_witness_path: reader.path("store.witness_file", "store-witness.jsonl"),
             service_key_path: reader.service_key_path(),

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use keyward::config::{CallerSettings, Config};
 use keyward::dev::{self, StateDirectory};
-use keyward::domain::{Caller, Event, Principal, Timestamp};
+use keyward::domain::{Caller, Principal};
 use keyward::serve::{self, Addresses, Listeners};
-use keyward::setup;
+use keyward::setup::{self, Opened};
 use keyward::token::Pkcs11Token;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,8 +26,12 @@ macro_rules! say {
     };
 }
 
+#[path = "main/accept.rs"]
+mod accept;
 #[path = "main/audit.rs"]
 mod audit;
+#[path = "main/reconcile.rs"]
+mod reconcile;
 
 /// Signing keys on a PKCS#11 token: issuers sign over gRPC, verifiers fetch the JWKS.
 #[derive(Parser)]
@@ -63,6 +67,11 @@ enum Command {
         #[arg(long)]
         confirm: bool,
     },
+    /// Tells how the token differs from what the store accounts for: keys that are missing or incomplete, objects that no row
+    /// accounts for. Changes nothing, unless objects are named. Exits with 3 if something differs.
+    ///
+    /// Stop the service first; `serve` tells the same in its log when it starts. It looks at every object on the token.
+    Reconcile(reconcile::ReconcileArguments),
     /// Tells all problems of a configuration at once, and which algorithms the token has. Logs in to the token once.
     Check {
         #[command(flatten)]
@@ -127,24 +136,24 @@ type Failure = String;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
-    let done = match arguments.command {
-        Command::Init { config } => load(&config.path).and_then(|config| init(&config)),
-        Command::Serve { config, announce } => load(&config.path).and_then(|config| serve(&config, announce)),
-        Command::AcceptStore { config, confirm } => {
-            load(&config.path).and_then(|config| accept_store(&config, confirm))
-        }
-        Command::Check { config } => load(&config.path).and_then(|config| check(&config)),
+    run_command(arguments.command).unwrap_or_else(|failure| {
+        eprintln!("keyward: {failure}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_command(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Init { config } => init(&load(&config.path)?),
+        Command::Serve { config, announce } => serve(&load(&config.path)?, announce),
+        Command::AcceptStore { config, confirm } => accept::run(&load(&config.path)?, confirm),
+        Command::Reconcile(arguments) => return reconcile::run(&load(&arguments.config.path)?, &arguments),
+        Command::Check { config } => check(&load(&config.path)?),
         Command::Audit(command) => audit::run(command),
         Command::TokenWorker => work_for_service(),
         Command::Dev(arguments) => develop(arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("keyward: {failure}");
-            ExitCode::FAILURE
-        }
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 fn log_to_stderr() {
@@ -165,6 +174,12 @@ fn load(path: &Path) -> Result<Config, Failure> {
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())
+}
+
+/// Whoever runs this command, as the administration log names them.
+fn operator(command: &'static str) -> Caller {
+    let principal = Principal::Unix(rustix::process::getuid().as_raw());
+    Caller { principals: Arc::from([principal]), method: command, request_id: None }
 }
 
 /// Opens the token, with worker processes that the runtime looks after, if they are configured.
@@ -198,35 +213,6 @@ fn init(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-fn accept_store(config: &Config, confirm: bool) -> Result<(), Failure> {
-    let runtime = runtime()?;
-    let token = open_token(&runtime, config)?;
-    let principal = Principal::Unix(rustix::process::getuid().as_raw());
-    let caller = Caller { principals: Arc::from([principal]), method: "keyward accept-store", request_id: None };
-    let event = confirm.then(|| Event::new(Timestamp::now(), "accept_store", &caller));
-    let restored = runtime.block_on(setup::restore(config, &token, event));
-    token.close();
-    let restored = restored.map_err(|error| error.to_string())?;
-    let (records, seen) = restored.log;
-    say!("administration log: {records} records, and {seen} were seen");
-    for (tenants, what) in [
-        (&restored.older, "is older than what was seen"),
-        (&restored.deleted, "was deleted since"),
-        (&restored.missing, "was seen, and is not in the store"),
-    ] {
-        tenants.iter().for_each(|tenant| say!("{tenant}: {what}"));
-    }
-    for damage in &restored.damaged {
-        say!("{}: stays in quarantine: {}", damage.tenant, damage.problem);
-    }
-    if confirm {
-        audit::retire(config)?;
-    } else {
-        say!("nothing was changed; with --confirm the store holds as it is");
-    }
-    Ok(())
-}
-
 fn check(config: &Config) -> Result<(), Failure> {
     let runtime = runtime()?;
     let token = open_token(&runtime, config)?;
@@ -244,7 +230,7 @@ fn check(config: &Config) -> Result<(), Failure> {
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
     let shutdown = runtime.block_on(on_signal())?;
-    let token = open_token(&runtime, config)?;
+    let token = runtime.block_on(setup::open_token(config)).map_err(|error| error.to_string())?;
     runtime.block_on(run(
         config,
         token,
@@ -258,7 +244,8 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     ))
 }
 
-/// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign.
+/// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign, or waits
+/// for its token alone.
 async fn run(
     config: &Config,
     token: Arc<Pkcs11Token>,
@@ -270,9 +257,9 @@ async fn run(
     serve::raise_open_files_limit(config);
     let listeners = Listeners::bind(config).await?;
     let addresses = listeners.addresses().map_err(|error| error.to_string())?;
-    let (store, service_key) = setup::open(config, &token).await.map_err(text)?;
+    let Opened { token: attended, store, service_key } = setup::open(config, &token).await.map_err(text)?;
     let keeper = setup::open_audit(config, &service_key)?;
-    let keyrings = serve::keyrings(config, addresses, Arc::clone(&token) as _, Arc::clone(&store) as _);
+    let keyrings = serve::keyrings(config, addresses, attended, Arc::clone(&store) as _);
     keyrings.refresh().await.map_err(|error| error.for_log())?;
     if demo {
         dev::create_demo(&keyrings).await.map_err(|error| error.for_log())?;

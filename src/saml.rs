@@ -43,7 +43,14 @@ pub fn signature_method(algorithm: Algorithm) -> Option<&'static str> {
         Algorithm::ES256 => "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha256",
         Algorithm::ES384 => "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384",
         Algorithm::ES512 => "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha512",
-        Algorithm::PS256 | Algorithm::PS384 | Algorithm::PS512 | Algorithm::EdDSA | Algorithm::HS256 => return None,
+        Algorithm::PS256
+        | Algorithm::PS384
+        | Algorithm::PS512
+        | Algorithm::EdDSA
+        | Algorithm::MlDsa44
+        | Algorithm::MlDsa65
+        | Algorithm::MlDsa87
+        | Algorithm::HS256 => return None,
     })
 }
 

@@ -15,12 +15,11 @@ use crate::audit::{Administration, CallLog, Keeper, Sign};
 use crate::auth::{Bearer, Callers, Fetched, IssuerKeys, Jwts};
 use crate::config::{CallerSettings, Config, JwtKeys, JwtSettings, ManagementSettings, Watched};
 use crate::domain::Algorithm;
-use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, tend};
+use crate::keyring::{Attended, Clock, Health, Keyrings, ServiceKey, Settings, TokenState, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
 use crate::store::{EventPage, Start, Store};
 use crate::telemetry::{Metrics, Warnings};
 use crate::tls::{Identity, Roots};
-use crate::token::Token;
 use crate::{grpc, http, serving};
 
 /// A certificate as it is at any time.
@@ -133,7 +132,7 @@ pub fn management_url(settings: &ManagementSettings, address: SocketAddr) -> Str
 
 /// The keyrings of a configuration, on this token and store, served at these addresses. Nothing is loaded yet.
 #[must_use]
-pub fn keyrings(config: &Config, addresses: Addresses, token: Arc<dyn Token>, store: Arc<dyn Store>) -> Arc<Keyrings> {
+pub fn keyrings(config: &Config, addresses: Addresses, token: Arc<Attended>, store: Arc<dyn Store>) -> Arc<Keyrings> {
     let base_url = config.public_base_url.clone().unwrap_or_else(|| format!("http://{}", addresses.public));
     let settings = Settings {
         base_url,
@@ -201,7 +200,13 @@ pub async fn run(
     let timer = tokio::spawn(tend(Arc::clone(&keyrings), shutdown.clone()));
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();
-    let watching = tokio::spawn(async move { watched.watch_health(service_key, tell, stop).await });
+    let watching = tokio::spawn(async move { watched.watch_health(tell, stop).await });
+    let (token, stop) = (Arc::clone(keyrings.token()), shutdown.clone());
+    if config.reconcile_at_start {
+        let (reporting, object, stop) = (Arc::clone(&keyrings), service_key.object(), shutdown.clone());
+        tokio::spawn(async move { reporting.report_at_start(object, stop).await });
+    }
+    let attending = tokio::spawn(async move { token.attend(&service_key, stop).await });
 
     let mut outcome = Ok(());
     // A face that fails takes the others down in order: half a service is noticed by nobody.
@@ -226,7 +231,7 @@ pub async fn run(
     // A token that hangs in the middle of a change must not keep the process: recovery is for the next start.
     let ended = async {
         keyrings.finish().await;
-        let _ = tokio::join!(timer, watching);
+        let _ = tokio::join!(timer, watching, attending);
     };
     if tokio::time::timeout(DRAIN_MAX, ended).await.is_err() {
         tracing::warn!(
@@ -357,12 +362,21 @@ async fn tell_health(mut health: watch::Receiver<Health>) {
     loop {
         {
             let health = health.borrow_and_update();
-            let parts = [("token", &health.token), ("store", &health.store), ("snapshot", &health.snapshot)];
-            for (part, state) in parts {
-                metrics::gauge!("keyward_ready", "part" => part).set(if state.is_ok() { 1.0 } else { 0.0 });
+            let parts = [
+                ("token", health.token().is_ok()),
+                ("store", health.store.is_ok()),
+                ("snapshot", health.snapshot.is_ok()),
+            ];
+            for (part, is_well) in parts {
+                metrics::gauge!("keyward_ready", "part" => part).set(if is_well { 1.0 } else { 0.0 });
+            }
+            for state in TokenState::ALL {
+                let is_it = health.token.as_ref().is_some_and(|token| token.state == state);
+                metrics::gauge!("keyward_token_state", "state" => state.word()).set(if is_it { 1.0 } else { 0.0 });
             }
             // Their number is far below where a float becomes inexact.
             metrics::gauge!("keyward_tenants_quarantined").set(health.quarantined.len() as f64);
+            metrics::gauge!("keyward_keys_quarantined").set(health.quarantined_keys.len() as f64);
         }
         if health.changed().await.is_err() {
             return;

@@ -12,9 +12,10 @@ use crate::audit::Keeper;
 use crate::config::{AuditSettings, Config};
 use crate::domain::{Event, ObjectId, PublicKey};
 use crate::jose::BadPublicKey;
-use crate::keyring::{ServiceKey, new_object};
-use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
-use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenError, TokenKey};
+use crate::keyring::reconcile::{self, ReconcileError, Report};
+use crate::keyring::{Attended, ServiceKey, new_object};
+use crate::store::{Guard, LogReader, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
+use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -36,9 +37,22 @@ pub enum SetupError {
         /// What happened.
         error: std::io::Error,
     },
+    /// Token and store cannot be compared, or must not be changed.
+    #[error(transparent)]
+    Reconcile(#[from] ReconcileError),
     /// The pinned service key is not one.
     #[error("the service key: {0}")]
     ServiceKey(#[from] BadPublicKey),
+}
+
+/// What a service runs on.
+pub struct Opened {
+    /// The token, attended from the moment that [`Attended::attend`] runs.
+    pub token: Arc<Attended>,
+    /// The store, which believes what the service key sealed.
+    pub store: Arc<SqliteStore>,
+    /// The service key, on this token.
+    pub service_key: Arc<ServiceKey>,
 }
 
 /// The file that pins the service key. Whoever can change it can make the service believe another key (R15).
@@ -123,16 +137,30 @@ async fn service_key(token: &Arc<Pkcs11Token>, object: ObjectId) -> Result<Publi
     }
 }
 
+/// Opens the token that serves the store. One that is away is looked for until it is there: what is published needs no token, and
+/// a service that does not start for want of it would publish nothing. Blocks on the module.
+///
+/// # Errors
+/// Those of the token, if it is there and not as it should be or if there is no store that names it.
+pub async fn open_token(config: &Config) -> Result<Arc<Pkcs11Token>, SetupError> {
+    match Pkcs11Token::open(config.token.clone()) {
+        Err(TokenError::Unavailable(_)) => {}
+        opened => return Ok(Arc::new(opened?)),
+    }
+    // By serial number, so that no other token of this label is taken for it meanwhile.
+    let binding = LogReader::open(&config.store_path).await?.binding().await?;
+    let serial = config.token.serial.clone().or(Some(binding.serial));
+    Ok(Arc::new(Pkcs11Token::attach(TokenConfig { serial, ..config.token.clone() })?))
+}
+
 /// Opens the store, sees that it belongs to the token, and reads the pinned service key.
 ///
 /// # Errors
 /// Says what is missing, or what does not fit together.
-pub async fn open(
-    config: &Config,
-    token: &Arc<Pkcs11Token>,
-) -> Result<(Arc<SqliteStore>, Arc<ServiceKey>), SetupError> {
-    let key = pinned_key(config, Arc::clone(token) as _)?;
-    let store = SqliteStore::open(&config.store_path, guard(config, &key)).await?;
+pub async fn open(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Opened, SetupError> {
+    let attended = Arc::new(Attended::new(Arc::clone(token) as _));
+    let service_key = pinned_key(config, Arc::clone(&attended) as _)?;
+    let store = SqliteStore::open(&config.store_path, guard(config, &service_key)).await?;
     let binding = store.binding().await?;
     let serial = &token.identity().serial;
     if binding.serial != *serial {
@@ -142,7 +170,7 @@ pub async fn open(
             binding.label, binding.serial
         )));
     }
-    Ok((Arc::new(store), key))
+    Ok(Opened { token: attended, store: Arc::new(store), service_key })
 }
 
 /// Compares the store with what this replica has seen of it; with `accept`, makes it hold as it is.
@@ -152,6 +180,30 @@ pub async fn open(
 pub async fn restore(config: &Config, token: &Arc<Pkcs11Token>, accept: Option<Event>) -> Result<Restored, SetupError> {
     let key = pinned_key(config, Arc::clone(token) as _)?;
     Ok(SqliteStore::restore(&config.store_path, guard(config, &key), accept).await?)
+}
+
+/// Compares the token with what the store accounts for; destroys the named objects, of which `event` tells. The report of what is
+/// left.
+///
+/// # Errors
+/// As [`open`], and if a named object must stay: then nothing was destroyed.
+pub async fn reconcile(
+    config: &Config,
+    token: &Arc<Pkcs11Token>,
+    objects: &[ObjectId],
+    event: &Event,
+) -> Result<Report, SetupError> {
+    let Opened { store, service_key, .. } = open(config, token).await?;
+    let done = async {
+        let report = reconcile::reconcile(&**token, &*store, service_key.object()).await?;
+        match objects {
+            [] => Ok(report),
+            objects => reconcile::destroy(&**token, &*store, report, objects, event).await,
+        }
+    };
+    let done = done.await;
+    store.close().await;
+    Ok(done?)
 }
 
 fn guard(config: &Config, key: &Arc<ServiceKey>) -> Guard {

@@ -68,7 +68,11 @@ fn describe() {
         "When the first revocation list of clients is out of date, since 1970; from then on they are refused"
     );
     describe_gauge!("keyward_ready", "1: this part is well");
+    describe_gauge!("keyward_token_state", "1: the token is in this state");
+    describe_counter!("keyward_token_state_changes_total", "Changes of the token's state, by the state entered");
     describe_gauge!("keyward_tenants_quarantined", "Tenants whose records are not believed");
+    describe_gauge!("keyward_keys_quarantined", "Current keys that sign no more, as a signature did not verify");
+    describe_gauge!("keyward_reconcile_findings", "Differences between token and store at the start, by kind");
     describe_gauge!("keyward_audit_writable", "0: the log of calls cannot be written");
     describe_counter!("keyward_audit_events_lost_total", "Calls without a record, as the log could not be written");
     describe_counter!(

@@ -48,7 +48,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 31] = [
+const HOMES: [(&str, &str); 33] = [
     ("arc_swap", "keyring"),
     ("argon2", "token"),
     ("askama", "http"),
@@ -68,8 +68,10 @@ const HOMES: [(&str, &str); 31] = [
     ("pkcs1", "x509"),
     ("prost", "grpc"),
     ("prost_types", "grpc"),
+    ("rmp_serde", "token"),
     ("rsa", "jose"),
     ("rustls_native_certs", "tls"),
+    ("serde_bytes", "token"),
     ("sha1", "x509"),
     ("sqlx", "store"),
     ("tokio_rustls", "tls"),

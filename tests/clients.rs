@@ -4,14 +4,9 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::Receiver;
-use std::time::Duration;
 
-use common::{Clients, Installation, Server, claims, http, read_lines, short_policy, tools};
+use common::{Clients, Installation, Interpreter, Module, Server, Verdict, claims, http, short_policy, tools};
 use keyward::grpc::proto::{KeyState, RevokeSigningKeyRequest, RotationPolicy};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 const ALGORITHMS: [&str; 10] =
@@ -19,8 +14,6 @@ const ALGORITHMS: [&str; 10] =
 const TENANT: &str = "every-algorithm";
 /// An hour, as long as the policy allows: no JWT expires during the test.
 const JWT_LIFE_SECS: u64 = 3600;
-/// How long an interpreter may take for an answer, its start included.
-const VERDICT_WAIT_MAX_SECS: u64 = 60;
 
 /// How each client says why it refuses a JWT.
 const CLIENTS: [Client; 3] = [
@@ -41,7 +34,22 @@ struct Client {
 
 #[tokio::test]
 async fn every_algorithm_is_verified_by_every_client_through_rotation_and_revocation() {
-    let installation = Installation::prepare().set("limits.manual_rotations_per_day", "1000");
+    through_rotation_and_revocation(Installation::bare_on(Module::SoftHsm)).await;
+}
+
+#[tokio::test]
+async fn the_same_with_a_token_of_another_module() {
+    through_rotation_and_revocation(Installation::bare_on(Module::Kryoptic)).await;
+}
+
+#[tokio::test]
+async fn the_same_with_several_processes_on_that_token() {
+    let installation = Installation::bare_on(Module::Kryoptic).set("token.isolation", r#""process""#);
+    through_rotation_and_revocation(installation).await;
+}
+
+async fn through_rotation_and_revocation(installation: Installation) {
+    let installation = installation.set("limits.manual_rotations_per_day", "1000").init();
     let server = installation.serve();
     let mut keyward = Clients::connect(&server).await;
     let hour = prost_types::Duration { seconds: 3600, nanos: 0 };
@@ -130,13 +138,6 @@ struct Verifiers {
     issuer: String,
 }
 
-/// What one client said of one JWT.
-#[derive(Debug, Deserialize)]
-struct Verdict {
-    valid: bool,
-    error: Option<String>,
-}
-
 impl Verifiers {
     fn start(jwks_uri: String, issuer: String) -> Self {
         let interpreters =
@@ -172,35 +173,5 @@ impl Verifiers {
             self.interpreters.iter_mut().flat_map(|interpreter| interpreter.ask(&request)).collect();
         assert_eq!(verdicts.len(), CLIENTS.len(), "every client has answered: {verdicts:?}");
         verdicts
-    }
-}
-
-/// A script of tests/clients, asked by lines of JSON. Its standard error is the test's.
-struct Interpreter {
-    child: Child,
-    requests: ChildStdin,
-    answers: Receiver<String>,
-}
-
-impl Interpreter {
-    fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
-        let requests = child.stdin.take().expect("stdin is piped");
-        let answers = read_lines(child.stdout.take().expect("stdout is piped"));
-        Self { child, requests, answers }
-    }
-
-    fn ask(&mut self, request: &Value) -> BTreeMap<String, Verdict> {
-        writeln!(self.requests, "{request}").expect("the script reads");
-        let answer = self.answers.recv_timeout(Duration::from_secs(VERDICT_WAIT_MAX_SECS)).expect("the script answers");
-        serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{answer}: {error}"))
-    }
-}
-
-impl Drop for Interpreter {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -24,7 +24,11 @@ use tonic_types::StatusExt as _;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 /// A call that needs a token that is away is answered in this time, on two busy cores too.
-const REFUSAL_MAX: Duration = Duration::from_secs(2);
+const REFUSAL_MAX: Duration = Duration::from_secs(1);
+/// And one that is known to be down in this.
+const REFUSAL_AT_ONCE_MAX: Duration = Duration::from_millis(250);
+/// A token that is back signs in this time.
+const RECOVERY_MAX: Duration = Duration::from_secs(5);
 /// Shorter than the failures of these tests last: signing must not live off a snapshot's youth.
 const SNAPSHOT_MAX_AGE: Duration = Duration::from_secs(3);
 
@@ -65,6 +69,21 @@ impl Stand {
                 return;
             }
             assert!(Instant::now() < deadline, "readyz does not tell {failing:?} but {body}");
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until metrics tell that the token entered this state so often.
+    fn token_goes_through(&self, state: &str, times: u32) {
+        let line = format!("keyward_token_state_changes_total{{state=\"{state}\"}} {times}");
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            let answer = get(&format!("{}/metrics", self.server.ops()));
+            let text = String::from_utf8(answer.body).expect("text");
+            if text.lines().any(|told| told == line) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "metrics do not tell {line}: {text}");
             thread::sleep(POLL);
         }
     }
@@ -235,25 +254,74 @@ async fn the_jwks_is_served_with_the_token_gone_and_signing_comes_back_with_it()
     }
     stand.readyz_tells(Some("token"));
     assert_eq!(stand.jwks(), jwks);
+    let shown: Value = get(&format!("{}/readyz", stand.server.ops())).json();
+    assert_eq!(shown["token"]["state"], "down", "{shown}");
+    let asked = Instant::now();
+    let status = stand.sign().await.expect_err("signing with a token that is down");
+    assert!(asked.elapsed() < REFUSAL_AT_ONCE_MAX, "answered after {:?}", asked.elapsed());
+    stand.unavailable("TOKEN_UNAVAILABLE", &status);
+    let asked = Instant::now();
+    let status = stand.rotate().await.expect_err("nothing can be sealed");
+    assert!(asked.elapsed() < REFUSAL_MAX, "answered after {:?}", asked.elapsed());
+    stand.unavailable("TOKEN_UNAVAILABLE", &status);
     // R8: nothing is concluded from a token that shows nothing.
     let request = GetCurrentKeyRequest { tenant: TENANT.into(), algorithm: String::new() };
     stand.clients.signing.get_current_key(request).await.expect("the current key is known without the token");
 
     fs::rename(moved(&path), &path).expect("the token is put back");
-    let deadline = Instant::now() + WAIT_MAX;
+    let deadline = Instant::now() + RECOVERY_MAX;
     let after = loop {
         match stand.sign().await {
             Ok(after) => break after,
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
         }
-        assert!(Instant::now() < deadline, "the token is back for {WAIT_MAX:?} and nothing is signed");
+        assert!(Instant::now() < deadline, "the token is back for {RECOVERY_MAX:?} and nothing is signed");
         tokio::time::sleep(POLL).await;
     };
     assert_eq!(after, kids, "other keys than before");
     stand.readyz_tells(None);
+    stand.token_goes_through("recovering", 1);
+    stand.token_goes_through("down", 1);
     assert_eq!(stand.jwks(), jwks);
     stand.rotate().await.expect("keys are generated again");
     watch.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_starts_while_its_token_is_away_and_signs_when_it_comes() {
+    for isolation in ["thread", "process"] {
+        let mut stand = Stand::new().await;
+        let (kids, jwks) = (stand.sign().await.expect("signed"), stand.jwks());
+        let Stand { server, installation, issuer, .. } = stand;
+        assert!(server.terminate().success());
+        let installation = installation.set("token.isolation", &format!("{isolation:?}"));
+        let path = installation.token_dir();
+        fs::rename(&path, moved(&path)).expect("the token is moved away");
+
+        let server = installation.serve();
+        let clients = Clients::connect(&server).await;
+        stand = Stand { server, clients, issuer, installation };
+        stand.readyz_tells(Some("token"));
+        assert_eq!(stand.jwks(), jwks, "what is published needs no token");
+        let status = stand.sign().await.expect_err("signing without a token");
+        stand.unavailable("TOKEN_UNAVAILABLE", &status);
+
+        fs::rename(moved(&path), &path).expect("the token is put back");
+        let deadline = Instant::now() + RECOVERY_MAX;
+        let after = loop {
+            match stand.sign().await {
+                Ok(after) => break after,
+                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{isolation}: the token is there for {RECOVERY_MAX:?}, nothing is signed"
+            );
+            tokio::time::sleep(POLL).await;
+        };
+        assert_eq!(after, kids, "other keys than before");
+        stand.rotate().await.expect("keys are generated");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

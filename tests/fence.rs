@@ -16,7 +16,9 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use keyward::domain::{
     Algorithm, Caller, Curve, KeyState, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId, Trigger,
 };
-use keyward::keyring::{Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec};
+use keyward::keyring::{
+    Attended, Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec,
+};
 use keyward::store::{SqliteStore, TokenBinding};
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
 use keyward::x509;
@@ -119,7 +121,8 @@ async fn keyrings(token: &Arc<HoldingToken>, folder: &std::path::Path, sign_wait
         manual_rotations_per_day: 100,
         sole: true,
     };
-    let keyrings = Arc::new(Keyrings::new(token.clone(), Arc::new(store), Clock::system(), settings));
+    let keyrings =
+        Arc::new(Keyrings::new(Arc::new(Attended::new(token.clone())), Arc::new(store), Clock::system(), settings));
     keyrings.refresh().await.expect("loaded");
     let spec = TenantSpec {
         id: tenant(),

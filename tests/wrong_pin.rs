@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use common::{Installation, token_user};
 
@@ -40,6 +40,33 @@ fn a_wrong_pin_is_tried_once_whatever_is_started_again() {
     fs::remove_file(&refused_file).expect("it was there");
     let checked = run(installation.command("check"));
     assert!(checked.status.success(), "{}", text(&checked));
+}
+
+/// Twenty restarts are what a supervisor makes of a minute.
+const RESTARTS: usize = 20;
+
+#[test]
+fn restarts_with_a_wrong_pin_log_in_once_in_all() {
+    for isolation in ["thread", "process"] {
+        let (installation, faults) = Installation::prepare().with_faults();
+        let installation = installation.set("token.isolation", &format!("{isolation:?}"));
+        let right = fs::read_to_string(installation.pin_file()).expect("a PIN");
+        fs::write(installation.pin_file(), OTHER).expect("written");
+        let serve = || installation.command("serve");
+        // Some at once, as replicas of one installation may be started. SoftHSM does not show its token to all of them.
+        let at_once: Vec<_> = (0..4).map(|_| serve().stderr(Stdio::piped()).spawn().expect("it starts")).collect();
+        for child in at_once {
+            let output = child.wait_with_output().expect("it ends");
+            assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        }
+        (4..RESTARTS).for_each(|_| assert_eq!(run(serve()).status.code(), Some(1)));
+        says(&run(serve()), &["the token refused this PIN before"]);
+        assert_eq!(faults.calls("C_Login"), 1, "{isolation}");
+
+        fs::write(installation.pin_file(), right).expect("written");
+        drop(installation.serve());
+        assert!(faults.calls("C_Login") > 1, "the module counts");
+    }
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl TrustedKeys {
         match (keys.is_empty(), problems.first()) {
             (false, _) => Ok((Self(keys), problems)),
             (true, Some(problem)) => Err(format!("has a bad key and no good one: {problem}")),
-            (true, None) => Err("must hold a public key for signatures (RSA, EC or Ed25519)".to_owned()),
+            (true, None) => Err("must hold a public key for signatures (RSA, EC, Ed25519 or ML-DSA)".to_owned()),
         }
     }
 
@@ -134,6 +134,7 @@ fn usual_algorithm(public: &PublicKey) -> Algorithm {
         PublicKey::Ec { crv: Curve::P384, .. } => Algorithm::ES384,
         PublicKey::Ec { crv: Curve::P521, .. } => Algorithm::ES512,
         PublicKey::Ed25519 { .. } => Algorithm::EdDSA,
+        PublicKey::MlDsa { alg, .. } => alg.algorithm(),
     }
 }
 
@@ -144,7 +145,7 @@ fn canonical(public: PublicKey) -> Option<PublicKey> {
         PublicKey::Ec { crv, ref x, ref y } => {
             (x.0.len() == crv.coordinate_len() && y.0.len() == crv.coordinate_len()).then_some(public)
         }
-        PublicKey::Ed25519 { .. } => Some(public),
+        PublicKey::Ed25519 { .. } | PublicKey::MlDsa { .. } => Some(public),
     }
 }
 
@@ -195,7 +196,7 @@ mod tests {
             with("use", json!("enc")),
             with("key_ops", json!(["deriveKey"])),
             with("alg", json!("ECDH-ES")),
-            json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"}),
+            json!({"kty": "AKP", "alg": "FALCON-512", "pub": "AAAA"}),
         ];
         assert!(parse(&others).unwrap_err().contains("must hold a public key"));
         assert_eq!(parse(&[&others[..], &[ec()]].concat()).unwrap().0.len(), 1);

@@ -263,7 +263,7 @@ impl Reader {
         }
     }
 
-    fn flag(&mut self, key: &str, default: bool) -> bool {
+    pub(super) fn flag(&mut self, key: &str, default: bool) -> bool {
         let Some(value) = self.values.remove(key) else { return default };
         value.into_bool().unwrap_or_else(|_| {
             self.problem(key, "must be true or false");

@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A JOSE `alg` name (RFC 7518 section 3.1, RFC 8037 section 3.1). A key has exactly one, for life.
+/// A JOSE `alg` name (RFC 7518 section 3.1, RFC 8037 section 3.1, RFC 9964). A key has exactly one, for life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)] // The names are the registry's own.
 pub enum Algorithm {
@@ -17,6 +17,12 @@ pub enum Algorithm {
     ES384,
     ES512,
     EdDSA,
+    #[serde(rename = "ML-DSA-44")]
+    MlDsa44,
+    #[serde(rename = "ML-DSA-65")]
+    MlDsa65,
+    #[serde(rename = "ML-DSA-87")]
+    MlDsa87,
     HS256,
 }
 
@@ -31,6 +37,8 @@ pub enum Family {
     Ecdsa(Curve),
     /// Ed25519 (RFC 8037); signs the message itself, never a digest.
     Ed25519,
+    /// ML-DSA (FIPS 204) with an empty context (RFC 9964); signs the message itself.
+    MlDsa(ParameterSet),
     /// HMAC with a secret that nobody but the token has (RFC 7518 section 3.2); takes the message itself.
     Hmac,
 }
@@ -49,6 +57,20 @@ pub enum Curve {
     P521,
 }
 
+/// The parameter sets of ML-DSA (FIPS 204 section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ParameterSet {
+    /// Category 2, about as strong as SHA-256 is against collisions.
+    #[serde(rename = "ML-DSA-44")]
+    MlDsa44,
+    /// Category 3, about as strong as AES-192.
+    #[serde(rename = "ML-DSA-65")]
+    MlDsa65,
+    /// Category 5, about as strong as AES-256.
+    #[serde(rename = "ML-DSA-87")]
+    MlDsa87,
+}
+
 /// The digests that the algorithms sign over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The names are the standard's own.
@@ -60,12 +82,15 @@ pub enum Digest {
 
 /// The text is not the name of an algorithm that Keyward signs with.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not an algorithm; use one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256")]
+#[error(
+    "is not an algorithm; use one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, ML-DSA-44, \
+     ML-DSA-65, ML-DSA-87, HS256"
+)]
 pub struct UnknownAlgorithm;
 
 impl Algorithm {
     /// Every algorithm: those with public keys in the order of the JOSE registry, then the one without.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::RS256,
         Self::RS384,
         Self::RS512,
@@ -76,6 +101,9 @@ impl Algorithm {
         Self::ES384,
         Self::ES512,
         Self::EdDSA,
+        Self::MlDsa44,
+        Self::MlDsa65,
+        Self::MlDsa87,
         Self::HS256,
     ];
 
@@ -93,6 +121,9 @@ impl Algorithm {
             Self::ES384 => "ES384",
             Self::ES512 => "ES512",
             Self::EdDSA => "EdDSA",
+            Self::MlDsa44 => ParameterSet::MlDsa44.name(),
+            Self::MlDsa65 => ParameterSet::MlDsa65.name(),
+            Self::MlDsa87 => ParameterSet::MlDsa87.name(),
             Self::HS256 => "HS256",
         }
     }
@@ -107,18 +138,21 @@ impl Algorithm {
             Self::ES384 => Family::Ecdsa(Curve::P384),
             Self::ES512 => Family::Ecdsa(Curve::P521),
             Self::EdDSA => Family::Ed25519,
+            Self::MlDsa44 => Family::MlDsa(ParameterSet::MlDsa44),
+            Self::MlDsa65 => Family::MlDsa(ParameterSet::MlDsa65),
+            Self::MlDsa87 => Family::MlDsa(ParameterSet::MlDsa87),
             Self::HS256 => Family::Hmac,
         }
     }
 
-    /// The digest that is signed, or `None` for EdDSA and HS256, which take the message itself.
+    /// The digest that is signed, or `None` for EdDSA, ML-DSA and HS256, which take the message itself.
     #[must_use]
     pub const fn digest(self) -> Option<Digest> {
         match self {
             Self::RS256 | Self::PS256 | Self::ES256 => Some(Digest::Sha256),
             Self::RS384 | Self::PS384 | Self::ES384 => Some(Digest::Sha384),
             Self::RS512 | Self::PS512 | Self::ES512 => Some(Digest::Sha512),
-            Self::EdDSA | Self::HS256 => None,
+            Self::EdDSA | Self::MlDsa44 | Self::MlDsa65 | Self::MlDsa87 | Self::HS256 => None,
         }
     }
 
@@ -157,6 +191,48 @@ impl Curve {
             Self::P256 => 32,
             Self::P384 => 48,
             Self::P521 => 66,
+        }
+    }
+}
+
+impl ParameterSet {
+    /// The name, which is the `alg` of keys and signatures too (RFC 9964).
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::MlDsa44 => "ML-DSA-44",
+            Self::MlDsa65 => "ML-DSA-65",
+            Self::MlDsa87 => "ML-DSA-87",
+        }
+    }
+
+    /// The algorithm of keys of this set: there is one.
+    #[must_use]
+    pub const fn algorithm(self) -> Algorithm {
+        match self {
+            Self::MlDsa44 => Algorithm::MlDsa44,
+            Self::MlDsa65 => Algorithm::MlDsa65,
+            Self::MlDsa87 => Algorithm::MlDsa87,
+        }
+    }
+
+    /// Octets of a public key (FIPS 204 table 2).
+    #[must_use]
+    pub const fn public_key_len(self) -> usize {
+        match self {
+            Self::MlDsa44 => 1312,
+            Self::MlDsa65 => 1952,
+            Self::MlDsa87 => 2592,
+        }
+    }
+
+    /// Octets of a signature (FIPS 204 table 2).
+    #[must_use]
+    pub const fn signature_len(self) -> usize {
+        match self {
+            Self::MlDsa44 => 2420,
+            Self::MlDsa65 => 3309,
+            Self::MlDsa87 => 4627,
         }
     }
 }

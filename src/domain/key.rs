@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-use super::{Curve, Kid, ObjectId, Timestamp};
+use super::{Curve, Kid, ObjectId, ParameterSet, Timestamp};
 
 /// Where a signing key stands in its life. The order is the order of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ pub struct SigningKey {
     pub destroy_time: Option<Timestamp>,
 }
 
-/// A public key in the members of a JWK (RFC 7518 section 6, RFC 8037 section 2).
+/// A public key in the members of a JWK (RFC 7518 section 6, RFC 8037 section 2, RFC 9964).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kty")]
 pub enum PublicKey {
@@ -111,6 +111,14 @@ pub enum PublicKey {
         crv: Ed25519,
         /// The 32 octets of the public key.
         x: Octets,
+    },
+    /// An ML-DSA key.
+    #[serde(rename = "AKP")]
+    MlDsa {
+        /// Its parameter set: a key of this type names its algorithm itself.
+        alg: ParameterSet,
+        /// The octets of the public key, as many as its parameter set has.
+        r#pub: Octets,
     },
 }
 

@@ -12,7 +12,7 @@ mod names;
 pub mod rotation;
 mod tenant;
 
-pub use algorithm::{Algorithm, Curve, Digest, Family, UnknownAlgorithm};
+pub use algorithm::{Algorithm, Curve, Digest, Family, ParameterSet, UnknownAlgorithm};
 pub use custom_key::{CustomKey, Signatures, Verify};
 pub use event::{Caller, Event, Principal, UnknownPrincipal};
 pub use key::{Certificate, Ed25519, KeyState, Octets, Protection, PublicKey, SigningKey};

@@ -117,7 +117,7 @@ fn unreadable(error: ReadError) -> Error {
             limit: None,
             retry_time: None,
         },
-        ReadError::Unreadable(cause) => Error::Unavailable { part: Part::Audit, cause },
+        ReadError::Unreadable(cause) => Error::away(Part::Audit, cause),
     }
 }
 

@@ -48,8 +48,8 @@ impl From<Error> for Status {
                 details.set_retry_info(Some(retry_time.map_or(RETRY_PAUSE, until).max(RETRY_PAUSE_MIN)));
                 message.clone()
             }
-            Error::Unavailable { .. } => {
-                details.set_retry_info(Some(RETRY_PAUSE));
+            Error::Unavailable { retry_after, .. } => {
+                details.set_retry_info(Some(retry_after.unwrap_or(RETRY_PAUSE)));
                 error.to_string()
             }
             Error::NotFound(_)

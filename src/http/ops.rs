@@ -6,7 +6,7 @@ use axum::{Json, Router};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::keyring::Health;
+use crate::keyring::{Health, QuarantinedKey};
 use crate::telemetry::{Metrics, Warnings};
 
 /// `/healthz`: the process is alive, whatever the token does. `/readyz`: token, store and snapshot, each by name, and what is
@@ -23,10 +23,17 @@ async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warni
     let say = |part: Result<(), String>| part.err().unwrap_or_else(|| "ok".to_owned());
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
-        "checks": {"token": say(health.token), "store": say(health.store), "snapshot": say(health.snapshot)},
+        "checks": {"token": say(health.token().map_err(str::to_owned)), "store": say(health.store), "snapshot": say(health.snapshot)},
+        "token": health.token.map(|token| json!({"state": token.state.word(), "since": token.since.to_string()})),
         "quarantined": health.quarantined,
+        "quarantined_keys": health.quarantined_keys.iter().map(quarantined_key).collect::<Vec<_>>(),
         "warnings": warnings.all(),
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
+}
+
+fn quarantined_key(key: &QuarantinedKey) -> serde_json::Value {
+    let QuarantinedKey { kid, tenant, algorithm, since } = key;
+    json!({"kid": kid.as_str(), "tenant": tenant.as_str(), "algorithm": algorithm.name(), "since": since.to_string()})
 }

@@ -52,7 +52,10 @@ async fn saml_metadata(State(keyrings): State<Arc<Keyrings>>, to: Addressed, hea
         Err(error) => {
             match &error {
                 // Anybody can ask, and a crowd must not fill the log.
-                Error::Limit { .. } | Error::DeadlineExceeded => tracing::debug!(%error, "no SAML metadata in time"),
+                Error::Limit { .. }
+                | Error::DeadlineExceeded
+                | Error::Unavailable { retry_after: Some(_), .. }
+                | Error::Precondition { .. } => tracing::debug!(%error, "no SAML metadata for now"),
                 _ => tracing::warn!(error = error.for_log(), "the SAML metadata could not be signed"),
             }
             let headers = [(header::CACHE_CONTROL, "no-store"), (header::RETRY_AFTER, "1")];

@@ -35,6 +35,10 @@ impl Verifier {
             }
             (Family::Ecdsa(curve), PublicKey::Ec { crv, x, y }) if curve == *crv => Some([&[4], &*x.0, &*y.0].concat()),
             (Family::Ed25519, PublicKey::Ed25519 { x, .. }) => Some(x.0.clone()),
+            (Family::MlDsa(set), PublicKey::MlDsa { alg, r#pub }) => {
+                // The length too: the library takes a SubjectPublicKeyInfo as well.
+                (set == *alg && r#pub.0.len() == set.public_key_len()).then(|| r#pub.0.clone())
+            }
             _ => None,
         };
         let key = octets.zip(verification(algorithm));
@@ -60,7 +64,7 @@ impl Verifier {
         self.key.verify_sig(message, signature).is_ok()
     }
 
-    /// Whether `signature` (ECDSA: r || s) is one over the message with this digest. Never for EdDSA.
+    /// Whether `signature` (ECDSA: r || s) is one over the message with this digest. Never for EdDSA and ML-DSA.
     #[must_use]
     pub fn verify_digest(&self, digest: &[u8], signature: &[u8]) -> bool {
         let Some(digest_algorithm) = self.algorithm.digest().map(lc_algorithm) else { return false };
@@ -103,6 +107,9 @@ fn verification(algorithm: Algorithm) -> Option<&'static dyn VerificationAlgorit
         Algorithm::ES384 => &signature::ECDSA_P384_SHA384_FIXED,
         Algorithm::ES512 => &signature::ECDSA_P521_SHA512_FIXED,
         Algorithm::EdDSA => &signature::ED25519,
+        Algorithm::MlDsa44 => &signature::ML_DSA_44,
+        Algorithm::MlDsa65 => &signature::ML_DSA_65,
+        Algorithm::MlDsa87 => &signature::ML_DSA_87,
         Algorithm::HS256 => return None,
     })
 }

@@ -13,7 +13,9 @@ pub struct Jwk<'a> {
     #[serde(flatten)]
     public: &'a PublicKey,
     r#use: &'static str,
-    alg: Algorithm,
+    /// Left out where `public` has it among its own members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alg: Option<Algorithm>,
     kid: &'a Kid,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     certificate: Option<CertificateMembers>,
@@ -39,7 +41,8 @@ impl<'a> Jwk<'a> {
             x5t_s256: Octets(crypto::digest(Digest::Sha256, certificate.der())),
         });
         let public = key.public.as_ref()?;
-        Some(Self { public, r#use: "sig", alg: algorithm, kid: &key.kid, certificate, state: key.state })
+        let alg = (!matches!(public, PublicKey::MlDsa { .. })).then_some(algorithm);
+        Some(Self { public, r#use: "sig", alg, kid: &key.kid, certificate, state: key.state })
     }
 
     /// Where the key stands in a set: current, then next, then previous.
@@ -81,6 +84,7 @@ pub fn thumbprint(public: &PublicKey) -> Kid {
             format!(r#"{{"crv":{crv},"kty":"EC","x":"{x}","y":"{y}"}}"#)
         }
         PublicKey::Ed25519 { x, .. } => format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#),
+        PublicKey::MlDsa { alg, r#pub } => format!(r#"{{"alg":"{}","kty":"AKP","pub":"{pub}"}}"#, alg.name()),
     };
     let thumbprint = Octets(crypto::digest(Digest::Sha256, members.as_bytes()));
     thumbprint.to_string().parse().expect("base64url of 32 octets is a kid")

@@ -8,6 +8,7 @@ use super::{Error, Keyrings, new_object};
 use crate::domain::rotation::{Action, Claim, Plan, plan};
 use crate::domain::{Algorithm, Caller, Event, Keyring, Kid, ObjectId, Timestamp, Trigger};
 use crate::store::{Change, StoreError, TenantRecord};
+use crate::token::Token as _;
 
 /// Most steps of one pass: a new keyring takes five, a rotation four. More is a plan that never rests, which is a bug.
 const STEPS_MAX: usize = 64;

@@ -1,6 +1,11 @@
+use std::time::Duration;
+
 use crate::domain::{InvalidPolicy, Tenant, TenantId, Timestamp, after};
 use crate::store::StoreError;
 use crate::token::TokenError;
+
+/// The pause that callers are asked for once the PIN was refused: an operator must act, and nothing comes by itself.
+const PIN_REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why a use case was not carried out: one variant for each thing that a caller can do about it.
 ///
@@ -48,6 +53,8 @@ pub enum Error {
         part: Part,
         /// For the log.
         cause: String,
+        /// How long it will be so at least, if that is known.
+        retry_after: Option<Duration>,
     },
     /// The tenant's record in the store is not to be believed (R15): an operator must restore it.
     #[error(
@@ -105,6 +112,11 @@ impl Error {
         Self::Invalid(vec![Violation { field: field.to_owned(), problem: problem.to_string() }])
     }
 
+    /// A part that is not to be had, nobody knows for how long.
+    pub(crate) fn away(part: Part, cause: String) -> Self {
+        Self::Unavailable { part, cause, retry_after: None }
+    }
+
     /// The error with what only the log, and whoever starts the service, may know.
     #[must_use]
     pub fn for_log(&self) -> String {
@@ -119,7 +131,13 @@ impl Error {
     /// Logs the refusal of a call, where a face handles it: what only the operator may know goes here and nowhere else.
     pub fn log_refusal(&self) {
         match self {
-            Self::Unavailable { part, cause } => tracing::warn!(cause, "refused: {part} is not available"),
+            // It was told when it went down, and callers come in thousands.
+            Self::Unavailable { part, cause, retry_after: Some(_) } => {
+                tracing::debug!(cause, "refused: {part} is not available");
+            }
+            Self::Unavailable { part, cause, retry_after: None } => {
+                tracing::warn!(cause, "refused: {part} is not available");
+            }
             Self::Quarantined { cause } => tracing::warn!(cause, "refused: the tenant is quarantined"),
             Self::Internal(cause) => tracing::error!(cause, "internal error"),
             Self::Invalid(_)
@@ -155,8 +173,13 @@ impl From<TokenError> for Error {
                 retry_time: Some(after(Timestamp::now(), retry_after)),
             },
             TokenError::Late => Self::DeadlineExceeded,
-            TokenError::Unavailable(cause) => Self::Unavailable { part: Part::Token, cause },
-            TokenError::PinRefused => Self::Unavailable { part: Part::Token, cause: error.to_string() },
+            TokenError::Unavailable(cause) => Self::away(Part::Token, cause),
+            TokenError::Down { problem: cause, retry_after } => {
+                Self::Unavailable { part: Part::Token, cause, retry_after: Some(retry_after) }
+            }
+            TokenError::PinRefused => {
+                Self::Unavailable { part: Part::Token, cause: error.to_string(), retry_after: Some(PIN_REFUSED_PAUSE) }
+            }
             TokenError::Unsupported(_) => Self::Precondition {
                 reason: "TOKEN_MECHANISM",
                 message:
@@ -176,9 +199,9 @@ impl From<StoreError> for Error {
             StoreError::Conflict => Self::Aborted("another change came first; read it again and retry".to_owned()),
             StoreError::Taken { field } => Self::AlreadyExists(format!("{field} is taken by another tenant")),
             StoreError::ReadOnly(_) | StoreError::Unavailable(_) | StoreError::Refused(_) | StoreError::Damaged(_) => {
-                Self::Unavailable { part: Part::Store, cause: error.to_string() }
+                Self::away(Part::Store, error.to_string())
             }
-            StoreError::Unsealed(_) => Self::Unavailable { part: Part::Token, cause: error.to_string() },
+            StoreError::Unsealed(_) => Self::away(Part::Token, error.to_string()),
             StoreError::Untrusted(cause) => Self::Quarantined { cause },
         }
     }

@@ -8,7 +8,7 @@ use crate::domain::rotation::GENERATION_LEASE;
 use crate::domain::{Algorithm, Certificate, Generated, Keyring, Kid, ObjectId, PublicKey, Tenant};
 use crate::jose::{self, Verifier};
 use crate::store::TenantRecord;
-use crate::token::{Found, KeyRef, KeySpec, SignInput, TokenError, TokenKey};
+use crate::token::{Found, KeyRef, KeySpec, SignInput, Token as _, TokenError, TokenKey};
 use crate::x509::Unsigned;
 
 /// Longest wait for the token's administration, which does one thing after another: longer than a generation may take
@@ -33,7 +33,7 @@ impl Keyrings {
         let spec = KeySpec { algorithm, rsa_bits: self.settings.rsa_bits };
         let key = bounded(self.token.generate(object, spec)).await.inspect_err(|error| match error {
             // The token was not asked: the intent is as fresh as before.
-            TokenError::QueueFull { .. } | TokenError::Late | TokenError::PinRefused => {
+            TokenError::QueueFull { .. } | TokenError::Late | TokenError::Down { .. } | TokenError::PinRefused => {
                 self.lock_claims().fresh.insert(object);
             }
             TokenError::Unavailable(_) | TokenError::Unsupported(_) | TokenError::Mismatch(_) => {}

@@ -1,26 +1,25 @@
 //! What the readiness page and the health service tell: each part by name.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Keyrings, ServiceKey};
+use super::{Keyrings, QuarantinedKey, TokenHealth, TokenState};
 use crate::store::StoreError;
 
-/// How often token and store are probed: an orchestrator asks about as often.
+/// How often the store is probed: an orchestrator asks about as often.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a probe may take before its part counts as away: far beyond a healthy answer, short enough to be of use.
+/// How long it may take before it counts as away: far beyond a healthy answer, short enough to be of use.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How each part is; `Err` says what is wrong, in words for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// The token signs, shown by the canary key.
-    pub token: Result<(), String>,
+    /// How the token stands; `None` before the canary was asked.
+    pub token: Option<TokenHealth>,
     /// The store can be read and written.
     pub store: Result<(), String>,
     /// The snapshot is young enough to sign from (R10).
@@ -28,6 +27,8 @@ pub struct Health {
     /// Tenants for which nothing is signed or published, because their records are not to be believed, and why. The others'
     /// service goes on, so this alone makes nobody unready.
     pub quarantined: BTreeMap<String, String>,
+    /// Current keys that sign no more, because a signature did not verify (R11). It makes nobody unready either.
+    pub quarantined_keys: Vec<QuarantinedKey>,
 }
 
 impl Health {
@@ -35,41 +36,61 @@ impl Health {
     #[must_use]
     pub fn unknown() -> Self {
         let unknown = || Err("not probed yet".to_owned());
-        Self { token: unknown(), store: unknown(), snapshot: unknown(), quarantined: BTreeMap::new() }
+        Self {
+            token: None,
+            store: unknown(),
+            snapshot: unknown(),
+            quarantined: BTreeMap::new(),
+            quarantined_keys: Vec::new(),
+        }
+    }
+
+    /// Whether the token is asked for signatures; else what is wrong with it.
+    ///
+    /// # Errors
+    /// It is down, or nothing is known of it.
+    pub fn token(&self) -> Result<(), &str> {
+        match &self.token {
+            None => Err("not probed yet"),
+            Some(TokenHealth { state: TokenState::Down, problem, .. }) => Err(problem),
+            Some(TokenHealth { state: TokenState::Up | TokenState::Suspect | TokenState::Recovering, .. }) => Ok(()),
+        }
     }
 
     /// Whether every part is well.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.token.is_ok() && self.store.is_ok() && self.snapshot.is_ok()
+        self.can_sign() && self.store.is_ok()
     }
 
     /// Whether signatures can be made; the store is not needed for it (R9).
     #[must_use]
     pub fn can_sign(&self) -> bool {
-        self.token.is_ok() && self.snapshot.is_ok()
+        self.token().is_ok() && self.snapshot.is_ok()
     }
 }
 
 impl Keyrings {
-    /// Probes token, store and snapshot until `shutdown`, and tells when something changes.
-    pub async fn watch_health(
-        &self,
-        service_key: Arc<ServiceKey>,
-        tell: watch::Sender<Health>,
-        shutdown: CancellationToken,
-    ) {
+    /// Probes store and snapshot until `shutdown`, looks at the token, and tells when something changes.
+    pub async fn watch_health(&self, tell: watch::Sender<Health>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            let (token, store) = tokio::join!(service_key.probe(PROBE_WAIT_MAX), self.probe_store());
-            let age = self.published.age();
-            let snapshot = if age <= self.settings.snapshot_max_age {
-                Ok(())
-            } else {
-                Err("older than signing.snapshot_max_age; the store does not confirm it".to_owned())
+        let mut token = self.token.watch();
+        let mut store = Health::unknown().store;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => store = self.probe_store().await,
+                _ = token.changed() => {}
+                () = self.key_quarantine.changed.notified() => {}
+            }
+            let health = Health {
+                token: token.borrow_and_update().clone(),
+                store: store.clone(),
+                snapshot: self.probe_snapshot(),
+                quarantined: self.quarantine.list(),
+                quarantined_keys: self.key_quarantine.list(&self.snapshot()),
             };
-            let health = Health { token, store, snapshot, quarantined: self.quarantine.list() };
             tell.send_if_modified(|told| {
                 let changed = *told != health;
                 if changed {
@@ -87,14 +108,18 @@ impl Keyrings {
             Err(_) => Err(format!("no answer within {} s", PROBE_WAIT_MAX.as_secs())),
         }
     }
+
+    fn probe_snapshot(&self) -> Result<(), String> {
+        if self.published.age() <= self.settings.snapshot_max_age {
+            return Ok(());
+        }
+        Err("older than signing.snapshot_max_age; the store does not confirm it".to_owned())
+    }
 }
 
+/// The token's changes are told where they are made.
 fn log_change(before: &Health, after: &Health) {
-    let parts = [
-        ("token", &before.token, &after.token),
-        ("store", &before.store, &after.store),
-        ("snapshot", &before.snapshot, &after.snapshot),
-    ];
+    let parts = [("store", &before.store, &after.store), ("snapshot", &before.snapshot, &after.snapshot)];
     for (part, _, after) in parts.into_iter().filter(|(_, before, after)| before.is_ok() != after.is_ok()) {
         match after {
             Ok(()) => tracing::info!("the {part} is well"),

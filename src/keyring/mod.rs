@@ -2,8 +2,10 @@
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
-//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine`, `service_key`, `health`.
+//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine` (of tenants), `key_quarantine`, `service_key`,
+//! `standing` and `attended` (how the token is), `health`, `reconcile` (the token against the store).
 
+mod attended;
 mod clock;
 mod custom;
 mod drive;
@@ -11,15 +13,18 @@ mod error;
 mod events;
 mod generate;
 mod health;
+mod key_quarantine;
 mod keys;
 mod locks;
 mod published;
 mod quarantine;
+pub mod reconcile;
 mod rotate;
 mod saml;
 mod service_key;
 mod sign;
 pub mod snapshot;
+mod standing;
 mod tenants;
 mod tend;
 mod update;
@@ -30,13 +35,16 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use attended::{Attended, TokenHealth};
 pub use clock::Clock;
 pub use error::{Error, Part, Violation};
 pub use health::Health;
+pub use key_quarantine::QuarantinedKey;
 pub use keys::{KeyPage, ListKeys, Listed, ListedState};
 pub use rotate::{RotateKeys, Rotated};
 pub use service_key::ServiceKey;
 pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, ecdsa_curve};
+pub use standing::TokenState;
 pub use tenants::{TenantPage, TenantSpec};
 pub use tend::tend;
 pub use update::TenantUpdate;
@@ -44,18 +52,18 @@ pub use verify::Verdict;
 
 use crate::domain::{Algorithm, Event, Kid, ObjectId, TenantId};
 use crate::store::{Change, EventPage, EventRow, Store, StoreError};
-use crate::token::Token;
 use published::Published;
 use tokio_util::task::TaskTracker;
 
 /// All keyrings of a service, with the token and the store that they live on.
 pub struct Keyrings {
-    token: Arc<dyn Token>,
+    token: Arc<Attended>,
     store: Arc<dyn Store>,
     clock: Clock,
     settings: Settings,
     published: Published,
     quarantine: quarantine::Quarantine,
+    key_quarantine: key_quarantine::KeyQuarantine,
     /// Whether every record was read once.
     loaded: AtomicBool,
     sampling: sign::Sampling,
@@ -96,10 +104,11 @@ struct Claims {
 impl Keyrings {
     /// The keyrings of `store`, on `token`. Nothing is loaded yet; [`Keyrings::refresh`] does.
     #[must_use]
-    pub fn new(token: Arc<dyn Token>, store: Arc<dyn Store>, clock: Clock, settings: Settings) -> Self {
+    pub fn new(token: Arc<Attended>, store: Arc<dyn Store>, clock: Clock, settings: Settings) -> Self {
         Self {
             published: Published::new(settings.base_url.clone()),
             quarantine: quarantine::Quarantine::default(),
+            key_quarantine: key_quarantine::KeyQuarantine::default(),
             loaded: AtomicBool::new(false),
             sampling: sign::Sampling::new(settings.verify_share),
             locks: locks::Locks::default(),
@@ -111,6 +120,12 @@ impl Keyrings {
             clock,
             settings,
         }
+    }
+
+    /// The token, and how it stands.
+    #[must_use]
+    pub fn token(&self) -> &Arc<Attended> {
+        &self.token
     }
 
     /// The present snapshot.

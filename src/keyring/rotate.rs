@@ -216,7 +216,7 @@ impl Keyrings {
         while self.published.is_held(&rotation.replaced) {
             if Instant::now() > patience {
                 let cause = "a request still holds the revoked key".to_owned();
-                return Err(Error::Unavailable { part: Part::Snapshot, cause });
+                return Err(Error::away(Part::Snapshot, cause));
             }
             tokio::time::sleep(FENCE_LOOK).await;
         }

@@ -85,24 +85,19 @@ impl ServiceKey {
         }
     }
 
-    /// Whether the token signs with it in time.
+    /// The canary: whether `token`, on which it is, signs a fresh message with it in time, and rightly.
     ///
     /// # Errors
-    /// What keeps it from signing, for the operator.
-    pub(super) async fn probe(&self, wait_max: Duration) -> Result<(), String> {
+    /// What keeps it from signing; [`TokenError::Late`] without an answer in time.
+    pub(super) async fn probe(&self, token: &dyn Token, wait_max: Duration) -> Result<(), TokenError> {
         let message = format!("keyward canary {:?}", Instant::now()).into_bytes();
         let deadline = Instant::now() + wait_max;
         // Not `Token::probe`, which waits behind the generation of keys.
-        let signed = self.token.sign(&self.key, vec![token_input(Self::ALGORITHM, message.clone())], deadline);
-        match tokio::time::timeout_at(deadline.into(), signed).await {
-            Ok(Ok(signatures)) => {
-                let right = signatures.first().is_some_and(|signature| self.holds(&message, signature));
-                if right { Ok(()) } else { Err("its signature with the service key does not verify".to_owned()) }
-            }
-            // A full queue is a token at work.
-            Ok(Err(TokenError::QueueFull { .. })) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", wait_max.as_secs())),
+        let signed = token.sign(&self.key, vec![token_input(Self::ALGORITHM, message.clone())], deadline);
+        let signatures = tokio::time::timeout_at(deadline.into(), signed).await.unwrap_or(Err(TokenError::Late))?;
+        match signatures.as_slice() {
+            [signature] if self.holds(&message, signature) => Ok(()),
+            _ => Err(TokenError::Mismatch("its signature with the service key does not verify".to_owned())),
         }
     }
 }

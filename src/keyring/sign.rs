@@ -10,7 +10,7 @@ use super::{Error, Keyrings, Part};
 use crate::domain::{Algorithm, Digest, Family, Keyring, Kid, TenantId, after};
 use crate::jose::{self, Claims};
 use crate::store::TenantRecord;
-use crate::token::{KeyRef, SignInput};
+use crate::token::{KeyRef, SignInput, Token as _};
 
 /// Longest claims set: four times what header limits of common HTTP servers let a bearer JWT be.
 pub const CLAIMS_BYTES_MAX: usize = 64 * 1024;
@@ -55,7 +55,7 @@ pub struct Signed<T> {
 /// Decides which signatures are verified before they are released (R11).
 #[derive(Debug)]
 pub(super) struct Sampling {
-    /// One in so many; 0: none but RSA. HS256 is never: only the token could, and would say the same.
+    /// One in so many; 0: none but RSA and ML-DSA. HS256 is never: only the token could, and would say the same.
     one_in: u64,
     count: AtomicU64,
 }
@@ -68,8 +68,10 @@ impl Sampling {
     }
 
     fn wants(&self, algorithm: Algorithm) -> bool {
-        // A faulty RSA signature made with the Chinese remainder theorem gives the private key away.
+        // A faulty RSA signature made with the Chinese remainder theorem gives the private key away. Modules that sign with
+        // ML-DSA are young, and to verify costs a part of what signing does.
         algorithm.is_rsa()
+            || matches!(algorithm.family(), Family::MlDsa(_))
             || (self.one_in > 0 && self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.one_in))
     }
 }
@@ -111,7 +113,8 @@ impl Keyrings {
     /// Signs inputs with one key, in order: all or nothing. `field` names the inputs in errors. ECDSA signatures are r || s.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for the tenant, [`Error::Precondition`] when `choice.kid` is not the current key,
+    /// [`Error::NotFound`] for the tenant, [`Error::Precondition`] when `choice.kid` is not the current key or the current key
+    /// is in quarantine,
     /// [`Error::Invalid`] for inputs, [`Error::Limit`], [`Error::Unavailable`] and [`Error::DeadlineExceeded`] for the
     /// token, [`Error::Internal`] for a signature that does not verify.
     pub async fn sign(
@@ -163,7 +166,7 @@ impl Keyrings {
             }
             None => {
                 let cause = format!("the first {algorithm} key of tenant {} is still being generated", tenant.id);
-                Error::Unavailable { part: Part::Token, cause }
+                Error::away(Part::Token, cause)
             }
         }
     }
@@ -174,6 +177,7 @@ impl Keyrings {
         inputs: Vec<SignInput>,
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
+        self.check_key(&signer.kid)?;
         let verifier = signer.verifier.as_ref().filter(|_| self.sampling.wants(signer.key.algorithm));
         let checked = verifier.map(|verifier| (verifier, inputs.clone()));
         let signatures = self.ask_token(&signer.key, inputs, deadline).await?;
@@ -183,11 +187,14 @@ impl Keyrings {
                 SignInput::Message(message) => verifier.verify(message, signature),
             });
             if !right || signatures.len() != inputs.len() {
+                self.quarantine_key(signer);
                 let cause =
                     format!("the token's signature with key {} does not verify; it was not released", signer.kid);
                 return Err(Error::Internal(cause));
             }
         }
+        // Another call may have found out in between, and not every signature is verified.
+        self.check_key(&signer.kid)?;
         Ok(signatures)
     }
 
@@ -196,7 +203,7 @@ impl Keyrings {
         let age = self.published.age();
         if age > self.settings.snapshot_max_age {
             let cause = format!("the snapshot is {} ms old", age.as_millis());
-            return Err(Error::Unavailable { part: Part::Snapshot, cause });
+            return Err(Error::away(Part::Snapshot, cause));
         }
         Ok(())
     }
@@ -209,9 +216,7 @@ impl Keyrings {
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
         let deadline = deadline.min(Instant::now() + self.settings.sign_wait_max);
-        // A token that hangs holds no caller: what it answers later is dropped, and the caller's signer with it (R10).
-        let answer = tokio::time::timeout_at(deadline.into(), self.token.sign(key, inputs, deadline)).await;
-        Ok(answer.map_err(|_| Error::DeadlineExceeded)??)
+        Ok(self.token.sign(key, inputs, deadline).await?)
     }
 
     /// R4, and what a JWT of this tenant must say.
@@ -282,6 +287,6 @@ fn wrong_digest(algorithm: Algorithm, digest: Digest, len: usize, field: &str) -
 pub fn ecdsa_curve(algorithm: Algorithm) -> Option<crate::domain::Curve> {
     match algorithm.family() {
         Family::Ecdsa(curve) => Some(curve),
-        Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 | Family::Hmac => None,
+        Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 | Family::MlDsa(_) | Family::Hmac => None,
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Keyrings};
+use super::{Error, Keyrings, TokenState};
 use crate::domain::rotation::{Plan, plan};
 use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
 use crate::store::{Damage, StoreError, TenantRecord, TenantRevisions};
@@ -36,6 +36,7 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
     let mut working: JoinSet<Result<(), Error>> = JoinSet::new();
     let mut busy: HashMap<task::Id, TenantId> = HashMap::new();
     let mut looked_at = None;
+    let mut token = keyrings.token.watch();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -47,6 +48,13 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                     tracing::warn!(error = error.for_log(), "the snapshot could not be refreshed");
                 }
             }
+            _ = token.changed() => {
+                let state = token.borrow_and_update().as_ref().map(|health| health.state);
+                if state == Some(TokenState::Recovering) {
+                    // What failed for want of the token need not wait any longer.
+                    pauses.clear();
+                }
+            }
             Some(done) = working.join_next_with_id() => {
                 let (task, result) = match done {
                     Ok((task, result)) => (task, result),
@@ -56,6 +64,13 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                     note(&mut pauses, tenant, result);
                 }
             }
+        }
+        if let Err(error) = keyrings.record_quarantined_keys().await {
+            tracing::warn!(error = error.for_log(), "a key in quarantine is not in the administration log yet");
+        }
+        if keyrings.token.is_down() {
+            // Each step wants a seal, and with it the token.
+            continue;
         }
         for tenant in keyrings.due() {
             let paused = pauses.get(&tenant).is_some_and(|pause| Instant::now() < pause.until);

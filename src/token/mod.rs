@@ -173,6 +173,14 @@ pub enum TokenError {
     /// value.
     #[error("the token is not available: {0}")]
     Unavailable(String),
+    /// The token was not asked, because it is known to be away: retry later.
+    #[error("the token is down: {problem}")]
+    Down {
+        /// What it last failed with.
+        problem: String,
+        /// After how long it will have been tried again.
+        retry_after: Duration,
+    },
     /// The token refused the PIN: an operator must act, no retry helps (R14).
     #[error(
         "the token refused the PIN, which is not tried again: correct it and restart; if it was right and the token has been \

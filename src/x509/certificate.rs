@@ -17,7 +17,7 @@ use x509_cert::spki::{
 use x509_cert::time::{Time, Validity};
 use x509_cert::{TbsCertificate, Version};
 
-use super::spki::{ENCODES, ecdsa_der, spki};
+use super::spki::{ENCODES, ecdsa_der, ml_dsa_oid, spki};
 use crate::domain::{Algorithm, Certificate, Digest, Family, ObjectId, PublicKey, Timestamp};
 
 /// A self-signed certificate that lacks its signature: the key signs [`Unsigned::message`], and [`Unsigned::signed`] puts
@@ -82,7 +82,7 @@ impl Unsigned {
     pub fn signed(self, signature: &[u8]) -> Option<Certificate> {
         let signature = match self.algorithm.family() {
             Family::Ecdsa(curve) => ecdsa_der(signature, curve)?,
-            Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 | Family::Hmac => signature.to_vec(),
+            Family::RsaPkcs1 | Family::RsaPss | Family::Ed25519 | Family::MlDsa(_) | Family::Hmac => signature.to_vec(),
         };
         let certificate = x509_cert::Certificate {
             signature_algorithm: self.tbs.signature.clone(),
@@ -127,7 +127,7 @@ impl CertifiedKey {
     }
 }
 
-/// AlgorithmIdentifier of signatures (RFC 4055, RFC 5758, RFC 8410). A key has one algorithm for life, so it signs its
+/// AlgorithmIdentifier of signatures (RFC 4055, RFC 5758, RFC 8410, RFC 9881). A key has one algorithm for life, so it signs its
 /// certificate with that one too.
 fn signature_algorithm(algorithm: Algorithm) -> Option<AlgorithmIdentifierOwned> {
     let (oid, parameters) = match (algorithm.family(), algorithm.digest()) {
@@ -139,6 +139,7 @@ fn signature_algorithm(algorithm: Algorithm) -> Option<AlgorithmIdentifierOwned>
         (Family::Ecdsa(_), Some(Digest::Sha384)) => (rfc5912::ECDSA_WITH_SHA_384, None),
         (Family::Ecdsa(_), Some(Digest::Sha512)) => (rfc5912::ECDSA_WITH_SHA_512, None),
         (Family::Ed25519, _) => (rfc8410::ID_ED_25519, None),
+        (Family::MlDsa(set), _) => (ml_dsa_oid(set), None),
         (Family::Hmac, _) | (_, None) => return None,
     };
     Some(AlgorithmIdentifierOwned { oid, parameters })

@@ -6,7 +6,7 @@ use pkcs1::RsaPublicKey;
 use x509_cert::der;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
-use crate::domain::{Curve, PublicKey};
+use crate::domain::{Curve, ParameterSet, PublicKey};
 
 /// Why encoding does not fail: what it is made of was checked where it came in.
 pub(super) const ENCODES: &str = "a public key's members fit DER";
@@ -45,7 +45,8 @@ pub fn public_key_der(public: &PublicKey) -> Vec<u8> {
     spki(public).to_der().expect(ENCODES)
 }
 
-/// SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7) with the identifiers of RFC 3279, RFC 5480 and RFC 8410.
+/// SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7) with the identifiers of RFC 3279, RFC 5480, RFC 8410 and
+/// RFC 9881.
 pub(super) fn spki(public: &PublicKey) -> SubjectPublicKeyInfoOwned {
     let (oid, parameters, key) = match public {
         PublicKey::Rsa { n, e } => {
@@ -58,6 +59,7 @@ pub(super) fn spki(public: &PublicKey) -> SubjectPublicKeyInfoOwned {
             (rfc5912::ID_EC_PUBLIC_KEY, Some(curve), [&[4], &*x.0, &*y.0].concat())
         }
         PublicKey::Ed25519 { x, .. } => (rfc8410::ID_ED_25519, None, x.0.clone()),
+        PublicKey::MlDsa { alg, r#pub } => (ml_dsa_oid(*alg), None, r#pub.0.clone()),
     };
     SubjectPublicKeyInfoOwned {
         algorithm: AlgorithmIdentifierOwned { oid, parameters },
@@ -70,6 +72,15 @@ fn curve_oid(curve: Curve) -> ObjectIdentifier {
         Curve::P256 => rfc5912::SECP_256_R_1,
         Curve::P384 => rfc5912::SECP_384_R_1,
         Curve::P521 => rfc5912::SECP_521_R_1,
+    }
+}
+
+/// id-ml-dsa-44, -65 and -87, of keys and signatures alike (RFC 9881 section 2).
+pub(super) const fn ml_dsa_oid(set: ParameterSet) -> ObjectIdentifier {
+    match set {
+        ParameterSet::MlDsa44 => ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.17"),
+        ParameterSet::MlDsa65 => ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.18"),
+        ParameterSet::MlDsa87 => ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.19"),
     }
 }
 

@@ -11,12 +11,20 @@ use super::{Authority, Faults, Identity, Server, tools};
 
 const TOKEN_LABEL: &str = "keyward";
 
-/// A directory with a SoftHSM token of its own, a PIN file, a configuration and, after `init`, a store.
+/// Whose token an installation has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Module {
+    SoftHsm,
+    Kryoptic,
+}
+
+/// A directory with a token of its own, SoftHSM's where nothing else is said, a PIN file, a configuration and, after `init`, a store.
 ///
 /// It outlives the servers that run on it, so a test can kill one with -9 and start the next. One server at a time: SQLite
 /// has one process.
 pub(crate) struct Installation {
     dir: TempDir,
+    module: Module,
     settings: BTreeMap<String, BTreeMap<String, String>>,
     grants: Vec<(String, Vec<String>)>,
     environment: Vec<(&'static str, PathBuf)>,
@@ -28,17 +36,28 @@ impl Installation {
         Self::bare().init()
     }
 
-    /// The same before `keyward init`.
+    /// The same on a token of this module.
+    pub(crate) fn prepare_on(module: Module) -> Self {
+        Self::bare_on(module).init()
+    }
+
+    /// [`Installation::prepare`] before `keyward init`.
     pub(crate) fn bare() -> Self {
+        Self::bare_on(Module::SoftHsm)
+    }
+
+    /// [`Installation::prepare_on`] before `keyward init`.
+    pub(crate) fn bare_on(module: Module) -> Self {
         let dir = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
-        let installation = Self { dir, settings: BTreeMap::new(), grants: Vec::new(), environment: Vec::new() };
+        let (settings, grants, environment) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let installation = Self { dir, module, settings, grants, environment };
         installation.make_token();
         installation
             .set("grpc.listen", r#""127.0.0.1:0""#)
             .set("grpc.auth", r#""none""#)
             .set("public.listen", r#""127.0.0.1:0""#)
             .set("ops.listen", r#""127.0.0.1:0""#)
-            .set("token.module", &format!("{:?}", tools::SOFTHSM_MODULE))
+            .set("token.module", &format!("{:?}", module.path()))
             .set("token.label", &format!("{TOKEN_LABEL:?}"))
             .set("token.pin_file", r#""pin""#)
             .set("store.path", r#""store.sqlite""#)
@@ -126,7 +145,7 @@ impl Installation {
     /// `keyward VERB --config ..` in this installation's environment, for tests that run it their own way.
     pub(crate) fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
-        command.arg(verb).arg("--config").arg(self.config_file()).env("SOFTHSM2_CONF", self.softhsm_conf());
+        command.arg(verb).arg("--config").arg(self.config_file()).env(self.module.variable(), self.module_conf());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -141,10 +160,15 @@ impl Installation {
 
     /// What SOFTHSM2_CONF must name for a program that looks at the token.
     pub(crate) fn softhsm_conf(&self) -> PathBuf {
-        self.dir().join("softhsm2.conf")
+        assert_eq!(self.module, Module::SoftHsm);
+        self.module_conf()
     }
 
-    /// Where SoftHSM keeps the token's objects.
+    fn module_conf(&self) -> PathBuf {
+        self.dir().join("module.conf")
+    }
+
+    /// Where the module keeps the token's objects.
     pub(crate) fn token_dir(&self) -> PathBuf {
         self.dir().join("tokens")
     }
@@ -156,16 +180,43 @@ impl Installation {
     fn make_token(&self) {
         let token_dir = self.token_dir();
         fs::create_dir(&token_dir).expect("the token's directory is made");
-        let conf = format!("directories.tokendir = {}\nobjectstore.backend = file\n", token_dir.display());
-        fs::write(self.softhsm_conf(), conf).expect("SoftHSM's configuration is written");
+        fs::write(self.module_conf(), self.module.configuration(&token_dir))
+            .expect("the module's configuration is written");
         let pin = random_pin();
         fs::write(self.pin_file(), &pin).expect("the PIN file is written");
         fs::set_permissions(self.pin_file(), Permissions::from_mode(0o600)).expect("the PIN file is made private");
         let mut softhsm2_util = tools::softhsm2_util();
         softhsm2_util
+            .arg("--module")
+            .arg(self.module.path())
             .args(["--init-token", "--free", "--label", TOKEN_LABEL, "--pin", &pin, "--so-pin", &random_pin()])
-            .env("SOFTHSM2_CONF", self.softhsm_conf());
+            .env(self.module.variable(), self.module_conf());
         run(&mut softhsm2_util);
+    }
+}
+
+impl Module {
+    fn path(self) -> PathBuf {
+        match self {
+            Self::SoftHsm => tools::SOFTHSM_MODULE.into(),
+            Self::Kryoptic => tools::kryoptic_module(),
+        }
+    }
+
+    /// The variable that names the module's configuration file.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::SoftHsm => "SOFTHSM2_CONF",
+            Self::Kryoptic => "KRYOPTIC_CONF",
+        }
+    }
+
+    fn configuration(self, token_dir: &Path) -> String {
+        let token_dir = token_dir.display();
+        match self {
+            Self::SoftHsm => format!("directories.tokendir = {token_dir}\nobjectstore.backend = file\n"),
+            Self::Kryoptic => format!("[[slots]]\nslot = 0\ndbtype = \"sqlite\"\ndbargs = \"{token_dir}/token.sql\"\n"),
+        }
     }
 }
 

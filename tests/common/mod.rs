@@ -10,6 +10,7 @@
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
 //! - [`token_user`]: somebody else at the installation's token.
+//! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
 //! - [`tools`]: where `make test` put the programs of other people.
@@ -21,6 +22,7 @@ mod dial;
 mod faults;
 pub(crate) mod http;
 mod installation;
+mod interpreter;
 mod issuer;
 mod server;
 pub(crate) mod token_user;
@@ -30,6 +32,7 @@ pub(crate) use authority::{Authority, Identity, Validity};
 pub(crate) use clients::{Clients, claims, short_policy};
 pub(crate) use dial::Dial;
 pub(crate) use faults::Faults;
-pub(crate) use installation::Installation;
+pub(crate) use installation::{Installation, Module};
+pub(crate) use interpreter::{Interpreter, Verdict};
 pub(crate) use issuer::{Issuer, signing_input};
 pub(crate) use server::{Server, read_lines};

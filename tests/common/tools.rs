@@ -4,6 +4,11 @@ use std::process::Command;
 /// SoftHSM's module, where Debian's package puts it.
 pub(crate) const SOFTHSM_MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
+/// The module of Kryoptic, a token in software that has ML-DSA.
+pub(crate) fn kryoptic_module() -> PathBuf {
+    test_tool("kryoptic/kryoptic.so")
+}
+
 /// grpcurl, which knows nothing of Keyward but what reflection tells it.
 pub(crate) fn grpcurl() -> Command {
     Command::new(test_tool("bin/grpcurl"))
@@ -30,7 +35,7 @@ pub(crate) fn node(script: &str) -> Command {
     command
 }
 
-/// SoftHSM's own tool.
+/// SoftHSM's own tool, which makes tokens of other modules too.
 pub(crate) fn softhsm2_util() -> Command {
     assert!(Path::new(SOFTHSM_MODULE).exists(), "{SOFTHSM_MODULE} is missing: `make test` brings what tests need");
     Command::new("softhsm2-util")

@@ -13,7 +13,7 @@ use cryptoki::session::UserType;
 use keyward::config::Config;
 use keyward::domain::{KeyState, ObjectId};
 use keyward::jose::{Verifier, digest};
-use keyward::setup;
+use keyward::setup::{self, Opened};
 use keyward::store::Store as _;
 use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token as _};
 
@@ -42,7 +42,7 @@ pub(crate) async fn inspect(directory: &Path) {
     let config = Config::load(&directory.join("keyward.toml")).expect("the installation's configuration");
     let mut objects = objects(&config);
     let token = Arc::new(Pkcs11Token::open(config.token.clone()).expect("the token opens"));
-    let (store, service_key) = setup::open(&config, &token).await.expect("the store opens");
+    let Opened { store, service_key, .. } = setup::open(&config, &token).await.expect("the store opens");
     let pair = (1, 1);
     assert_eq!(objects.remove(&service_key.object()), Some(pair), "the service key is a pair");
     let loaded = store.load_all().await.expect("the records can be read");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyward::domain::{Algorithm, Caller, KeyState, Kid, RotationPolicy, TenantId, Trigger, after};
 use keyward::keyring::snapshot::TenantView;
-use keyward::keyring::{Clock, Error, Keyrings, RotateKeys, Settings, TenantSpec, TenantUpdate};
+use keyward::keyring::{Attended, Clock, Error, Keyrings, RotateKeys, Settings, TenantSpec, TenantUpdate};
 use proptest::prelude::*;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
@@ -224,7 +224,7 @@ impl History {
             sole: replicas == 1,
         };
         let token: Arc<Outside> = Arc::clone(&outside);
-        let keyrings = Arc::new(Keyrings::new(token, outside, clock.clone(), settings));
+        let keyrings = Arc::new(Keyrings::new(Arc::new(Attended::new(token)), outside, clock.clone(), settings));
         let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime needs nothing");
         Life { number: self.born, keyrings, clock, tasks: Vec::new(), confirmed: None, runtime }
     }

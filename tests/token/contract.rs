@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::{digest, signature};
-use keyward::domain::{Algorithm, Curve, Digest, Family, ObjectId, PublicKey};
+use keyward::domain::{Algorithm, Curve, Digest, Family, ObjectId, ParameterSet, PublicKey};
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenKey};
 
 /// Runs the whole contract with one algorithm.
@@ -151,6 +151,14 @@ pub(crate) fn verify(
         }
         PublicKey::Ed25519 { x, .. } => {
             signature::UnparsedPublicKey::new(&signature::ED25519, &x.0).verify(message, signature)
+        }
+        PublicKey::MlDsa { alg, r#pub } => {
+            let verification = match alg {
+                ParameterSet::MlDsa44 => &signature::ML_DSA_44,
+                ParameterSet::MlDsa65 => &signature::ML_DSA_65,
+                ParameterSet::MlDsa87 => &signature::ML_DSA_87,
+            };
+            signature::UnparsedPublicKey::new(verification, &r#pub.0).verify(message, signature)
         }
     }
 }

@@ -1,4 +1,6 @@
 //! The token fails and comes back.
+//!
+//! What takes the token's directory away is told of SoftHSM alone: Kryoptic has its database open, and does not notice.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use keyward::domain::Algorithm;
 use keyward::token::{Found, KeyRef, Pkcs11Token, Token, TokenConfig, TokenError};
 
 use crate::contract::{fresh_object, input, soon, spec, verify};
-use crate::softhsm::{Home, PIN, alone, config, direct_session, runtime, with_token};
+use crate::home::{Home, Module, PIN, alone, config, direct_session, runtime, with_token, with_token_on};
 
 const ALGORITHM: Algorithm = Algorithm::ES256;
 
@@ -79,42 +81,46 @@ fn a_batch_is_signed_by_all_workers_in_order_and_lets_others_in_between() {
 
 #[test]
 fn the_token_directory_goes_away_and_comes_back() {
-    with_token("failures::the_token_directory_goes_away_and_comes_back", |home, token| async move {
-        let key = new_key(&token, ALGORITHM).await;
-        let never_used = new_key(&token, ALGORITHM).await;
-        sign(&token, &key).await.unwrap();
-        // SoftHSM's whole directory, then the one token's in it.
-        for path in [home.tokens(), only_entry(&home)] {
-            home.take_away(&path);
-            for key in [&key, &never_used] {
-                let refused = sign(&token, key).await;
-                assert!(matches!(refused, Err(TokenError::Unavailable(_))), "{refused:?}");
-            }
-            // Absence is not believed, and neither is a live session (R8).
-            let found = token.find(key.object, ALGORITHM).await;
-            assert!(matches!(found, Err(TokenError::Unavailable(_))), "{found:?}");
-            let destroyed = token.destroy(key.object).await;
-            assert!(matches!(destroyed, Err(TokenError::Unavailable(_))), "{destroyed:?}");
-            let probed = token.probe().await;
-            assert!(matches!(probed, Err(TokenError::Unavailable(_))), "{probed:?}");
-            let generated = token.generate(fresh_object(), spec(ALGORITHM)).await;
-            assert!(matches!(generated, Err(TokenError::Unavailable(_))), "{generated:?}");
+    with_token_on(
+        &[Module::SoftHsm],
+        "failures::the_token_directory_goes_away_and_comes_back",
+        |home, token| async move {
+            let key = new_key(&token, ALGORITHM).await;
+            let never_used = new_key(&token, ALGORITHM).await;
+            sign(&token, &key).await.unwrap();
+            // SoftHSM's whole directory, then the one token's in it.
+            for path in [home.tokens(), only_entry(&home)] {
+                home.take_away(&path);
+                for key in [&key, &never_used] {
+                    let refused = sign(&token, key).await;
+                    assert!(matches!(refused, Err(TokenError::Unavailable(_))), "{refused:?}");
+                }
+                // Absence is not believed, and neither is a live session (R8).
+                let found = token.find(key.object, ALGORITHM).await;
+                assert!(matches!(found, Err(TokenError::Unavailable(_))), "{found:?}");
+                let destroyed = token.destroy(key.object).await;
+                assert!(matches!(destroyed, Err(TokenError::Unavailable(_))), "{destroyed:?}");
+                let probed = token.probe().await;
+                assert!(matches!(probed, Err(TokenError::Unavailable(_))), "{probed:?}");
+                let generated = token.generate(fresh_object(), spec(ALGORITHM)).await;
+                assert!(matches!(generated, Err(TokenError::Unavailable(_))), "{generated:?}");
 
-            home.put_back(&path);
-            until_available(|| sign(&token, &key)).await.unwrap();
-            sign(&token, &never_used).await.unwrap();
-            assert_eq!(&token.probe().await.unwrap(), token.identity());
-            assert!(matches!(token.find(key.object, ALGORITHM).await.unwrap(), Found::Key(_)));
-        }
-        // And what is new then is as good as what was before.
-        let new = new_key(&token, ALGORITHM).await;
-        sign(&token, &new).await.unwrap();
-    });
+                home.put_back(&path);
+                until_available(|| sign(&token, &key)).await.unwrap();
+                sign(&token, &never_used).await.unwrap();
+                assert_eq!(&token.probe().await.unwrap(), token.identity());
+                assert!(matches!(token.find(key.object, ALGORITHM).await.unwrap(), Found::Key(_)));
+            }
+            // And what is new then is as good as what was before.
+            let new = new_key(&token, ALGORITHM).await;
+            sign(&token, &new).await.unwrap();
+        },
+    );
 }
 
 #[test]
 fn only_the_probe_notices_and_recovers_too() {
-    with_token("failures::only_the_probe_notices_and_recovers_too", |home, token| async move {
+    with_token_on(&[Module::SoftHsm], "failures::only_the_probe_notices_and_recovers_too", |home, token| async move {
         new_key(&token, ALGORITHM).await;
         home.take_away(&home.tokens());
         let probed = token.probe().await;
@@ -156,27 +162,31 @@ fn a_wrong_pin_is_refused() {
 
 #[test]
 fn a_pin_that_is_changed_under_way_is_tried_once() {
-    with_token("failures::a_pin_that_is_changed_under_way_is_tried_once", |home, token| async move {
-        let key = new_key(&token, ALGORITHM).await;
-        let session = direct_session();
-        session.set_pin(&PIN.into(), &"5678-changed".into()).unwrap();
-        drop(session);
-        sign(&token, &key).await.unwrap();
-        home.take_away(&home.tokens());
-        let refused = sign(&token, &key).await;
-        assert!(matches!(refused, Err(TokenError::Unavailable(_))), "{refused:?}");
-        home.put_back(&home.tokens());
+    with_token_on(
+        &[Module::SoftHsm],
+        "failures::a_pin_that_is_changed_under_way_is_tried_once",
+        |home, token| async move {
+            let key = new_key(&token, ALGORITHM).await;
+            let session = direct_session();
+            session.set_pin(&PIN.into(), &"5678-changed".into()).unwrap();
+            drop(session);
+            sign(&token, &key).await.unwrap();
+            home.take_away(&home.tokens());
+            let refused = sign(&token, &key).await;
+            assert!(matches!(refused, Err(TokenError::Unavailable(_))), "{refused:?}");
+            home.put_back(&home.tokens());
 
-        let refused = until_available(|| sign(&token, &key)).await;
-        assert!(matches!(refused, Err(TokenError::PinRefused)), "{refused:?}");
-        // From then on the token is not asked: it is not even there.
-        home.take_away(&home.tokens());
-        assert!(matches!(sign(&token, &key).await, Err(TokenError::PinRefused)));
-        assert!(matches!(token.probe().await, Err(TokenError::PinRefused)));
-        assert!(matches!(token.find(key.object, ALGORITHM).await, Err(TokenError::PinRefused)));
-        assert!(matches!(token.destroy(key.object).await, Err(TokenError::PinRefused)));
-        assert!(matches!(token.generate(fresh_object(), spec(ALGORITHM)).await, Err(TokenError::PinRefused)));
-    });
+            let refused = until_available(|| sign(&token, &key)).await;
+            assert!(matches!(refused, Err(TokenError::PinRefused)), "{refused:?}");
+            // From then on the token is not asked: it is not even there.
+            home.take_away(&home.tokens());
+            assert!(matches!(sign(&token, &key).await, Err(TokenError::PinRefused)));
+            assert!(matches!(token.probe().await, Err(TokenError::PinRefused)));
+            assert!(matches!(token.find(key.object, ALGORITHM).await, Err(TokenError::PinRefused)));
+            assert!(matches!(token.destroy(key.object).await, Err(TokenError::PinRefused)));
+            assert!(matches!(token.generate(fresh_object(), spec(ALGORITHM)).await, Err(TokenError::PinRefused)));
+        },
+    );
 }
 
 async fn new_key(token: &dyn Token, algorithm: Algorithm) -> Arc<KeyRef> {

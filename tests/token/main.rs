@@ -1,11 +1,11 @@
-//! The token room against a real SoftHSM.
+//! The token room against real modules: SoftHSM and Kryoptic.
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the answer, in its functions too")]
 
 mod contract;
 mod failures;
+mod home;
 mod protection;
-mod softhsm;
 
 use std::sync::Arc;
 
@@ -14,35 +14,44 @@ use cryptoki::context::Pkcs11;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use keyward::domain::{Algorithm, ObjectId};
-use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
+use keyward::token::{Found, Isolation, KeyRef, Pkcs11Token, SignInput, Token, TokenConfig, TokenError, provision};
 
 use contract::{fresh_object, input, soon, spec, verify};
-use softhsm::{LABEL, PIN, SO_PIN, alone, config, direct_session, module, runtime, with_token};
+use home::{LABEL, Module, PIN, SO_PIN, alone, alone_on, config, direct_session, module, runtime, with_token};
 
-/// Mounts the contract suite, one test for each algorithm.
+/// Mounts the contract suite on the modules that have it, on threads and in processes: one test for each algorithm.
 macro_rules! contract_holds {
-    ($($test:ident: $algorithm:ident,)*) => {$(
+    ($($test:ident: $algorithm:ident on $modules:expr,)*) => {$(
         #[test]
         fn $test() {
-            with_token(stringify!($test), |_, token| async move {
-                contract::holds(&token, Algorithm::$algorithm).await;
+            alone_on(&$modules, stringify!($test), |home| {
+                home.provision();
+                runtime().block_on(async {
+                    for isolation in [Isolation::Thread, Isolation::Process] {
+                        let token = Pkcs11Token::open(TokenConfig { isolation, ..config(PIN) }).unwrap();
+                        contract::holds(&token, Algorithm::$algorithm).await;
+                    }
+                });
             });
         }
     )*};
 }
 
 contract_holds! {
-    contract_holds_for_rs256: RS256,
-    contract_holds_for_rs384: RS384,
-    contract_holds_for_rs512: RS512,
-    contract_holds_for_ps256: PS256,
-    contract_holds_for_ps384: PS384,
-    contract_holds_for_ps512: PS512,
-    contract_holds_for_es256: ES256,
-    contract_holds_for_es384: ES384,
-    contract_holds_for_es512: ES512,
-    contract_holds_for_eddsa: EdDSA,
-    contract_holds_for_hs256: HS256,
+    contract_holds_for_rs256: RS256 on Module::ALL,
+    contract_holds_for_rs384: RS384 on Module::ALL,
+    contract_holds_for_rs512: RS512 on Module::ALL,
+    contract_holds_for_ps256: PS256 on Module::ALL,
+    contract_holds_for_ps384: PS384 on Module::ALL,
+    contract_holds_for_ps512: PS512 on Module::ALL,
+    contract_holds_for_es256: ES256 on Module::ALL,
+    contract_holds_for_es384: ES384 on Module::ALL,
+    contract_holds_for_es512: ES512 on Module::ALL,
+    contract_holds_for_eddsa: EdDSA on Module::ALL,
+    contract_holds_for_ml_dsa_44: MlDsa44 on [Module::Kryoptic],
+    contract_holds_for_ml_dsa_65: MlDsa65 on [Module::Kryoptic],
+    contract_holds_for_ml_dsa_87: MlDsa87 on [Module::Kryoptic],
+    contract_holds_for_hs256: HS256 on Module::ALL,
 }
 
 #[test]
@@ -94,37 +103,52 @@ fn keys_outlive_the_process_that_made_them() {
 #[test]
 fn many_keys_sign_at_once_while_others_are_generated() {
     with_token("many_keys_sign_at_once_while_others_are_generated", |_, token| async move {
-        let token = Arc::new(token);
-        let mut keys = Vec::new();
-        for _ in 0..3 {
-            let object = fresh_object();
-            let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
-            keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public, tenant: None }));
+        many_sign_while_others_are_generated(Arc::new(token)).await;
+    });
+}
+
+/// Several processes on one token: with SoftHSM a directory of files, with Kryoptic a database.
+#[test]
+fn many_keys_sign_at_once_in_processes_while_others_are_generated() {
+    alone("many_keys_sign_at_once_in_processes_while_others_are_generated", |home| {
+        home.provision();
+        runtime().block_on(async {
+            let config = TokenConfig { isolation: Isolation::Process, ..config(PIN) };
+            many_sign_while_others_are_generated(Arc::new(Pkcs11Token::open(config).unwrap())).await;
+        });
+    });
+}
+
+async fn many_sign_while_others_are_generated(token: Arc<Pkcs11Token>) {
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        let object = fresh_object();
+        let public = token.generate(object, spec(Algorithm::ES256)).await.unwrap().public;
+        keys.push(Arc::new(KeyRef { object, algorithm: Algorithm::ES256, public, tenant: None }));
+    }
+    let generating = tokio::spawn({
+        let token = Arc::clone(&token);
+        async move {
+            for _ in 0..3 {
+                token.generate(fresh_object(), spec(Algorithm::RS256)).await.unwrap();
+            }
         }
-        let generating = tokio::spawn({
-            let token = Arc::clone(&token);
-            async move {
-                for _ in 0..3 {
-                    token.generate(fresh_object(), spec(Algorithm::RS256)).await.unwrap();
-                }
+    });
+    // Fewer at once than the queue holds: QueueFull has its own test.
+    let mut signing = tokio::task::JoinSet::new();
+    for number in 0..48 {
+        let (token, key) = (Arc::clone(&token), Arc::clone(&keys[number % keys.len()]));
+        signing.spawn(async move {
+            for round in 0..10 {
+                let message = format!("{number} {round}");
+                let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
+                let signatures = token.sign(&key, inputs, soon()).await.unwrap();
+                verify(Algorithm::ES256, key.public.as_ref(), message.as_bytes(), &signatures[0]).unwrap();
             }
         });
-        // Fewer at once than the queue holds: QueueFull has its own test.
-        let mut signing = tokio::task::JoinSet::new();
-        for number in 0..48 {
-            let (token, key) = (Arc::clone(&token), Arc::clone(&keys[number % keys.len()]));
-            signing.spawn(async move {
-                for round in 0..10 {
-                    let message = format!("{number} {round}");
-                    let inputs = vec![input(Algorithm::ES256, message.as_bytes())];
-                    let signatures = token.sign(&key, inputs, soon()).await.unwrap();
-                    verify(Algorithm::ES256, key.public.as_ref(), message.as_bytes(), &signatures[0]).unwrap();
-                }
-            });
-        }
-        signing.join_all().await;
-        generating.await.unwrap();
-    });
+    }
+    signing.join_all().await;
+    generating.await.unwrap();
 }
 
 #[test]
@@ -149,44 +173,59 @@ fn the_token_is_found_by_label_and_serial_number() {
         let pkcs11 = Pkcs11::new(module()).unwrap();
         let locking = cryptoki::context::CInitializeFlags::OS_LOCKING_OK;
         pkcs11.initialize(cryptoki::context::CInitializeArgs::new(locking)).unwrap();
+        let mut second = None;
         for slot in pkcs11.get_slots_with_initialized_token().unwrap() {
             if pkcs11.get_token_info(slot).unwrap().serial_number() == other.serial {
                 pkcs11.init_token(slot, &SO_PIN.into(), LABEL).unwrap();
                 let session = pkcs11.open_rw_session(slot).unwrap();
                 session.login(cryptoki::session::UserType::So, Some(&SO_PIN.into())).unwrap();
                 session.init_pin(&PIN.into()).unwrap();
+                // Kryoptic gives a token a new number with its new label.
+                second = Some(pkcs11.get_token_info(slot).unwrap().serial_number().to_owned());
             }
         }
+        let second = second.expect("the token is found by its number");
         pkcs11.finalize().unwrap();
         let error = home.open(PIN).unwrap_err();
-        let lists_both = |text: &str| text.contains(&first.serial) && text.contains(&other.serial);
+        let lists_both = |text: &str| text.contains(&first.serial) && text.contains(&second);
         assert!(matches!(&error, TokenError::Mismatch(text) if lists_both(text)), "{error}");
-        assert_eq!(open(LABEL, Some(&other.serial)).unwrap().identity().serial, other.serial);
+        assert_eq!(open(LABEL, Some(&second)).unwrap().identity().serial, second);
     });
 }
 
 #[test]
-fn softhsm_has_every_mechanism() {
-    with_token("softhsm_has_every_mechanism", |_, token| async move {
-        let support = token.mechanisms().await.unwrap();
+fn what_a_module_lacks_is_told_and_refused() {
+    with_token("what_a_module_lacks_is_told_and_refused", |_, token| async move {
+        let (module, support) = (Module::of_this_process(), token.mechanisms().await.unwrap());
         assert_eq!(support.len(), Algorithm::ALL.len());
-        assert!(support.iter().all(|(_, support)| support.is_ok()), "{support:?}");
+        for (algorithm, support) in support {
+            assert_eq!(support.is_ok(), module.has(algorithm), "{algorithm}: {support:?}");
+            if let Err(lacks) = support {
+                assert!(lacks.contains("CKM_ML_DSA_KEY_PAIR_GEN and CKM_ML_DSA"), "{lacks}");
+                let refused = token.generate(fresh_object(), spec(algorithm)).await;
+                assert!(matches!(refused, Err(TokenError::Unsupported(_))), "{refused:?}");
+            }
+        }
     });
 }
 
 /// A generation that was killed can leave a secret without a value, which would sign.
 #[test]
-fn an_empty_secret_is_no_key_and_never_signs() {
-    with_token("an_empty_secret_is_no_key_and_never_signs", |_, token| async move {
+fn a_secret_that_is_not_whole_is_no_key_and_never_signs() {
+    with_token("a_secret_that_is_not_whole_is_no_key_and_never_signs", |_, token| async move {
         token.generate(fresh_object(), spec(Algorithm::ES256)).await.unwrap();
-        let object = fresh_object();
-        direct_session().create_object(&known_secret(object, &[])).unwrap();
-        assert_eq!(token.find(object, Algorithm::HS256).await.unwrap(), Found::Remains);
-        let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None, tenant: None });
-        let refused = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await;
-        assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
-        token.destroy(object).await.unwrap();
-        assert_eq!(token.find(object, Algorithm::HS256).await.unwrap(), Found::Absent);
+        // Kryoptic takes no empty one.
+        let lengths: &[usize] = if Module::of_this_process() == Module::Kryoptic { &[16] } else { &[0, 16] };
+        for &length in lengths {
+            let object = fresh_object();
+            direct_session().create_object(&known_secret(object, &vec![7; length])).unwrap();
+            assert_eq!(token.find(object, Algorithm::HS256).await.unwrap(), Found::Remains);
+            let key = Arc::new(KeyRef { object, algorithm: Algorithm::HS256, public: None, tenant: None });
+            let refused = token.sign(&key, vec![SignInput::Message(b"message".to_vec())], soon()).await;
+            assert!(matches!(refused, Err(TokenError::Mismatch(_))), "{refused:?}");
+            token.destroy(object).await.unwrap();
+            assert_eq!(token.find(object, Algorithm::HS256).await.unwrap(), Found::Absent);
+        }
     });
 }
 

@@ -106,9 +106,10 @@ impl From<Error> for Problem {
             Error::Limit { message, limit: None, .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(RETRY_PAUSE)
             }
-            Error::Unavailable { .. } | Error::DeadlineExceeded => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(RETRY_PAUSE)
+            Error::Unavailable { retry_after, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(retry_after.unwrap_or(RETRY_PAUSE))
             }
+            Error::DeadlineExceeded => Self::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(RETRY_PAUSE),
             Error::Quarantined { .. } => Self::new(StatusCode::CONFLICT, text),
             Error::Internal(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, text),
         }

@@ -145,6 +145,7 @@ impl<'a> CustomKeyPart<'a> {
             PublicKey::Rsa { n, .. } => format!("RSA, {} bits", n.0.len() * 8),
             PublicKey::Ec { crv, .. } => curve(*crv).to_owned(),
             PublicKey::Ed25519 { .. } => "Ed25519".to_owned(),
+            PublicKey::MlDsa { alg, .. } => alg.name().to_owned(),
         };
         Self { kid: key.kid.as_str(), kind, algorithm: key.alg }
     }
@@ -157,6 +158,7 @@ fn scheme(algorithm: Algorithm) -> String {
         Family::RsaPss => "RSASSA-PSS".to_owned(),
         Family::Ecdsa(on) => format!("ECDSA on {}", curve(on)),
         Family::Ed25519 => "Ed25519".to_owned(),
+        Family::MlDsa(_) => "ML-DSA (FIPS 204)".to_owned(),
         Family::Hmac => "HMAC with SHA-256".to_owned(),
     };
     match algorithm.digest() {

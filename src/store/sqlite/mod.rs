@@ -218,9 +218,7 @@ impl Store for SqliteStore {
     }
 
     async fn binding(&self) -> Result<TokenBinding, StoreError> {
-        let row = query("select token_serial, token_label from meta").fetch_one(&self.readers).await;
-        let row = row.map_err(store_error)?;
-        Ok(TokenBinding { serial: column(&row, "token_serial")?, label: column(&row, "token_label")? })
+        read::binding(&self.readers).await
     }
 
     async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {

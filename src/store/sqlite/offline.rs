@@ -4,10 +4,10 @@ use sqlx::SqlitePool;
 
 use super::error::store_error;
 use super::{options, pool, read};
-use crate::store::{EventPage, EventRow, StoreError};
+use crate::store::{EventPage, EventRow, StoreError, TokenBinding};
 
-/// The administration log of a store that may be in use, or may be a copy: it is read, and nothing else of the store is looked
-/// at or believed.
+/// The administration log of a store that may be in use, or may be a copy: it is read, and of the rest nothing is looked at but
+/// the name of the token, and nothing believed.
 pub struct LogReader {
     pool: SqlitePool,
 }
@@ -27,6 +27,14 @@ impl LogReader {
         log.push("-wal");
         let options = options(path).read_only(true).immutable(!PathBuf::from(log).exists());
         Ok(Self { pool: pool(1).connect_with(options).await.map_err(store_error)? })
+    }
+
+    /// The token that the store says it belongs to; nobody sealed that.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn binding(&self) -> Result<TokenBinding, StoreError> {
+        read::binding(&self.pool).await
     }
 
     /// Records, as [`crate::store::Store::events`] has them.

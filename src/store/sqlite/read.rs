@@ -9,6 +9,7 @@ use crate::store::record::{self, KeyringRow, TenantRow};
 use crate::store::witness::{self, Shown, Sight, Witness};
 use crate::store::{
     Damage, EventPage, EventRow, Loaded, Revisions, Seals, Start, StoreError, TenantRecord, TenantRevisions,
+    TokenBinding,
 };
 use crate::tlog::{Hash, leaf_hash};
 
@@ -16,6 +17,12 @@ use crate::tlog::{Hash, leaf_hash};
 pub(super) struct Rows {
     pub(super) tenant: TenantRow,
     pub(super) keyrings: Vec<KeyringRow>,
+}
+
+/// The token that the store says it belongs to.
+pub(super) async fn binding(pool: &SqlitePool) -> Result<TokenBinding, StoreError> {
+    let row = query("select token_serial, token_label from meta").fetch_one(pool).await.map_err(store_error)?;
+    Ok(TokenBinding { serial: column(&row, "token_serial")?, label: column(&row, "token_label")? })
 }
 
 /// One tenant, and what is new of it; `None` if there is none and need not be.

@@ -1,11 +1,11 @@
 //! The attributes that Keyward gives its objects, and what it reads back from them.
 
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, MlDsaParameterSetType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
 use super::failure::Failure;
 use super::mechanism;
-use crate::domain::{Algorithm, Curve, Family, ObjectId, Octets, Protection, PublicKey};
+use crate::domain::{Algorithm, Curve, Family, ObjectId, Octets, ParameterSet, Protection, PublicKey};
 use crate::token::{KeySpec, ObjectKind, TokenError, TokenIdentity, TokenObject};
 
 /// 65537, the public exponent of every RSA key made here.
@@ -62,6 +62,7 @@ pub(super) fn templates(object: ObjectId, spec: KeySpec) -> Result<Templates, To
         }
         Family::Ecdsa(curve) => public.push(Attribute::EcParams(curve_oid(curve).to_vec())),
         Family::Ed25519 => public.push(Attribute::EcParams(ED25519_OID.to_vec())),
+        Family::MlDsa(set) => public.push(Attribute::ParameterSet(parameter_set(set).into())),
         Family::Hmac => {
             // A MAC is verified by making it again, so the secret need do nothing but that.
             private.extend([
@@ -132,6 +133,8 @@ pub(super) fn read_public(
     let wanted = match algorithm.family() {
         Family::RsaPkcs1 | Family::RsaPss => [AttributeType::Modulus, AttributeType::PublicExponent],
         Family::Ecdsa(_) | Family::Ed25519 => [AttributeType::EcParams, AttributeType::EcPoint],
+        // CKA_VALUE of a public key object is the public key.
+        Family::MlDsa(_) => [AttributeType::ParameterSet, AttributeType::Value],
         Family::Hmac => return Ok(None),
     };
     let attributes = session.get_attributes(handle, &wanted)?;
@@ -153,6 +156,11 @@ pub(super) fn read_public(
         {
             octets(point, 32)
                 .map(|x| PublicKey::Ed25519 { crv: crate::domain::Ed25519::Ed25519, x: Octets(x.to_vec()) })
+        }
+        (Family::MlDsa(alg), [Attribute::ParameterSet(shown), Attribute::Value(value)])
+            if MlDsaParameterSetType::from(*shown) == parameter_set(alg) && value.len() == alg.public_key_len() =>
+        {
+            Some(PublicKey::MlDsa { alg, r#pub: Octets(value.clone()) })
         }
         _ => None,
     })
@@ -225,6 +233,15 @@ fn curve_oid(curve: Curve) -> &'static [u8] {
         Curve::P256 => &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07],
         Curve::P384 => &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22],
         Curve::P521 => &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23],
+    }
+}
+
+/// CKP_ML_DSA_..., which PKCS#11 v3.2 has.
+fn parameter_set(set: ParameterSet) -> MlDsaParameterSetType {
+    match set {
+        ParameterSet::MlDsa44 => MlDsaParameterSetType::ML_DSA_44,
+        ParameterSet::MlDsa65 => MlDsaParameterSetType::ML_DSA_65,
+        ParameterSet::MlDsa87 => MlDsaParameterSetType::ML_DSA_87,
     }
 }
 

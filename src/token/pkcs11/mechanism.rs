@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use cryptoki::context::Pkcs11;
+use cryptoki::mechanism::dsa::{HedgeType, SignAdditionalContext};
 use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
 use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsPssParams};
 use cryptoki::mechanism::{Mechanism, MechanismInfo, MechanismType};
@@ -19,6 +20,8 @@ pub(super) fn signing(algorithm: Algorithm) -> Mechanism<'static> {
         (Family::RsaPss, Some(digest)) => Mechanism::RsaPkcsPss(pss(digest)),
         (Family::Ecdsa(_), _) => Mechanism::Ecdsa,
         (Family::Ed25519, _) => Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure)),
+        // No parameter: hedged if the token can, and with an empty context, as RFC 9964 demands.
+        (Family::MlDsa(_), _) => Mechanism::MlDsa(SignAdditionalContext::new(HedgeType::Preferred, None)),
         (Family::Hmac, _) => Mechanism::Sha256Hmac,
         (Family::RsaPkcs1 | Family::RsaPss, _) => Mechanism::RsaPkcs,
     }
@@ -30,6 +33,7 @@ pub(super) fn generation(algorithm: Algorithm) -> Mechanism<'static> {
         Family::RsaPkcs1 | Family::RsaPss => Mechanism::RsaPkcsKeyPairGen,
         Family::Ecdsa(_) => Mechanism::EccKeyPairGen,
         Family::Ed25519 => Mechanism::EccEdwardsKeyPairGen,
+        Family::MlDsa(_) => Mechanism::MlDsaKeyPairGen,
         Family::Hmac => Mechanism::GenericSecretKeyGen,
     }
 }
@@ -40,6 +44,7 @@ pub(super) fn key_type(algorithm: Algorithm) -> KeyType {
         Family::RsaPkcs1 | Family::RsaPss => KeyType::RSA,
         Family::Ecdsa(_) => KeyType::EC,
         Family::Ed25519 => KeyType::EC_EDWARDS,
+        Family::MlDsa(_) => KeyType::ML_DSA,
         Family::Hmac => KeyType::GENERIC_SECRET,
     }
 }
@@ -50,7 +55,9 @@ pub(super) fn data(algorithm: Algorithm, input: &SignInput) -> Result<Cow<'_, [u
         (None, SignInput::Message(message)) => Ok(Cow::Borrowed(message)),
         (Some(digest), SignInput::Digest(octets)) if octets.len() == digest.octets() => Ok(match algorithm.family() {
             Family::RsaPkcs1 => Cow::Owned(digest_info(digest, octets)),
-            Family::RsaPss | Family::Ecdsa(_) | Family::Ed25519 | Family::Hmac => Cow::Borrowed(octets),
+            Family::RsaPss | Family::Ecdsa(_) | Family::Ed25519 | Family::MlDsa(_) | Family::Hmac => {
+                Cow::Borrowed(octets)
+            }
         }),
         (None, _) => Err(TokenError::Unsupported(format!("{algorithm} signs messages alone"))),
         (Some(digest), _) => Err(TokenError::Unsupported(format!("{algorithm} signs {} digests alone", digest.name()))),
@@ -64,6 +71,7 @@ pub(super) fn signature_len(public: Option<&PublicKey>) -> usize {
         Some(PublicKey::Rsa { n, .. }) => n.0.len(),
         Some(PublicKey::Ec { crv, .. }) => 2 * crv.coordinate_len(),
         Some(PublicKey::Ed25519 { .. }) => 64,
+        Some(PublicKey::MlDsa { alg, .. }) => alg.signature_len(),
         // HS256.
         None => Digest::Sha256.octets(),
     }
@@ -85,6 +93,12 @@ pub(super) fn support(pkcs11: &Pkcs11, slot: Slot, algorithm: Algorithm) -> Resu
         Family::Ed25519 => {
             (MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, "CKM_EC_EDWARDS_KEY_PAIR_GEN", MechanismType::EDDSA, "CKM_EDDSA")
         }
+        Family::MlDsa(_) => (
+            MechanismType::ML_DSA_KEY_PAIR_GEN,
+            "CKM_ML_DSA_KEY_PAIR_GEN",
+            MechanismType::ML_DSA,
+            "CKM_ML_DSA (PKCS#11 v3.2)",
+        ),
         Family::Hmac => (
             MechanismType::GENERIC_SECRET_KEY_GEN,
             "CKM_GENERIC_SECRET_KEY_GEN",

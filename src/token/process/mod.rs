@@ -62,6 +62,8 @@ struct Office {
     starting: Mutex<()>,
     seats: Vec<Mutex<Option<Seat>>>,
     signers_ready: AtomicUsize,
+    /// Those among them whose token failed them the last time.
+    signers_unwell: AtomicUsize,
     closing: CancellationToken,
 }
 
@@ -94,6 +96,7 @@ impl Processes {
             // The last one is the administration's.
             seats: (0..=signers).map(|_| Mutex::default()).collect(),
             signers_ready: AtomicUsize::new(0),
+            signers_unwell: AtomicUsize::new(0),
             closing: CancellationToken::new(),
         });
         let mut first = match office.start_first() {
@@ -209,6 +212,18 @@ impl Office {
 
     fn signer_has_gone(&self) {
         tell_ready(self.signers_ready.fetch_sub(1, Ordering::AcqRel) - 1);
+    }
+
+    fn signer_is_unwell(&self) {
+        self.signers_unwell.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn signer_is_well(&self) {
+        self.signers_unwell.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn is_anybody_well(&self) -> bool {
+        self.signers_ready.load(Ordering::Acquire) > self.signers_unwell.load(Ordering::Acquire)
     }
 
     /// A signing process could not be started: if none is there, nobody need wait.

@@ -28,6 +28,9 @@ const STALL_FACTOR: u32 = 10;
 /// How many times its estimated time a job may take beyond the timeout of a single call: it may be a batch.
 const PATIENCE_FACTOR: u32 = 4;
 
+/// How long a process whose token failed it leaves the jobs to those whose token did not.
+const REST: Duration = Duration::from_millis(200);
+
 /// What is read at once: receipts for many orders.
 const READ_BYTES: usize = 16 << 10;
 
@@ -72,6 +75,8 @@ struct Line<'a> {
     since: Instant,
     /// Whether what waited behind the first was given to others.
     stalled: bool,
+    /// Until when it rests, if its token failed it the last time.
+    unwell: Option<Instant>,
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
 }
@@ -101,6 +106,7 @@ impl<'a> Line<'a> {
             under_way: VecDeque::new(),
             since: Instant::now(),
             stalled: false,
+            unwell: None,
             outgoing: Vec::new(),
             incoming: Vec::new(),
         }
@@ -142,11 +148,13 @@ impl<'a> Line<'a> {
                     Some(job) => self.order(job)?,
                     None => return Ok(End::Closed),
                 },
-                () = tokio::time::sleep_until(self.next_look().into()), if !self.under_way.is_empty() => {
+                () = tokio::time::sleep_until(self.next_look().into()), if !self.under_way.is_empty() || self.rests() => {
                     if self.is_hung() {
                         return Ok(End::Hung);
                     }
-                    self.relieve();
+                    if self.is_stalled() {
+                        self.relieve();
+                    }
                 }
                 // Between jobs, `next` tells; a line without room does not ask it.
                 () = office.closing.cancelled() => return Ok(End::Closed),
@@ -166,7 +174,12 @@ impl<'a> Line<'a> {
     fn has_room(&self) -> bool {
         let ahead = self.under_way.len();
         let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
-        !self.stalled && (ahead < AHEAD_MIN || (ahead < AHEAD_MAX && time() < AHEAD_TIME))
+        !self.stalled && !self.rests() && (ahead < AHEAD_MIN || (ahead < AHEAD_MAX && time() < AHEAD_TIME))
+    }
+
+    /// Whether it leaves the jobs to others: not where there are none.
+    fn rests(&self) -> bool {
+        self.unwell.is_some_and(|until| Instant::now() < until) && self.office.is_anybody_well()
     }
 
     fn order(&mut self, mut job: SignJob) -> io::Result<()> {
@@ -212,6 +225,7 @@ impl<'a> Line<'a> {
         let job = self.under_way.pop_front().and_then(|order| order.job);
         match (outcome, job) {
             (Outcome::Done(signatures), Some(job)) => {
+                self.is_well();
                 self.office.queue.worked(&job, Duration::from_micros(took_us));
                 queue::answer(job, Ok(signatures.into_iter().map(ByteBuf::into_vec).collect()));
             }
@@ -221,6 +235,14 @@ impl<'a> Line<'a> {
                     self.give_away(job, TokenError::PinRefused);
                 }
                 return Some(End::Refused);
+            }
+            (Outcome::Failed(error @ TokenError::Unavailable(_)), Some(job)) => {
+                self.is_unwell();
+                if self.office.is_anybody_well() {
+                    self.give_away(job, error);
+                } else {
+                    queue::answer(job, Err(error));
+                }
             }
             (Outcome::Failed(error), Some(job)) => queue::answer(job, Err(error)),
             (Outcome::Spent(reason), job) => {
@@ -235,7 +257,19 @@ impl<'a> Line<'a> {
         None
     }
 
-    /// A job that a spent process did not do is done by another, once.
+    fn is_unwell(&mut self) {
+        if self.unwell.replace(Instant::now() + REST).is_none() {
+            self.office.signer_is_unwell();
+        }
+    }
+
+    fn is_well(&mut self) {
+        if self.unwell.take().is_some() {
+            self.office.signer_is_well();
+        }
+    }
+
+    /// A job that one process could not do is done by another, once.
     fn give_away(&self, mut job: SignJob, error: TokenError) {
         if std::mem::replace(&mut job.given_away, true) {
             queue::answer(job, Err(error));
@@ -257,11 +291,19 @@ impl<'a> Line<'a> {
     }
 
     fn next_look(&self) -> Instant {
+        if self.under_way.is_empty() {
+            // There is nothing to look at but the rest that it takes.
+            return self.unwell.unwrap_or(self.since);
+        }
         if self.stalled { self.hang_time() } else { self.stall_time().min(self.hang_time()) }
     }
 
     fn is_hung(&self) -> bool {
-        Instant::now() >= self.hang_time()
+        !self.under_way.is_empty() && Instant::now() >= self.hang_time()
+    }
+
+    fn is_stalled(&self) -> bool {
+        !self.under_way.is_empty() && Instant::now() >= self.stall_time()
     }
 
     /// Gives what waits behind a call that takes long to others. What it takes too long to say then is not heard any more.
@@ -273,6 +315,7 @@ impl<'a> Line<'a> {
 
     /// Answers the call that was in the module, gives what was not begun to others, and ends the process.
     async fn finish(mut self, end: End) {
+        self.is_well();
         if let End::Closed = end {
             // Whoever closed the queue sees the processes off.
             self.under_way

@@ -50,6 +50,7 @@ fn first(family: Family, size: usize) -> Duration {
     match family {
         Family::RsaPkcs1 | Family::RsaPss => Duration::from_millis([1, 3, 6][size]),
         Family::Ecdsa(_) | Family::Ed25519 => Duration::from_micros(200),
+        Family::MlDsa(_) => Duration::from_millis(1),
         Family::Hmac => Duration::from_micros(50),
     }
 }

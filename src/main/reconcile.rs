@@ -1,0 +1,55 @@
+//! `keyward reconcile`: the token against the store.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use keyward::config::Config;
+use keyward::domain::{Event, ObjectId, Timestamp};
+use keyward::setup;
+
+use super::{Failure, open_token, operator, runtime};
+
+/// What tells that token and store differ; 1 is for what went wrong, and 2 for a command line that is wrong.
+const DIFFERENT: u8 = 3;
+
+#[derive(clap::Args)]
+pub(super) struct ReconcileArguments {
+    #[command(flatten)]
+    pub(super) config: super::ConfigFile,
+    /// Prints one JSON object: counts, findings, and the objects of others.
+    #[arg(long)]
+    json: bool,
+    /// Destroys every object under this id (32 hexadecimal digits), if it looks like Keyward's and no row of the store needs it.
+    /// Can be given several times: all of them or none. Another Keyward's keys on the same token look the same.
+    #[arg(long, value_name = "ID", value_parser = object)]
+    destroy: Vec<ObjectId>,
+}
+
+fn object(text: &str) -> Result<ObjectId, String> {
+    ObjectId::try_from(text.to_owned()).map_err(|error| error.to_string())
+}
+
+pub(super) fn run(config: &Config, arguments: &ReconcileArguments) -> Result<ExitCode, Failure> {
+    let ReconcileArguments { json, destroy, .. } = arguments;
+    let runtime = runtime()?;
+    let token = open_token(&runtime, config)?;
+    let event = Event::new(Timestamp::now(), "reconcile", &operator("keyward reconcile"));
+    let report = runtime.block_on(setup::reconcile(config, &token, destroy, &event));
+    token.close();
+    let report = report.map_err(|error| error.to_string())?;
+    if *json {
+        say!("{}", serde_json::to_string(&report).expect("a report has a form in JSON"));
+    } else {
+        destroy.iter().for_each(|object| say!("destroyed {object}"));
+        report.findings.iter().for_each(|finding| say!("{finding}"));
+        for tenant in &report.unbelieved {
+            say!("unbelieved {tenant}: its record is not believed, and what looks like an orphan may be its key");
+        }
+        let (objects, accounts, foreign) = (report.objects, report.accounted.len(), report.foreign.len());
+        let findings = report.findings.len();
+        say!(
+            "{findings} findings; {objects} objects on the token, {foreign} of them not Keyward's; {accounts} ids in the store"
+        );
+    }
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })
+}

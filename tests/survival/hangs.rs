@@ -1,0 +1,60 @@
+//! A call of C_Sign hangs in the module.
+
+use std::time::{Duration, Instant};
+
+use tonic::Code;
+
+use super::load::{Answer, Load, quantile};
+use super::stand::{Isolation, PATIENCE, POLL, Stand};
+
+const CALLERS: usize = 4;
+const HANGS: usize = 3;
+const DEADLINE: Duration = Duration::from_secs(1);
+/// How long the others are measured before the first hang.
+const MEASURED: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hang_costs_one_call_until_its_deadline_and_others_little() {
+    // The caller's own deadline would be kept by its client, whatever the server does; this one is the server's to keep.
+    let wait_max = DEADLINE.as_millis().to_string();
+    let stand = Stand::with(Isolation::Process, &["ES256"], |it| it.set("signing.wait_max_ms", &wait_max)).await;
+    let load = Load::start(&stand, "ES256", CALLERS, PATIENCE).await;
+    let begun = Instant::now();
+    tokio::time::sleep(MEASURED).await;
+    let hanging = Instant::now();
+    let limit = hanging + PATIENCE;
+    for hang in 1..=HANGS {
+        stand.faults.set("C_Sign hang once");
+        #[expect(clippy::cast_precision_loss, reason = "a few")]
+        let counted = hang as f64;
+        while stand.replaced("hung") < counted {
+            assert!(Instant::now() < limit, "worker {hang} was not replaced");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    load.signed(Instant::now(), 50).await;
+    let answers = load.end().await;
+
+    let (before, after): (Vec<Answer>, Vec<Answer>) =
+        answers.into_iter().filter(|answer| answer.begun >= begun).partition(|answer| answer.begun < hanging);
+    let (signed, refused): (Vec<_>, Vec<_>) = after.into_iter().partition(|answer| answer.result.is_ok());
+    let times = |answers: &[Answer]| answers.iter().map(|answer| answer.took).collect::<Vec<_>>();
+    let (p99_before, p99_after) = (quantile(times(&before), 0.99), quantile(times(&signed), 0.99));
+    let overshoot = refused.iter().map(|answer| answer.took.saturating_sub(DEADLINE)).max().unwrap_or_default();
+    println!(
+        "{HANGS} hangs: {} calls at their deadline, the latest {overshoot:?} after it; p99 of the others {p99_before:?} before, \
+         {p99_after:?} with hangs ({} and {} calls)",
+        refused.len(),
+        before.len(),
+        signed.len()
+    );
+    // The canary's call may be the one that hangs.
+    assert!(refused.len() <= HANGS, "{refused:?}");
+    for answer in &refused {
+        assert_eq!(answer.result.as_ref().expect_err("refused").code, Code::DeadlineExceeded as i32, "{answer:?}");
+    }
+    // Promised are 50 ms and twice the p99. A machine that stops this process for a while breaks both, and a service that waits
+    // for the hung call breaks these.
+    assert!(overshoot < Duration::from_millis(500), "answered {overshoot:?} after the deadline");
+    assert!(p99_after < 2 * p99_before + Duration::from_millis(200), "{p99_before:?} before, {p99_after:?} after");
+}
