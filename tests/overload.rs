@@ -43,12 +43,8 @@ struct Flood {
 impl Flood {
     /// Begins, and waits until calls are refused.
     async fn begin(server: &Server) -> Self {
-        let mut flood = Self {
-            ending: Arc::default(),
-            signed: Arc::default(),
-            refused: Arc::default(),
-            flights: JoinSet::new(),
-        };
+        let mut flood =
+            Self { ending: Arc::default(), signed: Arc::default(), refused: Arc::default(), flights: JoinSet::new() };
         for _ in 0..CONNECTIONS {
             let clients = Clients::connect(server).await;
             (0..FLIGHTS / CONNECTIONS).for_each(|_| flood.fly(clients.clone()));
@@ -140,7 +136,9 @@ async fn who_is_polite_is_served_during_a_flood(isolation: &str) {
     let waiting = server.metric("keyward_token_queue_requests");
     let (signed, refused) = flood.end().await;
 
-    eprintln!("{isolation}: the flood had {signed} signatures and {refused} refusals; {waiting} were waiting at the end");
+    eprintln!(
+        "{isolation}: the flood had {signed} signatures and {refused} refusals; {waiting} were waiting at the end"
+    );
     assert!(signed > 0, "who floods has what the others leave");
     // The service's own beside the tenants', and what workers give back.
     assert!(waiting <= (2 * DEPTH_MAX) as f64, "{waiting} waiting");
