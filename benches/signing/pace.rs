@@ -35,8 +35,8 @@ pub(crate) struct Paced {
     pub(crate) served: f64,
     /// Calls refused because too much waited.
     pub(crate) refused: usize,
-    /// How late the client was: all but the slowest hundredth of the calls began at most so many microseconds after they were due.
-    pub(crate) late_us: f64,
+    /// How late the client began its calls.
+    pub(crate) late: Latency,
 }
 
 /// When a call was due, when it was answered, and how.
@@ -85,7 +85,7 @@ impl Pace {
         let Tally { latencies, in_time, refused } = tally;
         let rate = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / offering.as_secs_f64();
         let (offered, served) = (rate(late.len()), rate(in_time));
-        Ok(Paced { latency: Latency::of(latencies), offered, served, refused, late_us: Latency::of(late).p99_us })
+        Ok(Paced { latency: Latency::of(latencies), offered, served, refused, late: Latency::of(late) })
     }
 
     fn interval(self, random: &mut Random) -> Duration {
