@@ -22,9 +22,8 @@ const TIMES: f64 = 10.0;
 const BUSY: f64 = 0.7;
 /// What the other tenant asks for, of the peak: less than the half that is its share.
 const MODEST: f64 = 0.3;
-/// A client that begins half of its calls later than this has no time for them, and asks for a fifth less. Where it was
-/// interrupted now and then, it is only some of them.
-const LATE_MAX_US: f64 = 1000.0;
+/// A client that begins fewer of its calls at their times has no time for them, and asks for a fifth less.
+const BEGUN_MIN: f64 = 0.95;
 const LESS: f64 = 0.8;
 const TRIAL: Duration = Duration::from_secs(1);
 /// The peak is measured for this part of the time.
@@ -139,7 +138,7 @@ impl Subject {
         let busy = alone(&self.tenant, BUSY, duration)?;
 
         let mut times = TIMES;
-        while times > 1.0 && alone(&self.flood, times, TRIAL)?.late.p50_us > LATE_MAX_US {
+        while alone(&self.flood, times, TRIAL)?.offered < peak * times * BEGUN_MIN {
             times *= LESS;
         }
         let memory_before_kib = memory_kib(self.server.pid());
