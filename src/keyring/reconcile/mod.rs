@@ -106,7 +106,8 @@ impl Keyrings {
     pub async fn report_at_start(&self, service_key: ObjectId) {
         let mut token = self.token.watch();
         for _ in 0..TRIES_MAX {
-            let is_up = |health: &Option<TokenHealth>| matches!(health, Some(TokenHealth { state: TokenState::Up, .. }));
+            let is_up =
+                |health: &Option<TokenHealth>| matches!(health, Some(TokenHealth { state: TokenState::Up, .. }));
             // However long that takes.
             if token.wait_for(is_up).await.is_err() {
                 return;
