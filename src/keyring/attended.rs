@@ -113,13 +113,17 @@ impl Attended {
     }
 
     fn see_canary(&self, signed: Result<(), TokenError>, asked: Instant) {
+        let others_since = match signed {
+            // It was not asked: what counts is what came of it before.
+            Err(TokenError::QueueFull { .. }) => asked.checked_sub(CANARY_WAIT_MAX).unwrap_or(asked),
+            _ => asked,
+        };
         match signed {
             Ok(()) => self.see(Seen::CanarySigned),
             Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
-            // It was not asked, or is so busy with others that the canary waits: a token at work.
-            Err(TokenError::QueueFull { .. }) => {}
-            Err(TokenError::Late) if self.has_signed_since(asked) => {}
-            Err(TokenError::Late) => {
+            // It is so busy with others that the canary waits, or has no place to: a token at work.
+            Err(TokenError::QueueFull { .. } | TokenError::Late) if self.has_signed_since(others_since) => {}
+            Err(TokenError::QueueFull { .. } | TokenError::Late) => {
                 self.see(Seen::CanaryFailed(format!("no answer within {} s", CANARY_WAIT_MAX.as_secs())));
             }
             Err(
@@ -137,8 +141,10 @@ impl Attended {
             Ok(_)
             // Of a queue and of the request, not of the token.
             | Err(TokenError::QueueFull { .. } | TokenError::Late | TokenError::Down { .. } | TokenError::Unsupported(_)) => {}
-            Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
-            Err(error @ (TokenError::Unavailable(_) | TokenError::Mismatch(_))) => self.suspect(error.to_string()),
+            // Refused to one session, the PIN takes nothing from those that are logged in: the canary tells.
+            Err(error @ (TokenError::Unavailable(_) | TokenError::Mismatch(_) | TokenError::PinRefused)) => {
+                self.suspect(error.to_string());
+            }
         }
     }
 
