@@ -6,8 +6,12 @@ mod common;
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use common::{Installation, token_user};
+use common::http::get;
+use common::{Clients, Installation, claims, short_policy, token_user};
+use keyward::grpc::proto::{CreateTenantRequest, Tenant};
+use tonic::Code;
 
 /// The PIN that the token refuses at first.
 const OTHER: &str = "0815-other";
@@ -69,6 +73,38 @@ fn restarts_with_a_wrong_pin_log_in_once_in_all() {
     }
 }
 
+/// A worker for administration, and the default's two that sign.
+const WORKERS: u64 = 3;
+const WAIT_MAX: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_a_new_process_is_refused_takes_no_signature_from_those_that_are_logged_in() {
+    let (installation, faults) = Installation::bare().with_faults();
+    let installation = installation.set("token.isolation", r#""process""#).init();
+    let before = faults.calls("C_Login");
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let issuer = clients.create_tenant("acme", &["ES256"], short_policy()).await.issuer;
+    until("all workers are logged in", || faults.calls("C_Login") == before + WORKERS).await;
+
+    // Administration's process crashes, and the next one may not log in.
+    faults.set("C_GenerateKeyPair crash once\nC_Login answer CKR_PIN_INCORRECT");
+    let create = |id: &str| {
+        let tenant = Tenant { id: id.into(), algorithms: vec!["ES256".into()], ..Tenant::default() };
+        CreateTenantRequest { tenant: Some(tenant) }
+    };
+    clients.tenants.create_tenant(create("one")).await.expect_err("no key is generated");
+    until("the PIN is refused", || installation.dir().join("token-pin-refused").exists()).await;
+    let refused = clients.tenants.create_tenant(create("two")).await.expect_err("no key is generated");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
+    clients.sign_jwt("acme", "ES256", claims(&issuer, 600)).await.expect("signed");
+    assert_eq!(get(&format!("{}/readyz", server.ops())).status, 200);
+    assert!(server.metric(r#"keyward_token_state_changes_total{state="down"}"#).abs() < f64::EPSILON);
+    assert_eq!(faults.calls("C_Login"), before + WORKERS + 1, "once (R14)");
+}
+
 #[test]
 fn a_corrected_pin_is_tried_and_settles_the_matter() {
     let installation = Installation::prepare();
@@ -90,6 +126,14 @@ fn a_damaged_memory_refuses_and_says_the_way_out() {
     says(&run(installation.command("check")), &["cannot be read", "token-pin-refused", "remove the file"]);
     fs::remove_file(&refused_file).expect("it is there");
     assert!(run(installation.command("check")).status.success());
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + WAIT_MAX;
+    while !is_so() {
+        assert!(Instant::now() < limit, "{what}: not within {WAIT_MAX:?}");
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 fn run(mut command: Command) -> Output {

@@ -113,16 +113,13 @@ impl Attended {
     }
 
     fn see_canary(&self, signed: Result<(), TokenError>, asked: Instant) {
-        let others_since = match signed {
-            // It was not asked: what counts is what came of it before.
-            Err(TokenError::QueueFull { .. }) => asked.checked_sub(CANARY_WAIT_MAX).unwrap_or(asked),
-            _ => asked,
-        };
+        let before = asked.checked_sub(CANARY_WAIT_MAX).unwrap_or(asked);
         match signed {
             Ok(()) => self.see(Seen::CanarySigned),
             Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
-            // It is so busy with others that the canary waits, or has no place to: a token at work.
-            Err(TokenError::QueueFull { .. } | TokenError::Late) if self.has_signed_since(others_since) => {}
+            // So busy with others that the canary waits, or has no place to: a token at work.
+            Err(TokenError::Late) if self.has_signed_since(asked) => {}
+            Err(TokenError::QueueFull { .. }) if self.has_signed_since(before) => {}
             Err(TokenError::QueueFull { .. } | TokenError::Late) => {
                 self.see(Seen::CanaryFailed(format!("no answer within {} s", CANARY_WAIT_MAX.as_secs())));
             }

@@ -1,3 +1,5 @@
+#![allow(dead_code, reason = "each of two test binaries uses a part of it")]
+
 use std::collections::HashMap;
 use std::future;
 use std::sync::{Arc, Mutex, MutexGuard};
