@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::wire::{Outcome, Report, Role, put, take};
-use super::{Office, Pause, tell_replaced};
+use super::{Office, Pause};
 use crate::token::TokenError;
 use crate::token::task::{Ask, Task};
 
@@ -142,9 +142,11 @@ async fn replace(office: &Arc<Office>, seat: usize, end: End) {
     let ended = tokio::task::spawn_blocking(move || ending.end(seat)).await.unwrap_or_default();
     match end {
         End::Closed => {}
-        End::Crashed => tell_replaced(seat, "crashed", &format!("the module's process ended by itself: {ended}")),
-        End::Hung => tell_replaced(seat, "hung", HUNG),
-        End::Spent(reason) => tell_replaced(seat, "spent", &reason),
+        End::Crashed => {
+            office.tell_replaced(seat, "crashed", &format!("the module's process ended by itself: {ended}"))
+        }
+        End::Hung => office.tell_replaced(seat, "hung", HUNG),
+        End::Spent(reason) => office.tell_replaced(seat, "spent", &reason),
     }
 }
 

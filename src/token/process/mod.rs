@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::latch::Latch;
 use super::queue::Queue;
+use super::repeats::{Repeats, warn_seldom};
 use super::task::Task;
 use super::{TokenConfig, TokenError, TokenIdentity, gone, tell_away};
 use wire::Role;
@@ -65,6 +66,7 @@ struct Office {
     /// Those among them whose token failed them the last time.
     signers_unwell: AtomicUsize,
     closing: CancellationToken,
+    repeats: Repeats,
 }
 
 /// A process that lives, and a second handle of its socket, to end it by.
@@ -98,6 +100,7 @@ impl Processes {
             signers_ready: AtomicUsize::new(0),
             signers_unwell: AtomicUsize::new(0),
             closing: CancellationToken::new(),
+            repeats: Repeats::default(),
         });
         let mut first = match office.start_first() {
             Err(away @ TokenError::Unavailable(_)) if may_come_later => {
@@ -193,17 +196,17 @@ impl Pause {
     }
 }
 
-/// Counts and tells that a process is to be replaced.
-fn tell_replaced(seat: usize, how: &'static str, reason: &str) {
-    metrics::counter!("keyward_token_workers_replaced_total", "how" => how).increment(1);
-    tracing::warn!(worker = seat, how, reason, "a token worker is replaced");
-}
-
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Office {
+    /// Counts and tells that a process is to be replaced.
+    fn tell_replaced(&self, seat: usize, how: &'static str, reason: &str) {
+        metrics::counter!("keyward_token_workers_replaced_total", "how" => how).increment(1);
+        warn_seldom!(self.repeats, "a token worker is replaced", worker = seat, how = how, reason = reason);
+    }
+
     fn signer_is_ready(&self) {
         let ready = self.signers_ready.fetch_add(1, Ordering::AcqRel) + 1;
         tell_ready(ready);

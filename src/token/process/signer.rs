@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::wire::{Order, Outcome, Receipt, Role, put, take};
-use super::{Office, Pause, tell_replaced};
+use super::{Office, Pause};
 use crate::token::TokenError;
 use crate::token::queue::{self, SignJob};
 
@@ -338,7 +338,7 @@ impl<'a> Line<'a> {
             End::Hung => ("hung", "a call into the module has not returned in time".to_owned()),
             End::Crashed | End::Closed => ("crashed", format!("the module's process ended by itself: {ended}")),
         };
-        tell_replaced(seat, how, &reason);
+        self.office.tell_replaced(seat, how, &reason);
         if let Some(job) = in_module {
             queue::answer(job, Err(TokenError::Unavailable(reason)));
         }

@@ -17,6 +17,7 @@ use serde_bytes::ByteBuf;
 use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, receive, send};
 use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
+use crate::token::repeats::Repeats;
 use crate::token::task::Ask;
 use crate::token::{TokenConfig, TokenError};
 
@@ -36,7 +37,8 @@ pub fn work_as_process() -> io::Result<()> {
     let Some(hello) = receive::<Hello>(&mut stream)? else { return Ok(()) };
     let role = hello.role;
     let config = TokenConfig::from(hello);
-    let opened = Latch::open(&config).and_then(|latch| Module::open(&config, Arc::new(latch), false));
+    let open = |latch| Module::open(&config, Arc::new(latch), Repeats::quiet_at_first(), false);
+    let opened = Latch::open(&config).and_then(open);
     send(&mut stream, &opened.as_ref().map(Module::identity).map_err(Clone::clone))?;
     let Ok(module) = opened else { return Ok(()) };
     let module = Arc::new(module);
