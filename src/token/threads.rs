@@ -87,7 +87,7 @@ fn work(queue: &Queue, mut session: WorkerSession) {
         let begun = Instant::now();
         let signatures = sign(&mut session, key, inputs, *deadline);
         if signatures.is_ok() {
-            queue.worked(&job, begun.elapsed());
+            queue.worked(key, u32::try_from(inputs.len()).unwrap_or(u32::MAX), begun.elapsed());
         }
         queue::answer(job, signatures);
     }

@@ -219,7 +219,7 @@ impl Module {
 
     /// Whether nothing has helped for so long that only another process can: last rung of the ladder.
     pub(in crate::token) fn is_spent(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
+        self.is_failing()
             && self.failing_since.lock().expect(NO_PANIC).is_some_and(|since| since.elapsed() >= SPENT_AFTER)
     }
 
@@ -228,7 +228,13 @@ impl Module {
         warn_seldom!(self.repeats, "the token failed; recovering", reason = reason);
     }
 
-    fn fails(&self) {
+    /// Whether the token has failed this process, and nothing has worked since.
+    pub(in crate::token) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// The token failed, and the ladder has not helped.
+    pub(super) fn fails(&self) {
         self.failing_since.lock().expect(NO_PANIC).get_or_insert_with(Instant::now);
         self.failing.store(true, Ordering::Relaxed);
     }
@@ -246,7 +252,7 @@ impl Module {
     /// Something worked.
     pub(super) fn trust(&self) {
         // Signing comes here each time: read first, so that the cache line stays shared.
-        if self.failing.load(Ordering::Relaxed) {
+        if self.is_failing() {
             *self.failing_since.lock().expect(NO_PANIC) = None;
             self.failing.store(false, Ordering::Relaxed);
             self.doubted.store(false, Ordering::Relaxed);

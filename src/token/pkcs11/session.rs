@@ -66,10 +66,11 @@ impl WorkerSession {
         self.module.tell_failure(&first);
         match self.recover() {
             Ok(()) => {}
-            Err(TokenError::Unavailable(reason)) if reason != first => {
-                return Err(TokenError::Unavailable(format!("{first}; {reason}")));
+            Err(TokenError::Unavailable(reason)) => {
+                self.module.fails();
+                let reason = if reason == first { reason } else { format!("{first}; {reason}") };
+                return Err(TokenError::Unavailable(reason));
             }
-            Err(TokenError::Unavailable(_)) => return Err(TokenError::Unavailable(first)),
             Err(error) => return Err(error),
         }
         match self.run(deadline, &mut work) {
