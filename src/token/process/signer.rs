@@ -239,7 +239,7 @@ impl<'a> Line<'a> {
     fn settle(&mut self, Receipt { took_us, outcome }: Receipt) -> Option<End> {
         self.since = Instant::now();
         self.stalled = false;
-        let Some(UnderWay { job, key, inputs, .. }) = self.under_way.pop_front() else { return None };
+        let UnderWay { job, key, inputs, .. } = self.under_way.pop_front()?;
         if let Outcome::Done(_) = outcome {
             self.is_well();
             self.office.queue.worked(&key, inputs, Duration::from_micros(took_us));
