@@ -204,7 +204,7 @@ pub async fn run(
     let (token, stop) = (Arc::clone(keyrings.token()), shutdown.clone());
     if config.reconcile_at_start {
         let (reporting, object, stop) = (Arc::clone(&keyrings), service_key.object(), shutdown.clone());
-        tokio::spawn(async move { reporting.report_at_start(object, stop).await });
+        tokio::spawn(async move { stop.run_until_cancelled(reporting.report_at_start(object)).await });
     }
     let attending = tokio::spawn(async move { token.attend(&service_key, stop).await });
 

@@ -141,10 +141,12 @@ async fn service_key(token: &Arc<Pkcs11Token>, object: ObjectId) -> Result<Publi
 /// a service that does not start for want of it would publish nothing. Blocks on the module.
 ///
 /// # Errors
-/// Those of the token, if it is there and not as it should be or if there is no store that names it.
+/// Those of the token, if it is there and not as it should be, or if there is no module or no store that names it.
 pub async fn open_token(config: &Config) -> Result<Arc<Pkcs11Token>, SetupError> {
+    // A path that leads nowhere is a mistake; a token that is away is not.
+    let may_come = config.token.module.exists() && config.store_path.exists();
     match Pkcs11Token::open(config.token.clone()) {
-        Err(TokenError::Unavailable(_)) => {}
+        Err(TokenError::Unavailable(_)) if may_come => {}
         opened => return Ok(Arc::new(opened?)),
     }
     // By serial number, so that no other token of this label is taken for it meanwhile.

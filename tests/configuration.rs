@@ -252,6 +252,20 @@ fn serve_refuses_a_missing_store_and_anothers_token() {
     drop(made.serve());
 }
 
+/// A token may come later; a module or a store that a path does not lead to is a mistake in the configuration.
+#[test]
+fn serve_waits_for_no_module_and_for_no_token_without_a_store() {
+    for isolation in ["thread", "process"] {
+        let with = |installation: Installation| installation.set("token.isolation", &format!("{isolation:?}"));
+        let installation = with(Installation::prepare()).set("token.module", "\"/no/module.so\"");
+        let said = failure(installation.command("serve"));
+        assert!(said.contains("/no/module.so"), "{isolation}: {said}");
+        let installation = with(Installation::bare()).set("token.label", "\"other\"");
+        let said = failure(installation.command("serve"));
+        assert!(said.contains("no token has the label \"other\""), "{isolation}: {said}");
+    }
+}
+
 #[test]
 fn a_second_serve_on_the_same_store_is_refused() {
     let installation = Installation::prepare();

@@ -2,26 +2,24 @@
 //!
 //! The keyrings and the store are real; the token is one in memory that holds signatures back until the test lets them go.
 
+#[path = "common/memory.rs"]
+mod memory;
 #[path = "common/seals.rs"]
 mod seals;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use aws_lc_rs::digest::{Digest, SHA256};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use keyward::domain::{
-    Algorithm, Caller, Curve, KeyState, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId, Trigger,
-};
+use keyward::domain::{Algorithm, Caller, KeyState, ObjectId, RotationPolicy, TenantId, Trigger};
 use keyward::keyring::{
     Attended, Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec,
 };
 use keyward::store::{SqliteStore, TokenBinding};
 use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
 use keyward::x509;
+use memory::MemoryToken;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -30,10 +28,10 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// For what must not come: without the fence it comes within a millisecond or two.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// ES256 keys in memory.
+/// A token in memory that holds signatures back.
 #[derive(Default)]
 struct HoldingToken {
-    pairs: Mutex<HashMap<ObjectId, EcdsaKeyPair>>,
+    token: MemoryToken,
     hold: AtomicBool,
     held: AtomicUsize,
     let_go: Notify,
@@ -41,69 +39,36 @@ struct HoldingToken {
     generated: Notify,
 }
 
-fn shown(pair: &EcdsaKeyPair) -> TokenKey {
-    let (x, y) = pair.public_key().as_ref()[1..].split_at(32);
-    let (x, y) = (Octets(x.to_vec()), Octets(y.to_vec()));
-    let text = || "memory".to_owned();
-    TokenKey {
-        public: Some(PublicKey::Ec { crv: Curve::P256, x, y }),
-        protection: Protection {
-            token_label: text(),
-            token_serial: text(),
-            token_manufacturer: text(),
-            token_model: text(),
-            sensitive: true,
-            always_sensitive: true,
-            extractable: false,
-            never_extractable: true,
-            local: true,
-        },
-    }
-}
-
 #[async_trait]
 impl Token for HoldingToken {
-    async fn generate(&self, object: ObjectId, _: KeySpec) -> Result<TokenKey, TokenError> {
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("random octets");
-        let key = shown(&pair);
-        self.pairs.lock().expect("no panic").insert(object, pair);
+    async fn generate(&self, object: ObjectId, spec: KeySpec) -> Result<TokenKey, TokenError> {
+        let key = self.token.generate(object, spec).await;
         self.generated.notify_one();
-        Ok(key)
+        key
     }
 
-    async fn find(&self, object: ObjectId, _: Algorithm) -> Result<Found, TokenError> {
-        let pairs = self.pairs.lock().expect("no panic");
-        Ok(pairs.get(&object).map_or(Found::Absent, |pair| Found::Key(shown(pair))))
+    async fn find(&self, object: ObjectId, algorithm: Algorithm) -> Result<Found, TokenError> {
+        self.token.find(object, algorithm).await
     }
 
-    async fn sign(&self, key: &Arc<KeyRef>, inputs: Vec<SignInput>, _: Instant) -> Result<Vec<Vec<u8>>, TokenError> {
+    async fn sign(&self, key: &Arc<KeyRef>, inputs: Vec<SignInput>, by: Instant) -> Result<Vec<Vec<u8>>, TokenError> {
         if self.hold.load(Ordering::SeqCst) {
             self.held.fetch_add(1, Ordering::SeqCst);
             self.let_go.notified().await;
         }
-        let pairs = self.pairs.lock().expect("no panic");
-        let pair = pairs.get(&key.object).ok_or_else(|| TokenError::Unavailable("no such key".to_owned()))?;
-        let sign = |input| match input {
-            SignInput::Digest(digest) => {
-                let digest = Digest::import_less_safe(&digest, &SHA256).expect("a SHA-256 digest");
-                pair.sign_digest(&digest).expect("signed").as_ref().to_vec()
-            }
-            SignInput::Message(_) => panic!("ES256 signs digests"),
-        };
-        Ok(inputs.into_iter().map(sign).collect())
+        self.token.sign(key, inputs, by).await
     }
 
     async fn destroy(&self, object: ObjectId) -> Result<(), TokenError> {
-        self.pairs.lock().expect("no panic").remove(&object);
-        Ok(())
+        self.token.destroy(object).await
     }
 
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
-        Err(TokenError::Unavailable("this token is not listed".to_owned()))
+        self.token.list().await
     }
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {
-        Err(TokenError::Unavailable("this token is not probed".to_owned()))
+        self.token.probe().await
     }
 }
 

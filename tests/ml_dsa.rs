@@ -153,6 +153,41 @@ async fn only_tenants_that_ask_for_it_publish_it() {
     assert!(verdicts.values().all(|verdict| !verdict.valid), "{verdicts:?}");
 }
 
+/// What is made for people and other protocols, where it is the default algorithm.
+#[tokio::test]
+async fn discovery_and_certificates_have_it_and_saml_metadata_has_not() {
+    let installation = Installation::prepare_on(Module::Kryoptic);
+    let server = installation.serve();
+    let mut keyward = Clients::connect(&server).await;
+    for (id, algorithms) in [("alone", &["ML-DSA-87"][..]), ("mixed", &["ES256", "ML-DSA-44"])] {
+        let tenant = Tenant {
+            id: id.into(),
+            algorithms: algorithms.iter().map(ToString::to_string).collect(),
+            default_algorithm: algorithms[algorithms.len() - 1].into(),
+            saml_sso_url: "https://idp.example/sso".into(),
+            rotation_policy: Some(short_policy()),
+            ..Tenant::default()
+        };
+        keyward.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await.expect("created");
+        let fetch = |path: &str| http::get(&format!("{}/{id}/{path}", server.public()));
+        let discovery: Value = fetch(".well-known/openid-configuration").json();
+        assert_eq!(discovery["id_token_signing_alg_values_supported"], json!(algorithms));
+        assert!(fetch("").status == 200 && fetch("cer").status == 200);
+
+        let jwks: Value = fetch(".well-known/jwks.json").json();
+        let jwks = jwks["keys"].as_array().expect("a JWK set");
+        let certificates = |kty| jwks.iter().filter(move |key| key["kty"] == kty).map(|key| key["x5c"][0].as_str());
+        let metadata = fetch("saml/metadata");
+        let text = String::from_utf8(metadata.body).expect("text");
+        let is_named = |certificate: Option<&str>| text.contains(certificate.expect("each has one"));
+        assert!(!certificates("AKP").any(is_named), "{text}");
+        match id {
+            "alone" => assert!(metadata.status == 404 && text.contains("add RS256 or ES256"), "{text}"),
+            _ => assert!(metadata.status == 200 && certificates("EC").all(is_named), "{text}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_token_without_it_is_told_of_at_once() {
     let installation = Installation::prepare();

@@ -224,6 +224,43 @@ async fn a_refused_pin_takes_the_token_down_and_no_canary_is_sent() {
     assert_eq!(away(stand.sign("acme").await), Some(Duration::from_secs(60)));
 }
 
+/// Sessions that are logged in stay so: administration's new session was refused the PIN, which was changed meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_is_refused_to_one_session_takes_no_signature_away() {
+    let mut stand = Stand::new().await;
+    let key = stand.current("acme").object;
+    stand.token.becomes_with(key, Mood::PinRefused);
+    away(stand.sign("acme").await);
+    stand.token_becomes(TokenState::Up).await;
+    stand.sign("other").await.expect("the token signs with other keys");
+    stand.token.becomes(Mood::Well);
+    stand.sign("acme").await.expect("signed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_hangs_goes_down_although_no_canary_finds_a_place_to_wait() {
+    let mut stand = Stand::new().await;
+    stand.token.becomes(Mood::Full);
+    stand.token_becomes(TokenState::Down).await;
+    stand.token.becomes(Mood::Well);
+    stand.token_becomes(TokenState::Up).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_that_finds_no_place_to_wait_says_nothing_of_a_token_that_signs() {
+    let stand = Stand::new().await;
+    stand.token.becomes_with(stand.service_key, Mood::Full);
+    let canaries = stand.token.asked(stand.service_key);
+    let until = Instant::now() + WAIT_MAX;
+    while stand.token.asked(stand.service_key) < canaries + 3 {
+        stand.sign("acme").await.expect("signed");
+        assert!(Instant::now() < until, "no canary comes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let health = stand.health.borrow().token.clone().expect("it was asked");
+    assert_eq!(health.state, TokenState::Up, "{}", health.problem);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_whose_canary_does_not_verify_is_down() {
     let mut stand = Stand::new().await;

@@ -9,7 +9,10 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Installation, token_user};
+use common::http::get;
+use common::{Clients, Installation, claims, short_policy, token_user};
+use keyward::grpc::proto::{CreateTenantRequest, Tenant};
+use tonic::Code;
 
 /// The PIN that the token refuses at first.
 const OTHER: &str = "0815-other";
@@ -74,7 +77,7 @@ fn restarts_with_a_wrong_pin_log_in_once_in_all() {
 /// Each new worker process would try for itself, if their service did not know.
 #[test]
 fn where_the_file_cannot_be_written_workers_log_in_once_in_all() {
-    const WORKERS: u64 = 4;
+    const MANY: u64 = 4;
     if let Some(new) = token_user::order() {
         let old = std::env::var("KEYWARD_TEST_PIN").expect("a child has it");
         return token_user::session().set_pin(&old.into(), &new.into()).expect("the PIN is changed");
@@ -84,20 +87,20 @@ fn where_the_file_cannot_be_written_workers_log_in_once_in_all() {
     fs::create_dir(&directory).expect("made");
     let installation = installation
         .set("token.isolation", r#""process""#)
-        .set("token.workers", &WORKERS.to_string())
+        .set("token.workers", &MANY.to_string())
         .set("token.pin_refused_file", r#""latch/refused""#)
         .init();
     let before = faults.calls("C_Login");
     let server = installation.serve();
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + WAIT_MAX;
     let until = |what: &str, holds: &dyn Fn() -> bool| {
         while !holds() {
             assert!(Instant::now() < limit, "never {what}");
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(POLL);
         }
     };
     // One more for administration.
-    until("all workers logged in", &|| faults.calls("C_Login") == before + WORKERS + 1);
+    until("all workers logged in", &|| faults.calls("C_Login") == before + MANY + 1);
     let right = fs::read_to_string(installation.pin_file()).expect("a PIN");
     let test = "where_the_file_cannot_be_written_workers_log_in_once_in_all";
     token_user::have(&installation, test, &right, OTHER);
@@ -105,13 +108,45 @@ fn where_the_file_cannot_be_written_workers_log_in_once_in_all() {
     let before = faults.calls("C_Login");
     faults.set("C_Sign crash");
     until("no worker left", &|| server.metric("keyward_token_workers_ready") == 0.0);
-    assert_eq!(faults.calls("C_Login") - before, 1, "of {WORKERS} workers that crashed one tried the PIN");
+    assert_eq!(faults.calls("C_Login") - before, 1, "of {MANY} workers that crashed one tried the PIN");
     drop(server);
 
     // And no command starts where a refusal would be forgotten.
     for verb in ["check", "serve"] {
         says(&run(installation.command(verb)), &["token.pin_refused_file must be in a directory", "latch"]);
     }
+}
+
+/// A worker for administration, and the default's two that sign.
+const WORKERS: u64 = 3;
+const WAIT_MAX: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_a_new_process_is_refused_takes_no_signature_from_those_that_are_logged_in() {
+    let (installation, faults) = Installation::bare().with_faults();
+    let installation = installation.set("token.isolation", r#""process""#).init();
+    let before = faults.calls("C_Login");
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let issuer = clients.create_tenant("acme", &["ES256"], short_policy()).await.issuer;
+    until("all workers are logged in", || faults.calls("C_Login") == before + WORKERS).await;
+
+    // Administration's process crashes, and the next one may not log in.
+    faults.set("C_GenerateKeyPair crash once\nC_Login answer CKR_PIN_INCORRECT");
+    let create = |id: &str| {
+        let tenant = Tenant { id: id.into(), algorithms: vec!["ES256".into()], ..Tenant::default() };
+        CreateTenantRequest { tenant: Some(tenant) }
+    };
+    clients.tenants.create_tenant(create("one")).await.expect_err("no key is generated");
+    until("the PIN is refused", || installation.dir().join("token-pin-refused").exists()).await;
+    let refused = clients.tenants.create_tenant(create("two")).await.expect_err("no key is generated");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
+    clients.sign_jwt("acme", "ES256", claims(&issuer, 600)).await.expect("signed");
+    assert_eq!(get(&format!("{}/readyz", server.ops())).status, 200);
+    assert!(server.metric(r#"keyward_token_state_changes_total{state="down"}"#).abs() < f64::EPSILON);
+    assert_eq!(faults.calls("C_Login"), before + WORKERS + 1, "once (R14)");
 }
 
 #[test]
@@ -135,6 +170,14 @@ fn a_damaged_memory_refuses_and_says_the_way_out() {
     says(&run(installation.command("check")), &["cannot be read", "token-pin-refused", "remove the file"]);
     fs::remove_file(&refused_file).expect("it is there");
     assert!(run(installation.command("check")).status.success());
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + WAIT_MAX;
+    while !is_so() {
+        assert!(Instant::now() < limit, "{what}: not within {WAIT_MAX:?}");
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 fn run(mut command: Command) -> Output {

@@ -188,6 +188,8 @@ mod tests {
             );
         }
         assert!(parse(&[json!({"kty": "oct", "k": "AAAA"})]).is_err());
+        let akp = json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA", "priv": "secret"});
+        assert!(parse(&[ec(), akp]).unwrap_err().contains("member priv"), "RFC 9964");
     }
 
     #[test]

@@ -21,9 +21,10 @@ async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warni
     let health = health.borrow().clone();
     let ready = health.is_ready();
     let say = |part: Result<(), String>| part.err().unwrap_or_else(|| "ok".to_owned());
+    let token = say(health.token().map_err(str::to_owned));
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
-        "checks": {"token": say(health.token().map_err(str::to_owned)), "store": say(health.store), "snapshot": say(health.snapshot)},
+        "checks": {"token": token, "store": say(health.store), "snapshot": say(health.snapshot)},
         "token": health.token.map(|token| json!({"state": token.state.word(), "since": token.since.to_string()})),
         "quarantined": health.quarantined,
         "quarantined_keys": health.quarantined_keys.iter().map(quarantined_key).collect::<Vec<_>>(),

@@ -76,9 +76,9 @@ struct Set {
     keys: Vec<Object>,
 }
 
-/// Members that a public key has not: of private keys (RFC 7518 sections 6.2.2 and 6.3.2, RFC 8037 section 2) and of symmetric
-/// ones (6.4).
-pub const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+/// Members that a public key has not: of private keys (RFC 7518 sections 6.2.2 and 6.3.2, RFC 8037 section 2, RFC 9964) and of
+/// symmetric ones (RFC 7518 section 6.4).
+pub const PRIVATE_MEMBERS: [&str; 9] = ["d", "p", "q", "dp", "dq", "qi", "oth", "priv", "k"];
 
 /// Takes the known members out of one JWK, and remembers what is wrong.
 struct Reader {

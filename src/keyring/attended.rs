@@ -113,13 +113,14 @@ impl Attended {
     }
 
     fn see_canary(&self, signed: Result<(), TokenError>, asked: Instant) {
+        let before = asked.checked_sub(CANARY_WAIT_MAX).unwrap_or(asked);
         match signed {
             Ok(()) => self.see(Seen::CanarySigned),
             Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
-            // It was not asked, or is so busy with others that the canary waits: a token at work.
-            Err(TokenError::QueueFull { .. }) => {}
+            // So busy with others that the canary waits, or has no place to: a token at work.
             Err(TokenError::Late) if self.has_signed_since(asked) => {}
-            Err(TokenError::Late) => {
+            Err(TokenError::QueueFull { .. }) if self.has_signed_since(before) => {}
+            Err(TokenError::QueueFull { .. } | TokenError::Late) => {
                 self.see(Seen::CanaryFailed(format!("no answer within {} s", CANARY_WAIT_MAX.as_secs())));
             }
             Err(
@@ -137,8 +138,10 @@ impl Attended {
             Ok(_)
             // Of a queue and of the request, not of the token.
             | Err(TokenError::QueueFull { .. } | TokenError::Late | TokenError::Down { .. } | TokenError::Unsupported(_)) => {}
-            Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
-            Err(error @ (TokenError::Unavailable(_) | TokenError::Mismatch(_))) => self.suspect(error.to_string()),
+            // Refused to one session, the PIN takes nothing from those that are logged in: the canary tells.
+            Err(error @ (TokenError::Unavailable(_) | TokenError::Mismatch(_) | TokenError::PinRefused)) => {
+                self.suspect(error.to_string());
+            }
         }
     }
 

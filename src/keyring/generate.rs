@@ -69,7 +69,7 @@ impl Keyrings {
                 || keyring.pending.as_ref().is_some_and(|pending| pending.object == object)
         });
         if !named {
-            self.token.destroy(object).await?;
+            bounded(self.token.destroy(object)).await?;
         }
         Ok(())
     }

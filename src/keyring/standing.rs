@@ -61,7 +61,7 @@ pub(super) enum Seen {
     CanarySigned,
     /// The canary did not sign, or wrongly.
     CanaryFailed(String),
-    /// The PIN was refused: nothing helps before a restart (R14).
+    /// The canary was refused because of the PIN: nothing helps before a restart (R14).
     PinRefused(String),
 }
 

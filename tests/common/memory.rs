@@ -1,7 +1,9 @@
+#![allow(dead_code, reason = "each of two test binaries uses a part of it")]
+
 use std::collections::HashMap;
 use std::future;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_lc_rs::digest::{Digest, SHA256};
@@ -19,6 +21,8 @@ pub(crate) enum Mood {
     Away,
     /// It never answers.
     Hanging,
+    /// Too much waits for it.
+    Full,
     /// It refuses the PIN.
     PinRefused,
     /// It makes signatures that do not verify.
@@ -88,6 +92,7 @@ impl MemoryToken {
 async fn fail<T>(mood: Mood) -> Result<T, TokenError> {
     match mood {
         Mood::Hanging => future::pending().await,
+        Mood::Full => Err(TokenError::QueueFull { retry_after: Duration::from_millis(1) }),
         Mood::PinRefused => Err(TokenError::PinRefused),
         Mood::Well | Mood::Wrong | Mood::Away => Err(TokenError::Unavailable("C_Sign: CKR_DEVICE_REMOVED".to_owned())),
     }

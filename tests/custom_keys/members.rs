@@ -60,6 +60,7 @@ async fn each_wrong_member_is_named() {
         ("RSA", json!({"oth": [{"r": secret}]}), "oth", "private"),
         ("EC", json!({"d": secret}), "d", "private"),
         ("OKP", json!({"d": secret}), "d", "private"),
+        ("OKP", json!({"kty": "AKP", "priv": secret}), "priv", "private"),
         ("OKP", json!({"kty": "oct", "k": secret}), "k", "symmetric"),
         ("OKP", json!({"kty": "oct"}), "kty", "RSA, EC or OKP"),
         ("RSA", json!({"kty": 7}), "kty", "must be a text"),

@@ -17,6 +17,8 @@ const APART: Duration = Duration::from_millis(1200);
 const RETURN_MAX: Duration = Duration::from_secs(20);
 /// How many calls follow one fault, so that one that comes a call later is seen, too.
 const CALLS_AFTER_ONE: usize = 3;
+/// What a rotation is told for which there is no next key yet.
+const MISSING_KEY: &str = "FAILED_PRECONDITION";
 
 /// How long a fault lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,7 @@ pub(crate) enum Call {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     call: Call,
+    lasting: Lasting,
     /// What the first caller was told; `None`: all is well.
     first: Option<&'static str>,
     /// What any caller was told while the fault lasted.
@@ -57,6 +60,10 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let refusals = self.refusals.iter().copied().collect::<Vec<_>>().join(" or ");
         match (self.call, self.first) {
+            // How far the ladder is climbed by the end of the second is the machine's speed.
+            (Call::RotateSigningKey, None) if self.lasting == Lasting::ASecond => {
+                write!(f, "rotated; the next one may be {refusals}")?;
+            }
             _ if self.refusals.is_empty() => write!(f, "not noticed")?,
             // A rotation makes the key that comes next when it is done itself.
             (Call::RotateSigningKey, None) => write!(f, "rotated; the next one {refusals}")?,
@@ -99,8 +106,11 @@ impl Stand {
         assert!(returned < RETURN_MAX, "{} {value} {lasting:?}: back after {returned:?}", place.function);
         self.until_calm().await;
         let new_worker = self.workers_replaced() > workers;
-        let refusals = told.iter().flatten().copied().collect();
-        (Outcome { call: place.call, first: told[0], refusals, new_worker }, returned)
+        let mut refusals: BTreeSet<_> = told.iter().flatten().copied().collect();
+        if place.call == Call::RotateSigningKey && lasting == Lasting::ASecond && told[0].is_none() {
+            refusals.insert(MISSING_KEY);
+        }
+        (Outcome { call: place.call, lasting, first: told[0], refusals, new_worker }, returned)
     }
 
     async fn call(&mut self, call: Call) -> Result<(), Status> {
@@ -135,7 +145,7 @@ fn code(status: &Status) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
         Code::Internal => "INTERNAL",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::FailedPrecondition => MISSING_KEY,
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
         other => panic!("a caller is told {other:?}: {status:?}"),
     }

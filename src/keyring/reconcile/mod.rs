@@ -9,12 +9,10 @@ mod tests;
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 pub use report::{Account, Accounts, Expected, Finding, Kind, Report, Tally};
 
-use super::Keyrings;
 use super::generate::bounded;
+use super::{Keyrings, TokenHealth, TokenState};
 use crate::domain::{Event, ObjectId, Timestamp};
 use crate::store::{Change, Store, StoreError};
 use crate::token::{Token, TokenError};
@@ -22,7 +20,9 @@ use crate::token::{Token, TokenError};
 /// Findings that the log has at a start: enough to see what happened, and no flood where a store was put back.
 const FINDINGS_LOGGED_MAX: usize = 20;
 
-/// The pause before a start's report is tried again, for a token that was away.
+/// How often a start's report is tried while the token is up, and the pause in between: a list that fails keeps the generation of
+/// keys waiting each time.
+const TRIES_MAX: u32 = 3;
 const RETRY_EVERY: Duration = Duration::from_secs(60);
 
 /// Why token and store were not compared, or nothing was destroyed.
@@ -101,19 +101,22 @@ fn refusal(report: &Report, object: ObjectId) -> Option<String> {
 }
 
 impl Keyrings {
-    /// Tells by log and metric how token and store differ when the service starts, once both have answered. It does not act, and
+    /// Tells by log and metric how token and store differ when the service starts, once the token is up. It does not act, and
     /// nobody waits for it.
-    pub async fn report_at_start(&self, service_key: ObjectId, shutdown: CancellationToken) {
-        while let Some(compared) =
-            shutdown.run_until_cancelled(reconcile(&*self.token, &*self.store, service_key)).await
-        {
-            match compared {
+    pub async fn report_at_start(&self, service_key: ObjectId) {
+        let mut token = self.token.watch();
+        for _ in 0..TRIES_MAX {
+            let is_up =
+                |health: &Option<TokenHealth>| matches!(health, Some(TokenHealth { state: TokenState::Up, .. }));
+            // However long that takes.
+            if token.wait_for(is_up).await.is_err() {
+                return;
+            }
+            match reconcile(&*self.token, &*self.store, service_key).await {
                 Ok(report) => return tell(&report),
                 Err(error) => tracing::warn!(%error, "token and store could not be compared"),
             }
-            if shutdown.run_until_cancelled(tokio::time::sleep(RETRY_EVERY)).await.is_none() {
-                return;
-            }
+            tokio::time::sleep(RETRY_EVERY).await;
         }
     }
 }
