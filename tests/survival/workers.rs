@@ -7,7 +7,7 @@ use cryptoki::object::{Attribute, ObjectClass};
 use keyward::grpc::proto::GetCurrentKeyRequest;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::load::Load;
+use super::load::{Load, Refusal};
 use super::stand::{Isolation, PATIENCE, POLL, Stand};
 use crate::common::{Installation, short_policy, token_user};
 
@@ -45,10 +45,9 @@ async fn a_tenant_whose_key_is_missing_takes_no_worker_from_others() {
     load.end().await;
     let refused = lost.end().await;
     println!("{alone} signatures alone, {beside} beside {} calls with a key that is missing", refused.len());
-    assert!(refused.len() > 20, "{}", refused.len());
-    let codes =
-        refused.iter().filter_map(|answer| answer.result.as_ref().err()).filter(|refusal| refusal.is_unavailable());
-    assert_eq!(codes.count(), refused.len());
+    let away = refused.iter().filter(|answer| answer.result.as_ref().is_err_and(Refusal::is_unavailable)).count();
+    // Others may find the queue full.
+    assert!(away > 20 && refused.iter().all(|answer| answer.result.is_err()), "{away} of {}", refused.len());
     // A call with a key that is missing takes a worker a search; a worker that rests after one is lost for 200 ms.
     assert!(4 * beside > 3 * alone, "{alone} alone, {beside} beside");
 }
