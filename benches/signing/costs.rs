@@ -147,6 +147,10 @@ impl fmt::Display for Costs {
         writeln!(f)?;
         for line in 0..self.lines.len() {
             writeln!(f, "{}: grants beside TLS alone: {}", self.lines[line].name(), self.grants_alone(line))?;
+            let refused: usize = self.seen[line].iter().flatten().map(|seen| seen.served.refused).sum();
+            if refused > 0 {
+                writeln!(f, "{}: {refused} calls were refused because too much waited", self.lines[line].name())?;
+            }
         }
         Ok(())
     }

@@ -9,10 +9,12 @@ use keyward::grpc::proto::sign_request::Input;
 use keyward::grpc::proto::signing_service_client::SigningServiceClient;
 use keyward::grpc::proto::{BatchSignInput, BatchSignRequest, SignJwtRequest, SignRequest};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::task::{LocalSet, spawn_local, yield_now};
+use tokio::task::LocalSet;
+use tokio::time::sleep;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
 
 use crate::common::{Clients, Dial, claims};
 use crate::table::Latency;
@@ -53,7 +55,7 @@ impl Call {
         self.batch.map_or(1.0, |count| f64::from(u32::try_from(count).unwrap_or(u32::MAX)))
     }
 
-    async fn once(self, client: &mut SigningServiceClient<Channel>, load: &Load) -> Result<(), Status> {
+    pub(crate) async fn once(self, client: &mut SigningServiceClient<Channel>, load: &Load) -> Result<(), Status> {
         let (tenant, algorithm) = (load.tenant.clone(), self.algorithm.to_owned());
         let message = vec![7; 32];
         if let Some(count) = self.batch {
@@ -81,11 +83,7 @@ pub(crate) struct Served {
     pub(crate) latency: Latency,
     /// Calls answered from the first to the last, those of the warm-up too.
     pub(crate) calls: usize,
-}
-
-/// Latency at a pace, from the time that a call was due; and how many were refused because the server's queue was full.
-pub(crate) struct Paced {
-    pub(crate) latency: Latency,
+    /// Calls refused because too much waited, and made again when they were asked to be.
     pub(crate) refused: usize,
 }
 
@@ -108,6 +106,11 @@ impl Load {
         let credentials = jwts.iter().map(|jwt| format!("Bearer {jwt}").parse().expect("ASCII")).collect();
         let (tenant, claims) = (tenant.to_owned(), claims(issuer, 1800));
         Rc::new(Self { clients, tenant, claims, credentials, next: Cell::new(0) })
+    }
+
+    /// The client for a call: the connections take turns.
+    pub(crate) fn client(&self, number: usize) -> SigningServiceClient<Channel> {
+        self.clients[number % CONNECTIONS].clone()
     }
 
     fn with_jwt<T>(&self, message: T) -> Request<T> {
@@ -135,12 +138,16 @@ impl Load {
         let tasks = LocalSet::new();
         let flights: Vec<_> = (0..flights)
             .map(|number| {
-                let (load, mut client) = (Rc::clone(self), self.clients[number % CONNECTIONS].clone());
+                let (load, mut client) = (Rc::clone(self), self.client(number));
                 tasks.spawn_local(async move {
-                    let (mut warm, mut latencies) = (0, Vec::new());
+                    let (mut warm, mut refused, mut latencies) = (0, 0, Vec::new());
                     let mut last = Instant::now();
                     loop {
-                        call.once(&mut client, &load).await?;
+                        while let Err(status) = call.once(&mut client, &load).await {
+                            sleep(pause(&status).ok_or(status)?).await;
+                            refused += 1;
+                            last = Instant::now();
+                        }
                         let now = Instant::now();
                         let took = now - std::mem::replace(&mut last, now);
                         if now < start || now >= end {
@@ -149,7 +156,7 @@ impl Load {
                             latencies.push(took);
                         }
                         if now >= end {
-                            return Ok::<_, Status>((warm, latencies));
+                            return Ok::<_, Status>((warm, refused, latencies));
                         }
                     }
                 })
@@ -159,55 +166,24 @@ impl Load {
         let began = Instant::now();
         tasks.await;
         let load_busy = (cpu_time() - busy).as_secs_f64() / began.elapsed().as_secs_f64();
-        let (mut calls, mut latencies) = (0, Vec::new());
+        let (mut calls, mut refused, mut latencies) = (0, 0, Vec::new());
         for flight in flights {
             let flight = flight.await.map_err(|panic| panic.to_string())?;
-            let (warm, more) = flight.map_err(|status| format!("{} {}: {status}", call.method, call.algorithm))?;
+            let (warm, again, more) =
+                flight.map_err(|status| format!("{} {}: {status}", call.method, call.algorithm))?;
             calls += warm + more.len();
+            refused += again;
             latencies.extend(more);
         }
         let answered = f64::from(u32::try_from(latencies.len()).unwrap_or(u32::MAX));
         let per_second = answered * call.signatures() / duration.as_secs_f64();
-        Ok(Served { per_second, load_busy, latency: Latency::of(latencies), calls })
+        Ok(Served { per_second, load_busy, latency: Latency::of(latencies), calls, refused })
     }
+}
 
-    /// Calls at even intervals, whether or not those before are answered.
-    ///
-    /// # Errors
-    /// What the server answered, but for a full queue.
-    pub(crate) async fn paced(
-        self: &Rc<Self>,
-        call: Call,
-        per_second: f64,
-        duration: Duration,
-    ) -> Result<Paced, String> {
-        LocalSet::new()
-            .run_until(async {
-                let start = Instant::now();
-                let interval = Duration::from_secs_f64(1.0 / per_second);
-                let mut calls = Vec::new();
-                let mut due = start;
-                while due < start + duration {
-                    // A timer of tokio's has a millisecond's grain, and many calls fit into one.
-                    while Instant::now() < due {
-                        yield_now().await;
-                    }
-                    let (load, mut client) = (Rc::clone(self), self.clients[calls.len() % CONNECTIONS].clone());
-                    calls.push(spawn_local(async move { call.once(&mut client, &load).await.map(|()| due.elapsed()) }));
-                    due += interval;
-                }
-                let (mut latencies, mut refused) = (Vec::new(), 0);
-                for call in calls {
-                    match call.await.map_err(|panic| panic.to_string())? {
-                        Ok(latency) => latencies.push(latency),
-                        Err(status) if status.code() == Code::ResourceExhausted => refused += 1,
-                        Err(status) => return Err(status.to_string()),
-                    }
-                }
-                Ok(Paced { latency: Latency::of(latencies), refused })
-            })
-            .await
-    }
+/// When a call that was refused because too much waits is to be made again.
+fn pause(status: &Status) -> Option<Duration> {
+    (status.code() == Code::ResourceExhausted).then(|| status.get_details_retry_info()?.retry_delay).flatten()
 }
 
 /// What this thread has had of its core.

@@ -2,16 +2,20 @@
 //!
 //! The released binary runs on one core and the load on another. "Raw" is a loop of C_Sign over the same token on the
 //! server's core. Raw and served take turns, so that what else the machine does meets both; so do the servers that have TLS, the
-//! proof of who calls and the record of it, and the one that has none of them.
+//! proof of who calls and the record of it, and the one that has none of them. The third table is of servers that are asked for far
+//! more than they can do.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod cores;
 mod costs;
 mod load;
+mod overload;
+mod pace;
 mod raw;
 mod table;
 mod variants;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,13 +26,20 @@ use common::{Dial, Server};
 use cores::Cores;
 use costs::Costs;
 use load::{Call, Load};
+use overload::Overload;
+use pace::{Intervals, Pace};
+use serde_json::Value;
 use table::{Row, Table};
+use tokio::task::LocalSet;
 
 /// How long each figure is measured for: 900 RSA signatures or more, so that the slowest hundredth is nine of them.
 const RAW_DURATION: Duration = Duration::from_millis(1000);
 const SERVED_DURATION: Duration = Duration::from_millis(1200);
 /// Part of the measured throughput at which latency is looked at: busy, but not so busy that the queue alone is seen.
 const PACED_LOAD: f64 = 0.7;
+/// How long each load of the third table lasts, where it is measured alone and where it comes with the others.
+const OVERLOAD_SECS: u32 = 60;
+const OVERLOAD_SECS_SHORT: u32 = 5;
 
 /// Signatures per second and latency, served and raw.
 #[derive(Parser)]
@@ -42,9 +53,13 @@ struct Arguments {
     /// Measures only the lines whose name begins with this, for example "Sign ES256".
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Measures one table and not the other.
+    /// Measures one table and not the others.
     #[arg(long, value_enum)]
     table: Option<Part>,
+    /// How long each load of the table "overload" lasts; 60 where no other table is measured, else 5. A line takes four times
+    /// as long and some seconds more.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=600))]
+    secs: Option<u32>,
     /// What cargo tells every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -60,6 +75,8 @@ enum Part {
     Signing,
     /// TLS, authorisation and audit beside a service without them.
     Costs,
+    /// Ten times the load that the token carries, and one tenant at ten times its share.
+    Overload,
 }
 
 fn main() -> ExitCode {
@@ -88,7 +105,10 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
     table.rows = calls.map(Row::new).collect();
     let costs = wants(Part::Costs).then(|| Costs::new(&cores, &runtime, &arguments.only)).transpose()?;
     let mut costs = costs.filter(|costs| !costs.is_empty());
-    if table.rows.is_empty() && costs.is_none() {
+    let secs = if arguments.table.is_some() { OVERLOAD_SECS } else { OVERLOAD_SECS_SHORT };
+    let overload = wants(Part::Overload).then(|| Overload::new(&arguments.only, arguments.secs.unwrap_or(secs)));
+    let mut overload = overload.filter(|overload| !overload.is_empty());
+    if table.rows.is_empty() && costs.is_none() && overload.is_none() {
         return Err(format!("no line begins with {:?}", arguments.only));
     }
     if !table.rows.is_empty() {
@@ -102,9 +122,16 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
         }
         println!("{costs}");
     }
+    // The servers of the table before have come to their end.
+    let costs = costs.map_or(Value::Null, |costs| costs.json());
+    if let Some(overload) = &mut overload {
+        overload.measure(&cores, &runtime)?;
+        println!("{overload}");
+    }
     let Some(path) = &arguments.json else { return Ok(()) };
     let mut json = table.json();
-    json["costs"] = costs.map_or(serde_json::Value::Null, |costs| costs.json());
+    json["costs"] = costs;
+    json["overload"] = overload.map_or(Value::Null, |overload| overload.json());
     let json = serde_json::to_vec_pretty(&json).map_err(|error| error.to_string())?;
     std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -126,7 +153,10 @@ fn serve_beside_raw(
             let served = runtime.block_on(load.flat_out(call, call.flights(), SERVED_DURATION))?;
             // A batch is not a call that somebody waits for one by one.
             let paced = match call.batch {
-                None => Some(runtime.block_on(load.paced(call, served.per_second * PACED_LOAD, SERVED_DURATION))?),
+                None => {
+                    let pace = Pace { call, per_second: served.per_second * PACED_LOAD, intervals: Intervals::Even };
+                    Some(LocalSet::new().block_on(runtime, pace.keep(&load, SERVED_DURATION))?)
+                }
                 Some(_) => None,
             };
             row.add(raw, served, paced);

@@ -6,11 +6,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::load::{Call, Paced, Served};
+use crate::load::{Call, Served};
+use crate::pace::Paced;
 use crate::raw::Raw;
 
 /// Half of the calls, and all but the slowest hundredth, took at most so many microseconds.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
@@ -61,7 +62,8 @@ impl Row {
             raw_latency: latencies(&mut self.repetitions.iter().map(|(raw, _)| raw.latency)),
             paced_latency: (!self.paced.is_empty())
                 .then(|| latencies(&mut self.paced.iter().map(|paced| paced.latency))),
-            refused: self.paced.iter().map(|paced| paced.refused).sum(),
+            refused: self.paced.iter().map(|paced| paced.refused).sum::<usize>()
+                + self.repetitions.iter().map(|(_, served)| served.refused).sum::<usize>(),
         }
     }
 }
@@ -124,7 +126,10 @@ impl fmt::Display for Table {
             )?;
         }
         for Figures { name, refused, .. } in self.rows.iter().map(Row::figures).filter(|figures| figures.refused > 0) {
-            writeln!(f, "\n{name}: {refused} paced calls were refused because the queue was full")?;
+            writeln!(
+                f,
+                "\n{name}: {refused} calls were refused because too much waited; at full speed they are made again"
+            )?;
         }
         Ok(())
     }

@@ -45,11 +45,11 @@ impl Reader {
 
     fn isolation(&mut self, key: &str) -> Isolation {
         match self.text(key).as_deref() {
-            Some("process") => Isolation::Process,
-            None | Some("thread") => Isolation::Thread,
+            None | Some("process") => Isolation::Process,
+            Some("thread") => Isolation::Thread,
             Some(_) => {
                 self.problem(key, "must be \"process\" or \"thread\"");
-                Isolation::Thread
+                Isolation::Process
             }
         }
     }

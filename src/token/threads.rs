@@ -59,11 +59,13 @@ impl Threads {
     /// Finalises the module and ends the threads; the queues are closed. Blocks until calls under way return, or for some
     /// seconds if one hangs: then the module is left as it is.
     pub(super) fn close(&self) {
+        // Taken in any case: who closes once more must not wait for a thread that was left behind.
+        let threads = std::mem::take(&mut *self.threads.lock().expect(NO_PANIC));
         // A thread that hangs in the module is left behind: it would not be joined before the call returns.
         if !self.module.close() {
             return;
         }
-        for thread in std::mem::take(&mut *self.threads.lock().expect(NO_PANIC)) {
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a token thread had panicked");
             }

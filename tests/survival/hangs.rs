@@ -58,3 +58,17 @@ async fn a_hang_costs_one_call_until_its_deadline_and_others_little() {
     assert!(overshoot < Duration::from_millis(500), "answered {overshoot:?} after the deadline");
     assert!(p99_after < 2 * p99_before + Duration::from_millis(200), "{p99_before:?} before, {p99_after:?} after");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_token_hangs_ends_when_it_is_told_to() {
+    for isolation in [Isolation::Process, Isolation::Thread] {
+        let stand = Stand::new(isolation, &["ES256"]).await;
+        stand.faults.set("C_Sign hang");
+        let limit = Instant::now() + PATIENCE;
+        while stand.faults.fired(0) == 0 {
+            assert!(Instant::now() < limit, "C_Sign is not called");
+            tokio::time::sleep(POLL).await;
+        }
+        assert!(stand.server.terminate().success(), "{isolation:?}");
+    }
+}

@@ -124,10 +124,11 @@ impl Processes {
             }
             started => Some(started?),
         };
+        // Keys are waited for sooner than a second signing process.
+        runtime.spawn(errands::keep(Arc::clone(&office), signers, tasks));
         for seat in 0..signers {
             runtime.spawn(signer::keep(Arc::clone(&office), seat, first.take()));
         }
-        runtime.spawn(errands::keep(Arc::clone(&office), signers, tasks));
         Ok(Self { office, expected })
     }
 

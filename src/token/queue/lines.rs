@@ -5,9 +5,17 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::line::{Line, Request};
 use super::{Limits, SignJob};
 use crate::domain::TenantId;
 use crate::token::KeyRef;
+
+/// The part of the bound that holds where it was reached: what waits longer was not a burst.
+const CROWDED_PART: u32 = 8;
+
+/// As many calls may wait all the same, however long they take: twice what waits now and then at 70 % load, where nothing is to be
+/// refused (of the queue M/D/1, one in a hundred calls finds some five before it).
+const CROWDED_CALLS: u32 = 10;
 
 /// The lines, one for each tenant and one for the service's own jobs.
 ///
@@ -20,6 +28,9 @@ use crate::token::KeyRef;
 /// newcomer whose line is shorter. What a line has but one of is left to it, or big requests would go at every small one; so more
 /// may wait than the bound, as long as the newcomer's own turn comes within `wait_max`. Else the newcomer is refused. The service's
 /// own line is bounded by depth alone, and nothing of it goes for others.
+///
+/// *Crowded.* The bound is for bursts. Once it was reached, an eighth of it holds until nothing of tenants waits: where more comes
+/// than the workers do, a long line serves nobody better, and all wait longer.
 #[derive(Debug)]
 pub(super) struct Lines {
     limits: Limits,
@@ -41,32 +52,14 @@ pub(super) struct Lines {
     load: Duration,
     /// Of tenants' lines.
     requests: usize,
+    /// Whether the bound was reached, and tenants' lines have not been empty since.
+    crowded: bool,
     next_id: u64,
 }
 
 /// Names a line for as long as it is there; later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct LineId(u64);
-
-#[derive(Debug)]
-struct Line {
-    tenant: Option<TenantId>,
-    /// First come, first served.
-    requests: VecDeque<Request>,
-    turn: Duration,
-    /// Token time that waits.
-    waiting: Duration,
-    /// How much of the bounds its requests take.
-    load: Duration,
-}
-
-/// Jobs that came together: all are signed, or none is of use.
-#[derive(Debug)]
-struct Request {
-    jobs: VecDeque<SignJob>,
-    cost: Duration,
-    load: Duration,
-}
 
 /// Why a request is not taken on, and when what waits before it will have been worked off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +114,7 @@ impl Lines {
             waiting: Duration::ZERO,
             load: Duration::ZERO,
             requests: 0,
+            crowded: false,
             next_id: 0,
         }
     }
@@ -136,10 +130,11 @@ impl Lines {
         let until_room = self.waiting.saturating_sub(self.bound()) / saturated(self.limits.workers);
         let refused = |because| Err(Refused { because, retry_after: wait.max(until_room) });
         let request = Request::new(jobs, self.least_load());
+        let room = self.room(request.jobs[0].cost);
         let displaced = match &key.tenant {
-            Some(tenant) => match self.make_room(tenant, request.load, wait) {
+            Some(tenant) => match self.make_room(tenant, request.load, wait, room) {
                 Some(displaced) => displaced,
-                None if self.waiting < self.bound() => return refused(Because::Depth),
+                None if self.waiting < room => return refused(Because::Depth),
                 None => return refused(Because::Wait),
             },
             None if self.own_requests() >= self.limits.depth_max => return refused(Because::Depth),
@@ -216,22 +211,31 @@ impl Lines {
         self.waiting.min(fair) / saturated(self.limits.workers)
     }
 
-    /// Makes room for a request of this load, as far as others are to make it. `None` if there is none for it.
-    fn make_room(&mut self, tenant: &TenantId, load: Duration, wait: Duration) -> Option<Vec<SignJob>> {
+    /// Makes room for a request of this load where more waits than `room`, as far as others are to make it. `None` if there is
+    /// none for it.
+    fn make_room(&mut self, tenant: &TenantId, load: Duration, wait: Duration, room: Duration) -> Option<Vec<SignJob>> {
         let with_it = self.line(Some(tenant)).map_or(Duration::ZERO, |line| line.load) + load;
-        let mut displaced = Vec::new();
-        while self.load >= self.bound()
+        let (before, mut displaced) = (self.load, Vec::new());
+        self.crowded |= before >= self.bound();
+        while self.load >= room
+            && before - self.load < load
             && let Some(&(longest, id)) = self.longest.last()
             && longest > with_it
             && self.lines[&id].requests.len() > 1
         {
             displaced.extend(self.change(id, Line::pop_request));
         }
-        let in_share = wait < self.limits.wait_max && self.requests < self.limits.depth_max;
-        (self.load < self.bound() || !displaced.is_empty() || in_share).then_some(displaced)
+        let in_share = wait < room / saturated(self.limits.workers) && self.requests < self.limits.depth_max;
+        (self.load < room || !displaced.is_empty() || in_share).then_some(displaced)
     }
 
-    /// How much may wait, as load.
+    /// How much may wait at the moment, as load, for a request of such jobs to be taken on.
+    fn room(&self, cost: Duration) -> Duration {
+        let bound = self.bound();
+        if self.crowded { bound.min((bound / CROWDED_PART).max(cost.saturating_mul(CROWDED_CALLS))) } else { bound }
+    }
+
+    /// How much may wait at most, as load.
     fn bound(&self) -> Duration {
         self.limits.wait_max.saturating_mul(saturated(self.limits.workers))
     }
@@ -314,6 +318,7 @@ impl Lines {
         if self.turns.is_empty() {
             self.clear();
         }
+        self.crowded &= self.requests > 0;
         while let Some(&(turn, id)) = self.drained.first()
             && turn <= self.clock
         {
@@ -334,54 +339,7 @@ impl Lines {
         self.drained.clear();
         (self.clock, self.waiting, self.load) = Default::default();
         self.requests = 0;
-    }
-}
-
-impl Line {
-    fn push_back(&mut self, request: Request) {
-        self.waiting += request.cost;
-        self.load += request.load;
-        self.requests.push_back(request);
-    }
-
-    fn push_front(&mut self, request: Request) {
-        self.waiting += request.cost;
-        self.load += request.load;
-        self.requests.push_front(request);
-    }
-
-    fn pop_front(&mut self) -> Option<Request> {
-        let request = self.requests.pop_front()?;
-        self.waiting -= request.cost;
-        self.load -= request.load;
-        Some(request)
-    }
-
-    /// The oldest job.
-    fn pop_job(&mut self, least_load: Duration) -> Option<SignJob> {
-        let mut request = self.pop_front()?;
-        let job = request.jobs.pop_front()?;
-        if !request.jobs.is_empty() {
-            let cost = request.cost - job.cost;
-            self.push_front(Request { cost, load: least_load.max(cost), ..request });
-        }
-        Some(job)
-    }
-
-    /// The newest request's jobs.
-    fn pop_request(&mut self) -> VecDeque<SignJob> {
-        let Some(request) = self.requests.pop_back() else { return VecDeque::new() };
-        self.waiting -= request.cost;
-        self.load -= request.load;
-        request.jobs
-    }
-}
-
-impl Request {
-    fn new(jobs: impl Into<VecDeque<SignJob>>, least_load: Duration) -> Self {
-        let jobs = jobs.into();
-        let cost = jobs.iter().map(|job| job.cost).sum();
-        Self { jobs, cost, load: least_load.max(cost) }
+        self.crowded = false;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Signing jobs that wait for a worker: fair between tenants, bounded, and refused early.
 
 mod costs;
+mod line;
 mod lines;
 #[cfg(test)]
 mod properties;

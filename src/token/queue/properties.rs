@@ -239,6 +239,36 @@ fn a_tenant_alone_has_all_there_is_and_no_more() {
 }
 
 #[test]
+fn once_too_much_has_come_less_may_wait_until_all_is_worked_off() {
+    let mut world = World::new(Limits { depth_max: 1000, ..LIMITS });
+    let fill = |world: &mut World| (0..200).take_while(|_| world.come(1, &[ms(1)], ms(10_000)).is_ok()).count();
+    assert_eq!(fill(&mut world), 100);
+    // An eighth of the bound, as long as it goes on.
+    for _ in 0..80 {
+        world.take().unwrap();
+        assert_eq!(fill(&mut world), 0);
+    }
+    for _ in 0..30 {
+        world.take().unwrap();
+        fill(&mut world);
+    }
+    assert_eq!(world.lines.waiting(), (13, ms(13)));
+    // Who is polite is taken on all the same, and one of the many goes for it.
+    assert_eq!(world.come(2, &[ms(1)], ms(10_000)).unwrap().len(), 1);
+    while world.take().is_some() {}
+    assert_eq!(fill(&mut world), 100);
+    // Of what takes long, ten may wait at least.
+    let mut world = World::new(LIMITS);
+    let fill = |world: &mut World| (0..200).take_while(|_| world.come(1, &[ms(9)], ms(10_000)).is_ok()).count();
+    assert_eq!(fill(&mut world), 12);
+    world.take().unwrap();
+    world.take().unwrap();
+    assert_eq!((fill(&mut world), fill(&mut world)), (0, 0));
+    world.take().unwrap();
+    assert_eq!(fill(&mut world), 1);
+}
+
+#[test]
 fn who_could_not_be_served_in_time_is_refused_at_once() {
     let mut world = World::new(LIMITS);
     world.come(1, &[ms(40)], ms(10_000)).unwrap();

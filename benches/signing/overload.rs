@@ -1,0 +1,255 @@
+//! Ten times the load that the token can carry, and one tenant at ten times its share.
+
+use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::task::LocalSet;
+use tokio::try_join;
+
+use crate::common::{Clients, Dial, Installation, Server, short_policy};
+use crate::cores::Cores;
+use crate::load::{CALLS_IN_FLIGHT, Call, Load};
+use crate::pace::{Intervals, Pace, Paced};
+use crate::watch::{Watch, memory_kib};
+
+/// How many times its peak a server is offered, and how many times its share of that a tenant asks for.
+const TIMES: f64 = 10.0;
+/// What latency is held against: a busy server that is not overloaded.
+const BUSY: f64 = 0.7;
+/// What the other tenant asks for, of the peak: less than the half that is its share.
+const MODEST: f64 = 0.3;
+/// A client that begins fewer of its calls at their times has no time for them, and asks for a fifth less.
+const BEGUN_MIN: f64 = 0.95;
+const LESS: f64 = 0.8;
+const TRIAL: Duration = Duration::from_secs(1);
+/// The peak is measured for this part of the time.
+const PEAK_PART: u32 = 4;
+
+const TENANT: &str = "bench";
+const FLOOD: &str = "flood";
+
+/// A call, its keys, and where the token's module runs.
+#[derive(Clone, Copy)]
+struct Line {
+    algorithm: &'static str,
+    /// Of RSA keys.
+    bits: u32,
+    isolation: &'static str,
+}
+
+/// The lines that are wanted.
+pub(crate) struct Overload {
+    lines: Vec<Line>,
+    secs: u32,
+    figures: Vec<Figures>,
+}
+
+impl Overload {
+    /// To measure the calls whose names begin with `only`, each load for so many seconds.
+    pub(crate) fn new(only: &str, secs: u32) -> Self {
+        // A token that is slower than refusing a call, one that is faster, and one that is faster than the client.
+        let keys = [("RS256", 4096), ("RS256", 2048), ("ES256", 2048)];
+        let lines = keys
+            .into_iter()
+            .flat_map(|(algorithm, bits)| ["thread", "process"].map(|isolation| Line { algorithm, bits, isolation }));
+        let lines = lines.filter(|line| line.name().starts_with(only)).collect();
+        Self { lines, secs, figures: Vec::new() }
+    }
+
+    /// Whether no call was asked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Measures all lines, each with a server of its own.
+    ///
+    /// # Errors
+    /// What a server answered, but for refusals.
+    pub(crate) fn measure(&mut self, cores: &Cores, runtime: &Runtime) -> Result<(), String> {
+        let duration = Duration::from_secs(self.secs.into());
+        for line in &self.lines {
+            let whose = format!("{}, {}", line.name(), line.isolation);
+            eprintln!("bench: overload: {whose}, {} s each", self.secs);
+            let subject = Subject::start(*line, cores, runtime).map_err(|problem| format!("{whose}: {problem}"))?;
+            self.figures.push(subject.measure(runtime, duration).map_err(|problem| format!("{whose}: {problem}"))?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({ "secs": self.secs, "rows": self.figures })
+    }
+}
+
+impl Line {
+    const fn call(self) -> Call {
+        Call { method: "Sign", algorithm: self.algorithm, batch: None }
+    }
+
+    fn name(self) -> String {
+        match self.algorithm {
+            "RS256" => format!("{}, {} bits", self.call().name(), self.bits),
+            _ => self.call().name(),
+        }
+    }
+}
+
+/// A server that is measured, and two tenants' clients.
+struct Subject {
+    line: Line,
+    server: Server,
+    tenant: Rc<Load>,
+    flood: Rc<Load>,
+    /// It goes when the server has gone.
+    _installation: Installation,
+}
+
+impl Subject {
+    fn start(line: Line, cores: &Cores, runtime: &Runtime) -> Result<Self, String> {
+        let installation = Installation::bare()
+            .set("token.isolation", &format!("{:?}", line.isolation))
+            .set("signing.rsa_bits", &line.bits.to_string())
+            .init();
+        let server = cores.on_servers(|| installation.serve())?;
+        let dial = Dial::tcp(server.grpc());
+        let (tenant, flood) = runtime.block_on(async {
+            let mut clients = Clients::over(dial.connect().await.expect("a connection"));
+            let mut loads = Vec::new();
+            for tenant in [TENANT, FLOOD] {
+                let issuer = clients.create_tenant(tenant, &[line.algorithm], short_policy()).await.issuer;
+                loads.push(Load::connect(&dial, tenant, &issuer, &[]).await);
+            }
+            (Rc::clone(&loads[0]), Rc::clone(&loads[1]))
+        });
+        Ok(Self { line, server, tenant, flood, _installation: installation })
+    }
+
+    fn measure(&self, runtime: &Runtime, duration: Duration) -> Result<Figures, String> {
+        let call = self.line.call();
+        let peak = self.tenant.flat_out(call, CALLS_IN_FLIGHT, duration / PEAK_PART);
+        let peak = runtime.block_on(peak)?.per_second;
+        let alone = |load, times: f64, duration| {
+            LocalSet::new().block_on(runtime, self.pace(peak * times).keep(load, duration))
+        };
+        let busy = alone(&self.tenant, BUSY, duration)?;
+
+        let mut times = TIMES;
+        while alone(&self.flood, times, TRIAL)?.offered < peak * times * BEGUN_MIN {
+            times *= LESS;
+        }
+        let memory_before_kib = memory_kib(self.server.pid());
+        let watch = Watch::begin(&self.server);
+        let overloaded = alone(&self.flood, times, duration);
+        let watched = watch.end()?;
+        let overloaded = overloaded?;
+        let memory_after_kib = memory_kib(self.server.pid());
+
+        let modest = alone(&self.tenant, MODEST, duration)?;
+        let (others, flood) = LocalSet::new().block_on(runtime, async {
+            try_join!(
+                self.pace(peak * MODEST).keep(&self.tenant, duration),
+                self.pace(peak * times / 2.0).keep(&self.flood, duration)
+            )
+        })?;
+        Ok(Figures {
+            call: self.line.name(),
+            isolation: self.line.isolation,
+            peak,
+            offered: overloaded.offered / peak,
+            served: overloaded.served / peak,
+            busy_p99_ms: p99_ms(&busy),
+            admitted_p99_ms: p99_ms(&overloaded),
+            alone_p99_ms: p99_ms(&modest),
+            others_p99_ms: p99_ms(&others),
+            others_refused: others.refused,
+            flood_offered: flood.offered / peak * 2.0,
+            refused: overloaded.refused,
+            late_ms: overloaded.late.p99_us.max(flood.late.p99_us) / 1000.0,
+            memory_before_kib,
+            memory_peak_kib: watched.memory_peak_kib,
+            memory_after_kib,
+            health_asked: watched.asked,
+            health_answered: watched.healthy,
+            health_slowest_ms: watched.slowest.as_secs_f64() * 1000.0,
+        })
+    }
+
+    const fn pace(&self, per_second: f64) -> Pace {
+        Pace { call: self.line.call(), per_second, intervals: Intervals::Random }
+    }
+}
+
+fn p99_ms(paced: &Paced) -> f64 {
+    paced.latency.p99_us / 1000.0
+}
+
+#[derive(Serialize)]
+struct Figures {
+    call: String,
+    isolation: &'static str,
+    /// In a second.
+    peak: f64,
+    /// Of the peak.
+    offered: f64,
+    served: f64,
+    busy_p99_ms: f64,
+    admitted_p99_ms: f64,
+    /// The other tenant's, without and with the flood.
+    alone_p99_ms: f64,
+    others_p99_ms: f64,
+    others_refused: usize,
+    /// Of the flood's share.
+    flood_offered: f64,
+    refused: usize,
+    late_ms: f64,
+    memory_before_kib: u64,
+    memory_peak_kib: u64,
+    memory_after_kib: u64,
+    health_asked: usize,
+    health_answered: usize,
+    health_slowest_ms: f64,
+}
+
+impl fmt::Display for Overload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "| call | token in a | peak /s | offered / peak | signed / peak | p99 ms at 70 % | p99 ms overloaded | ratio | \
+             flood / its share | other's p99 ms alone | beside the flood | ratio |"
+        )?;
+        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        for figures in &self.figures {
+            let Figures { call, isolation, peak, offered, served, flood_offered, .. } = figures;
+            let Figures { busy_p99_ms, admitted_p99_ms, alone_p99_ms, others_p99_ms, .. } = figures;
+            let (of_busy, of_alone) = (admitted_p99_ms / busy_p99_ms, others_p99_ms / alone_p99_ms);
+            writeln!(
+                f,
+                "| {call} | {isolation} | {peak:.0} | {offered:.1} | {served:.2} | {busy_p99_ms:.1} | {admitted_p99_ms:.1} \
+                 | {of_busy:.2} | {flood_offered:.1} | {alone_p99_ms:.1} | {others_p99_ms:.1} | {of_alone:.2} |"
+            )?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "| call | token in a | refused | client late ms | memory MiB before, most, after | /healthz answered | slowest ms | \
+             other's calls refused |"
+        )?;
+        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        for figures in &self.figures {
+            let Figures { call, isolation, refused, late_ms, others_refused, .. } = figures;
+            let Figures { health_asked, health_answered, health_slowest_ms, .. } = figures;
+            let [before, most, after] =
+                [figures.memory_before_kib, figures.memory_peak_kib, figures.memory_after_kib].map(|kib| kib >> 10);
+            writeln!(
+                f,
+                "| {call} | {isolation} | {refused} | {late_ms:.1} | {before}, {most}, {after} \
+                 | {health_answered} of {health_asked} | {health_slowest_ms:.1} | {others_refused} |"
+            )?;
+        }
+        Ok(())
+    }
+}
