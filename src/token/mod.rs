@@ -4,13 +4,14 @@
 //! this room sees a session, a handle or a return value.
 //!
 //! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and
-//! `process` (who works it off), `pkcs11` (the module).
+//! `process` (who works it off), `pkcs11` (the module); `latch` (a refused PIN) and `repeats` (what is told of failures).
 
 mod front;
 mod latch;
 mod pkcs11;
 mod process;
 mod queue;
+mod repeats;
 mod task;
 mod threads;
 
