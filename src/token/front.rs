@@ -134,19 +134,6 @@ impl Pkcs11Token {
         }
     }
 
-    /// For each algorithm whether the token has the mechanisms to generate keys and to sign with them, or in words which
-    /// it lacks.
-    ///
-    /// # Errors
-    ///
-    /// If the token does not answer.
-    pub async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
-        match self.administer(Ask::Mechanisms).await? {
-            Told::Mechanisms(mechanisms) => Ok(mechanisms),
-            other => Err(confused(&other)),
-        }
-    }
-
     /// Answers what waits with `Unavailable`, ends the workers and finalises the module; never C_Logout, which would log
     /// out others in the same process. Blocks until calls under way return, or for some seconds if one hangs. Done by
     /// dropping, too.
@@ -219,6 +206,13 @@ impl Token for Pkcs11Token {
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
         match self.administer(Ask::List).await? {
             Told::Objects(objects) => Ok(objects),
+            other => Err(confused(&other)),
+        }
+    }
+
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
+        match self.administer(Ask::Mechanisms).await? {
+            Told::Mechanisms(mechanisms) => Ok(mechanisms),
             other => Err(confused(&other)),
         }
     }

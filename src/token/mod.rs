@@ -62,6 +62,10 @@ pub trait Token: Send + Sync + 'static {
     /// each object.
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError>;
 
+    /// For each algorithm whether the token has the mechanisms to generate keys and to sign with them, or in words which
+    /// it lacks.
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError>;
+
     /// Shows that the token answers and is the one it was: a login that holds and the serial number expected.
     async fn probe(&self) -> Result<TokenIdentity, TokenError>;
 }
