@@ -11,7 +11,7 @@ use keyward::dev;
 use keyward::domain::{Caller, Principal};
 use keyward::serve::{self, Addresses, Listeners};
 use keyward::setup::{self, Opened};
-use keyward::token::Pkcs11Token;
+use keyward::token::{Pkcs11Token, Token as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -195,8 +195,9 @@ fn check(config: &Config) -> Result<(), Failure> {
 
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
-    let shutdown = runtime.block_on(on_signal())?;
     let token = runtime.block_on(setup::open_token(config)).map_err(|error| error.to_string())?;
+    // Only now: a start that hangs in the module has nothing to drain, and SIGTERM ends it as it ends any process.
+    let shutdown = runtime.block_on(on_signal())?;
     runtime.block_on(run(
         config,
         token,
@@ -251,7 +252,7 @@ async fn run(
     served
 }
 
-/// A token that is cancelled by SIGTERM or SIGINT. Made before anything else, so that a start that is broken off cleans up, too.
+/// A token that is cancelled by SIGTERM or SIGINT.
 async fn on_signal() -> Result<CancellationToken, Failure> {
     let shutdown = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {

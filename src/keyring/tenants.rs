@@ -7,6 +7,7 @@ use crate::domain::{
     Algorithm, Caller, Domain, Event, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
 };
 use crate::store::{Change, StoreError, TenantRecord};
+use crate::token::Token as _;
 
 /// A tenant that somebody wants to have.
 #[derive(Clone, Debug)]

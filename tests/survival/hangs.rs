@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
 use super::load::{Answer, Load, quantile};
 use super::stand::{Isolation, PATIENCE, POLL, Stand};
+use crate::common::Installation;
 
 const CALLERS: usize = 4;
 const HANGS: usize = 3;
@@ -70,5 +72,25 @@ async fn a_service_whose_token_hangs_ends_when_it_is_told_to() {
             tokio::time::sleep(POLL).await;
         }
         assert!(stand.server.terminate().success(), "{isolation:?}");
+    }
+}
+
+#[test]
+fn a_start_that_hangs_ends_when_it_is_told_to() {
+    for isolation in ["process", "thread"] {
+        let (installation, faults) = Installation::bare().with_faults();
+        let installation = installation.set("token.isolation", &format!("{isolation:?}")).init();
+        faults.set("C_Login hang");
+        let mut service = installation.command("serve").spawn().expect("a service");
+        let limit = Instant::now() + PATIENCE;
+        while faults.fired(0) == 0 {
+            assert!(Instant::now() < limit, "{isolation}: C_Login is not called");
+            std::thread::sleep(POLL);
+        }
+        kill_process(Pid::from_child(&service), Signal::TERM).expect("it lives");
+        while service.try_wait().expect("a child").is_none() {
+            assert!(Instant::now() < limit, "{isolation}: it does not end");
+            std::thread::sleep(POLL);
+        }
     }
 }
