@@ -12,6 +12,7 @@ use keyward::domain::{Caller, Principal};
 use keyward::serve::{self, Addresses, Listeners};
 use keyward::setup::{self, Opened};
 use keyward::token::{Pkcs11Token, Token as _};
+use rustix::process::{DumpableBehavior, getuid, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -134,7 +135,9 @@ fn log_to_stderr() {
         .init();
 }
 
+/// Reads the configuration. The PIN is in this process from here on: no core dump, no debugger of the same user.
 fn load(path: &Path) -> Result<Config, Failure> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     Config::load(path).map_err(|problems| problems.to_string())
 }
 
@@ -144,7 +147,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Whoever runs this command, as the administration log names them.
 fn operator(command: &'static str) -> Caller {
-    let principal = Principal::Unix(rustix::process::getuid().as_raw());
+    let principal = Principal::Unix(getuid().as_raw());
     Caller { principals: Arc::from([principal]), method: command, request_id: None }
 }
 

@@ -78,13 +78,12 @@ pub(super) fn end(mut child: Child) -> String {
 
 /// Waits until a worker whose stream was shut has ended; one that takes longer is killed.
 pub(super) fn see_off(mut child: Child, until: Instant) {
-    while Instant::now() < until {
-        if let Ok(Some(_)) = child.try_wait() {
-            return;
+    while !matches!(child.try_wait(), Ok(Some(_))) {
+        if Instant::now() >= until {
+            return tracing::warn!("a worker process did not end by itself: {}", end(child));
         }
         thread::sleep(LOOK);
     }
-    tracing::warn!("a worker process did not end by itself: {}", end(child));
 }
 
 fn describe(status: ExitStatus) -> String {
