@@ -73,7 +73,7 @@ enum Command {
     ///
     /// Stop the service first; `serve` tells the same in its log when it starts. It looks at every object on the token.
     Reconcile(reconcile::ReconcileArguments),
-    /// Tells all problems of a configuration at once, and which algorithms the token has. Logs in to the token once.
+    /// Tells all problems of a configuration at once, and which algorithms the token has. Logs in to the token.
     Check {
         #[command(flatten)]
         config: ConfigFile,
@@ -81,7 +81,7 @@ enum Command {
     /// Looks at the audit logs, without token and PIN, while the service runs or not.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
-    /// Holds one session with the token for the service that starts it. Not for people.
+    /// Runs the PKCS#11 module for the service that starts it. Not for people.
     #[command(hide = true)]
     TokenWorker,
     /// Serves a SoftHSM token, a SQLite store and a tenant `demo`, made in one directory. For development and tests.

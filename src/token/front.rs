@@ -92,7 +92,7 @@ impl Pkcs11Token {
     ///
     /// `Unavailable` if the module or the token is not there (the text lists the labels that are), `Mismatch` if the label
     /// is not unique and no serial number is given (the text lists them), `PinRefused`, and `Unsupported` if the token
-    /// allows too few sessions for the workers.
+    /// allows one process too few sessions for its threads.
     pub fn open(config: TokenConfig) -> Result<Self, TokenError> {
         Self::start(config, false)
     }

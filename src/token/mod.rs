@@ -1,10 +1,10 @@
 //! The PKCS#11 token: the only room that knows cryptoki.
 //!
-//! A [`Token`] has four verbs, a list and a probe. [`Pkcs11Token`] implements it with one session per worker; nothing above
+//! A [`Token`] has four verbs, a list and a probe. [`Pkcs11Token`] implements it with a session for each worker; nothing above
 //! this room sees a session, a handle or a return value.
 //!
-//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and
-//! `process` (who works it off), `pkcs11` (the module); `latch` (a refused PIN) and `repeats` (what is told of failures).
+//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and `process` (who works it off), `pkcs11`
+//! (the module); `latch` (a refused PIN) and `repeats` (what is told of failures).
 
 mod front;
 mod latch;
@@ -171,8 +171,8 @@ pub enum TokenError {
         /// When what waits now will have been done, by estimate.
         retry_after: Duration,
     },
-    /// The deadline passed before the token was asked, or in the middle of a batch: there are no signatures.
-    #[error("the deadline passed while the job was waiting")]
+    /// The deadline passed before the token was asked, or before it answered: there are no signatures.
+    #[error("the deadline passed before the token had signed")]
     Late,
     /// The token, or the key on it, is not to be had at the moment (R8): retry later. The text names function and return
     /// value.

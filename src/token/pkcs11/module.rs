@@ -134,7 +134,8 @@ impl Module {
         let visit = self.visit()?;
         match self.pkcs11.get_token_info(visit.slot).map_err(Failure::from)?.max_session_count() {
             Limit::Max(allowed) if allowed < wanted => {
-                Err(TokenError::Unsupported(format!("it allows {allowed} sessions, and {wanted} are wanted")))
+                let text = format!("it allows {allowed} sessions, and {wanted} are wanted: lower token.workers");
+                Err(TokenError::Unsupported(text))
             }
             Limit::Max(_) | Limit::Infinite | Limit::Unavailable => Ok(()),
         }

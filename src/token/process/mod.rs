@@ -199,7 +199,10 @@ impl Office {
     }
 
     fn start_in_turn(&self, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
-        let failed = |error: std::io::Error| TokenError::Unavailable(format!("no worker process: {error}"));
+        let failed = |error: std::io::Error| {
+            let program = self.config.program.display();
+            TokenError::Unavailable(format!("no worker process can be started from {program}: {error}"))
+        };
         let (living, stream) = child::spawn(&self.config).map_err(failed)?;
         *locked(&self.seats[seat]) = Some(living);
         let serial = self.found.get().map(|found| found.serial.clone()).or_else(|| self.config.serial.clone());
