@@ -29,8 +29,9 @@ const CROWDED_CALLS: u32 = 10;
 /// may wait than the bound, as long as the newcomer's own turn comes within `wait_max`. Else the newcomer is refused. The service's
 /// own line is bounded by depth alone, and nothing of it goes for others.
 ///
-/// *Crowded.* The bound is for bursts. Once it was reached, an eighth of it holds until nothing of tenants waits: where more comes
-/// than the workers do, a long line serves nobody better, and all wait longer.
+/// *Crowded.* The bound is for bursts. Once it was reached, an eighth of it holds: where more comes than the workers do, a long
+/// line serves nobody better, and all wait longer. It ends when nothing of tenants waits, unless more was refused than done since
+/// that was so the last time: then somebody only drew breath.
 #[derive(Debug)]
 pub(super) struct Lines {
     limits: Limits,
@@ -52,8 +53,11 @@ pub(super) struct Lines {
     load: Duration,
     /// Of tenants' lines.
     requests: usize,
-    /// Whether the bound was reached, and tenants' lines have not been empty since.
+    /// Whether the bound was reached, and it has not ended since.
     crowded: bool,
+    /// Since tenants' lines were empty: jobs of theirs that were given out, and requests that were refused or had to go.
+    done: usize,
+    refused: usize,
     next_id: u64,
 }
 
@@ -115,6 +119,8 @@ impl Lines {
             load: Duration::ZERO,
             requests: 0,
             crowded: false,
+            done: 0,
+            refused: 0,
             next_id: 0,
         }
     }
@@ -134,8 +140,10 @@ impl Lines {
         let displaced = match &key.tenant {
             Some(tenant) => match self.make_room(tenant, request.load, wait, room) {
                 Some(displaced) => displaced,
-                None if self.waiting < room => return refused(Because::Depth),
-                None => return refused(Because::Wait),
+                None => {
+                    self.refused += 1;
+                    return refused(if self.waiting < room { Because::Depth } else { Because::Wait });
+                }
             },
             None if self.own_requests() >= self.limits.depth_max => return refused(Because::Depth),
             None => Vec::new(),
@@ -174,6 +182,7 @@ impl Lines {
                 Some(job) if job.answer.is_closed() => {}
                 Some(job) if now >= job.deadline => taken.late.push(job),
                 job => {
+                    self.done += usize::from(job.as_ref().is_some_and(|job| job.key.tenant.is_some()));
                     taken.job = job;
                     self.clock = self.clock.max(turn);
                 }
@@ -224,6 +233,7 @@ impl Lines {
             && self.lines[&id].requests.len() > 1
         {
             displaced.extend(self.change(id, Line::pop_request));
+            self.refused += 1;
         }
         let in_share = wait < room / saturated(self.limits.workers) && self.requests < self.limits.depth_max;
         (self.load < room || !displaced.is_empty() || in_share).then_some(displaced)
@@ -318,7 +328,10 @@ impl Lines {
         if self.turns.is_empty() {
             self.clear();
         }
-        self.crowded &= self.requests > 0;
+        if self.requests == 0 && self.done + self.refused > 0 {
+            self.crowded &= self.refused > self.done;
+            (self.done, self.refused) = (0, 0);
+        }
         while let Some(&(turn, id)) = self.drained.first()
             && turn <= self.clock
         {
@@ -339,7 +352,6 @@ impl Lines {
         self.drained.clear();
         (self.clock, self.waiting, self.load) = Default::default();
         self.requests = 0;
-        self.crowded = false;
     }
 }
 

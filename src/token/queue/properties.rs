@@ -239,25 +239,39 @@ fn a_tenant_alone_has_all_there_is_and_no_more() {
 }
 
 #[test]
-fn once_too_much_has_come_less_may_wait_until_all_is_worked_off() {
+fn once_too_much_has_come_less_may_wait_until_it_has_passed() {
     let mut world = World::new(Limits { depth_max: 1000, ..LIMITS });
-    let fill = |world: &mut World| (0..200).take_while(|_| world.come(1, &[ms(1)], ms(10_000)).is_ok()).count();
-    assert_eq!(fill(&mut world), 100);
+    // Those that are taken on, until some are refused.
+    let flood = |world: &mut World, refusals: usize| {
+        let (mut taken_on, mut refused) = (0, 0);
+        while refused < refusals {
+            let came = world.come(1, &[ms(1)], ms(10_000)).is_ok();
+            (taken_on, refused) = (taken_on + usize::from(came), refused + usize::from(!came));
+        }
+        taken_on
+    };
+    assert_eq!(flood(&mut world, 1), 100);
     // An eighth of the bound, as long as it goes on.
     for _ in 0..80 {
         world.take().unwrap();
-        assert_eq!(fill(&mut world), 0);
+        assert_eq!(flood(&mut world, 1), 0);
     }
     for _ in 0..30 {
         world.take().unwrap();
-        fill(&mut world);
+        flood(&mut world, 10);
     }
     assert_eq!(world.lines.waiting(), (13, ms(13)));
     // Who is polite is taken on all the same, and one of the many goes for it.
     assert_eq!(world.come(2, &[ms(1)], ms(10_000)).unwrap().len(), 1);
+    // Also when all was worked off while they drew breath.
     while world.take().is_some() {}
-    assert_eq!(fill(&mut world), 100);
-    // Of what takes long, ten may wait at least.
+    assert_eq!(flood(&mut world, 1), 13);
+    while world.take().is_some() {}
+    assert_eq!(flood(&mut world, 1), 100);
+}
+
+#[test]
+fn of_what_takes_long_ten_may_wait_when_too_much_has_come() {
     let mut world = World::new(LIMITS);
     let fill = |world: &mut World| (0..200).take_while(|_| world.come(1, &[ms(9)], ms(10_000)).is_ok()).count();
     assert_eq!(fill(&mut world), 12);
