@@ -11,7 +11,8 @@ use keyward::dev;
 use keyward::domain::{Caller, Principal};
 use keyward::serve::{self, Addresses, Listeners};
 use keyward::setup::{self, Opened};
-use keyward::token::Pkcs11Token;
+use keyward::token::{Pkcs11Token, Token as _};
+use rustix::process::{DumpableBehavior, getuid, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -72,7 +73,7 @@ enum Command {
     ///
     /// Stop the service first; `serve` tells the same in its log when it starts. It looks at every object on the token.
     Reconcile(reconcile::ReconcileArguments),
-    /// Tells all problems of a configuration at once, and which algorithms the token has. Logs in to the token once.
+    /// Tells all problems of a configuration at once, and which algorithms the token has. Logs in to the token.
     Check {
         #[command(flatten)]
         config: ConfigFile,
@@ -80,7 +81,7 @@ enum Command {
     /// Looks at the audit logs, without token and PIN, while the service runs or not.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
-    /// Holds one session with the token for the service that starts it. Not for people.
+    /// Runs the PKCS#11 module for the service that starts it. Not for people.
     #[command(hide = true)]
     TokenWorker,
     /// Serves a SoftHSM token, a SQLite store and a tenant `demo`, made in one directory. For development and tests.
@@ -134,7 +135,9 @@ fn log_to_stderr() {
         .init();
 }
 
+/// Reads the configuration. The PIN is in this process from here on: no core dump, no debugger of the same user.
 fn load(path: &Path) -> Result<Config, Failure> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     Config::load(path).map_err(|problems| problems.to_string())
 }
 
@@ -144,7 +147,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Whoever runs this command, as the administration log names them.
 fn operator(command: &'static str) -> Caller {
-    let principal = Principal::Unix(rustix::process::getuid().as_raw());
+    let principal = Principal::Unix(getuid().as_raw());
     Caller { principals: Arc::from([principal]), method: command, request_id: None }
 }
 
@@ -195,8 +198,9 @@ fn check(config: &Config) -> Result<(), Failure> {
 
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
-    let shutdown = runtime.block_on(on_signal())?;
     let token = runtime.block_on(setup::open_token(config)).map_err(|error| error.to_string())?;
+    // Only now: a start that hangs in the module has nothing to drain, and SIGTERM ends it as it ends any process.
+    let shutdown = runtime.block_on(on_signal())?;
     runtime.block_on(run(
         config,
         token,
@@ -251,7 +255,7 @@ async fn run(
     served
 }
 
-/// A token that is cancelled by SIGTERM or SIGINT. Made before anything else, so that a start that is broken off cleans up, too.
+/// A token that is cancelled by SIGTERM or SIGINT.
 async fn on_signal() -> Result<CancellationToken, Failure> {
     let shutdown = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {

@@ -201,11 +201,11 @@ pub async fn run(
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();
     let watching = tokio::spawn(async move { watched.watch_health(tell, stop).await });
-    let (token, stop) = (Arc::clone(keyrings.token()), shutdown.clone());
     if config.reconcile_at_start {
         let (reporting, object, stop) = (Arc::clone(&keyrings), service_key.object(), shutdown.clone());
         tokio::spawn(async move { stop.run_until_cancelled(reporting.report_at_start(object)).await });
     }
+    let (token, stop) = (Arc::clone(keyrings.token()), shutdown.clone());
     let attending = tokio::spawn(async move { token.attend(&service_key, stop).await });
 
     let mut outcome = Ok(());

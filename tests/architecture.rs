@@ -1,4 +1,4 @@
-//! The directions between the rooms, and the one home of each foreign crate (design.md, section 11).
+//! The directions between the rooms, and the one home of each foreign crate (ARCHITECTURE.md).
 //!
 //! `main -> serve -> grpc, http -> keyring -> token, store -> domain`: no edge points up. It reads the source, so it holds for
 //! code under every `cfg`.

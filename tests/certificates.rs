@@ -1,4 +1,4 @@
-//! The certificates of the keys, as openssl and JWKS readers see them (design.md, section 5).
+//! The certificates of the keys, as openssl and JWKS readers see them.
 
 mod common;
 

@@ -43,8 +43,8 @@ async fn the_same_with_a_token_of_another_module() {
 }
 
 #[tokio::test]
-async fn the_same_with_several_processes_on_that_token() {
-    let installation = Installation::bare_on(Module::Kryoptic).set("token.isolation", r#""process""#);
+async fn the_same_with_that_token_in_one_process() {
+    let installation = Installation::bare_on(Module::Kryoptic).set("token.isolation", r#""thread""#);
     through_rotation_and_revocation(installation).await;
 }
 

@@ -1,4 +1,4 @@
-//! How a process begins and ends: configuration, `check`, `init`, `serve` and `dev` (design.md, section 10).
+//! How a process begins and ends: configuration, `check`, `init`, `serve` and `dev`.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What goes on when the token or the store does not, and how the ops listener tells of it (design.md, rules R1, R8, R9, R10).
+//! What goes on when the token or the store does not, and how the ops listener tells of it (docs/rotation.md, R1, R8, R9, R10).
 
 mod common;
 

@@ -129,6 +129,11 @@ fn value<T>(result: Result<T, Error>) -> Option<RvError> {
     }
 }
 
+/// Mappings of this process.
+fn mappings() -> usize {
+    fs::read_to_string("/proc/self/maps").expect("Linux tells them").lines().count()
+}
+
 /// Which of so many calls of C_SignInit fail.
 fn failing(session: &Session, key: ObjectHandle, calls: usize) -> Vec<usize> {
     (1..=calls).filter(|_| sign(session, key).is_err()).collect()
@@ -144,6 +149,21 @@ fn without_rules_all_is_as_it_is_and_counted() {
         // Once for the length of the signature.
         assert_eq!((stand.faults.calls("C_SignInit"), stand.faults.calls("C_Sign")), (1, 2));
         assert_eq!(stand.faults.calls("C_Logout"), 0);
+    });
+}
+
+#[test]
+fn who_looks_at_the_counts_again_and_again_leaves_nothing_behind() {
+    alone("who_looks_at_the_counts_again_and_again_leaves_nothing_behind", |stand| {
+        let session = stand.logged_in();
+        stand.faults.set("C_GetSessionInfo after delay 1us");
+        let before = mappings();
+        for _ in 0..200 {
+            session.get_session_info().expect("told");
+            stand.faults.set("C_GetSessionInfo after delay 1us");
+            assert_eq!(stand.faults.fired(0), 0);
+        }
+        assert!(mappings() < before + 50, "{} mappings, {before} before", mappings());
     });
 }
 

@@ -17,7 +17,9 @@ use keyward::keyring::{
     Attended, Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec,
 };
 use keyward::store::{SqliteStore, TokenBinding};
-use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
+use keyward::token::{
+    Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
+};
 use keyward::x509;
 use memory::MemoryToken;
 use tokio::sync::Notify;
@@ -65,6 +67,10 @@ impl Token for HoldingToken {
 
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
         self.token.list().await
+    }
+
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
+        self.token.mechanisms().await
     }
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {

@@ -1,4 +1,4 @@
-//! What verifiers fetch: the JWKS and discovery, on the canonical path and on the custom domain (design.md, section 5).
+//! What verifiers fetch: the JWKS and discovery, on the canonical path and on the custom domain.
 
 mod common;
 

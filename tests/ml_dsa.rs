@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Clients, Installation, Interpreter, Module, Server, Verdict, claims, http, short_policy, tools};
 use keyward::grpc::proto::{
-    BatchSignInput, BatchSignRequest, CreateTenantRequest, GetSigningKeyRequest, SignRequest, Tenant, VerifyJwtRequest,
-    batch_sign_input, sign_request,
+    BatchSignInput, BatchSignRequest, CreateTenantRequest, GetSigningKeyRequest, GetTenantRequest, SignRequest, Tenant,
+    UpdateTenantRequest, VerifyJwtRequest, batch_sign_input, sign_request,
 };
+use prost_types::FieldMask;
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 const ALGORITHMS: [&str; 3] = ["ML-DSA-44", "ML-DSA-65", "ML-DSA-87"];
@@ -199,10 +200,27 @@ async fn a_token_without_it_is_told_of_at_once() {
         rotation_policy: Some(short_policy()),
         ..Tenant::default()
     };
-    let refused = keyward.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await.unwrap_err();
+    let refused =
+        keyward.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant.clone()) }).await.unwrap_err();
+    assert_lacks(&refused);
+    // Nothing was made: the id is free.
+    let tenant = Tenant { algorithms: vec!["ES256".into()], ..tenant };
+    let made = keyward.tenants.create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await.unwrap().into_inner();
+
+    // Nor does a tenant come to an algorithm whose keys would never come.
+    let tenant = Tenant { algorithms: vec!["ES256".into(), "ML-DSA-65".into()], ..made.clone() };
+    let update_mask = Some(FieldMask { paths: vec!["algorithms".into()] });
+    let refused =
+        keyward.tenants.update_tenant(UpdateTenantRequest { tenant: Some(tenant), update_mask }).await.unwrap_err();
+    assert_lacks(&refused);
+    let request = GetTenantRequest { id: made.id.clone() };
+    assert_eq!(keyward.tenants.get_tenant(request).await.unwrap().into_inner(), made);
+}
+
+fn assert_lacks(refused: &Status) {
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
     assert_eq!(refused.get_details_error_info().expect("a reason").reason, "TOKEN_MECHANISM");
-    assert!(refused.message().contains("keyward check"), "{refused:?}");
+    assert!(refused.message().contains("ML-DSA-65: leave it out; `keyward check`"), "{refused:?}");
 }
 
 fn header(jwt: &str) -> Value {

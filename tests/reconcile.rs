@@ -123,24 +123,29 @@ fn a_start_tells_what_differs_and_changes_nothing() {
     assert!(server.terminate().success());
 }
 
-/// What is under an id that looks like Keyward's although a record was not believed may be that tenant's.
+/// What is under an id that looks like Keyward's although a record was not believed may be that tenant's, or is.
 #[test]
 fn nothing_is_destroyed_while_a_record_is_not_believed() {
     if let Some(order) = token_user::order() {
         return obey(&order);
     }
-    let (installation, _) = with_tenant();
-    let pin = fs::read_to_string(installation.pin_file()).expect("a PIN");
-    let test = "nothing_is_destroyed_while_a_record_is_not_believed";
-    token_user::have(&installation, test, &pin, &format!("make pair {ORPHAN}"));
-    edit_store(&installation);
-    let told = output(&mut installation.command("reconcile"));
-    assert_eq!(told.status.code(), DIFFERENT, "{}", said(&told));
-    shows(&told, "unbelieved acme");
-    let refused = output(installation.command("reconcile").args(["--destroy", ORPHAN]));
-    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-    shows(&refused, "may be of tenant acme, whose record is not believed");
-    shows(&output(&mut installation.command("reconcile")), "12 objects on the token");
+    let edited = "update keyring set document = replace(document, 'current', 'next')";
+    for edit in [edited, "delete from keyring; delete from tenant"] {
+        let (installation, keys) = with_tenant();
+        let pin = fs::read_to_string(installation.pin_file()).expect("a PIN");
+        let test = "nothing_is_destroyed_while_a_record_is_not_believed";
+        token_user::have(&installation, test, &pin, &format!("make pair {ORPHAN}"));
+        edit_store(&installation, edit);
+        let told = output(&mut installation.command("reconcile"));
+        assert_eq!(told.status.code(), DIFFERENT, "{}", said(&told));
+        shows(&told, "unbelieved acme");
+        for object in [ORPHAN, &keys[&("ES256".to_owned(), "current".to_owned())]] {
+            let refused = output(installation.command("reconcile").args(["--destroy", object]));
+            assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+            shows(&refused, "may be of tenant acme, whose record is not believed");
+        }
+        shows(&output(&mut installation.command("reconcile")), "12 objects on the token");
+    }
 }
 
 /// An installation that has a tenant with two keyrings, at rest; CKA_ID of each key by algorithm and state.
@@ -200,16 +205,15 @@ fn obey(order: &str) {
     }
 }
 
-/// Edits the tenant's record, as somebody could who has the file and not the token.
-fn edit_store(installation: &Installation) {
+/// Edits the store, as somebody could who has the file and not the token.
+fn edit_store(installation: &Installation, edit: &'static str) {
     use sqlx::ConnectOptions as _;
     let path = installation.dir().join("store.sqlite");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
         let mut connection = options.connect().await.expect("it opens");
-        let edit = "update keyring set document = replace(document, 'current', 'next')";
-        sqlx::query(edit).execute(&mut connection).await.expect("edited");
+        sqlx::raw_sql(edit).execute(&mut connection).await.expect("edited");
         sqlx::Connection::close(connection).await.expect("it closes");
     });
 }

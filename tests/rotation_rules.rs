@@ -1,4 +1,4 @@
-//! The rules of rotation, revocation and the ends of keys and tenants, as operators meet them (design.md, sections 2 and 3).
+//! The rules of rotation, revocation and the ends of keys and tenants, as operators meet them (docs/rotation.md).
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What the keyrings make of a token that is not well: its states, and keys whose signatures do not verify (design.md, R8, R11).
+//! What the keyrings make of a token that is not well: its states, and keys whose signatures do not verify (docs/rotation.md, R8, R11).
 //!
 //! The keyrings, the store and its seals are real; the token is one in memory, so that each fault comes when the test says.
 

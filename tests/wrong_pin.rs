@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::http::get;
@@ -70,6 +71,49 @@ fn restarts_with_a_wrong_pin_log_in_once_in_all() {
         fs::write(installation.pin_file(), right).expect("written");
         drop(installation.serve());
         assert!(faults.calls("C_Login") > 1, "the module counts");
+    }
+}
+
+/// Each new worker process would try for itself, if their service did not know.
+#[test]
+fn where_the_file_cannot_be_written_workers_log_in_once_in_all() {
+    const MANY: u64 = 4;
+    if let Some(new) = token_user::order() {
+        let old = std::env::var("KEYWARD_TEST_PIN").expect("a child has it");
+        return token_user::session().set_pin(&old.into(), &new.into()).expect("the PIN is changed");
+    }
+    let (installation, faults) = Installation::bare().with_faults();
+    let directory = installation.dir().join("latch");
+    fs::create_dir(&directory).expect("made");
+    let installation = installation
+        .set("token.isolation", r#""process""#)
+        .set("token.workers", &MANY.to_string())
+        .set("token.pin_refused_file", r#""latch/refused""#)
+        .init();
+    let before = faults.calls("C_Login");
+    let server = installation.serve();
+    let limit = Instant::now() + WAIT_MAX;
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        while !holds() {
+            assert!(Instant::now() < limit, "never {what}");
+            thread::sleep(POLL);
+        }
+    };
+    // One more for administration.
+    until("all workers logged in", &|| faults.calls("C_Login") == before + MANY + 1);
+    let right = fs::read_to_string(installation.pin_file()).expect("a PIN");
+    let test = "where_the_file_cannot_be_written_workers_log_in_once_in_all";
+    token_user::have(&installation, test, &right, OTHER);
+    fs::remove_dir(&directory).expect("nothing was refused so far");
+    let before = faults.calls("C_Login");
+    faults.set("C_Sign crash");
+    until("no worker left", &|| server.metric("keyward_token_workers_ready") == 0.0);
+    assert_eq!(faults.calls("C_Login") - before, 1, "of {MANY} workers that crashed one tried the PIN");
+    drop(server);
+
+    // And no command starts where a refusal would be forgotten.
+    for verb in ["check", "serve"] {
+        says(&run(installation.command(verb)), &["token.pin_refused_file must be in a directory", "latch"]);
     }
 }
 

@@ -1,5 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::fs::{Access, access};
 
 use super::Reader;
 use crate::token::{Isolation, TokenConfig};
@@ -16,7 +18,7 @@ impl Reader {
             label: self.required_text("token.label"),
             serial: self.text("token.serial"),
             pin: self.pin("token.pin_file"),
-            pin_refused_file: self.path("token.pin_refused_file", "token-pin-refused"),
+            pin_refused_file: self.pin_refused_file("token.pin_refused_file"),
             isolation: self.isolation("token.isolation"),
             program: PathBuf::from(THIS_PROGRAM),
             workers: self.number("token.workers", 2, 1..=256),
@@ -26,13 +28,28 @@ impl Reader {
         }
     }
 
+    /// Found out at each start, and not when a PIN was refused and each restart would try it again (R14).
+    fn pin_refused_file(&mut self, key: &str) -> PathBuf {
+        let path = self.path(key, "token-pin-refused");
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Err(error) = access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
+            let problem = format!(
+                "must be in a directory that can be read and written, or a PIN that the token refused would be tried again at each \
+                 start: {}: {error}",
+                directory.display()
+            );
+            self.problem(key, problem);
+        }
+        path
+    }
+
     fn isolation(&mut self, key: &str) -> Isolation {
         match self.text(key).as_deref() {
-            Some("process") => Isolation::Process,
-            None | Some("thread") => Isolation::Thread,
+            None | Some("process") => Isolation::Process,
+            Some("thread") => Isolation::Thread,
             Some(_) => {
                 self.problem(key, "must be \"process\" or \"thread\"");
-                Isolation::Thread
+                Isolation::Process
             }
         }
     }

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::ServiceKey;
 use super::standing::{Seen, Standing, TokenState};
 use crate::domain::{Algorithm, ObjectId, Timestamp};
-use crate::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
+use crate::token::{
+    Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
+};
 
 /// How long the canary may take before the token counts as away, unless it answers others: far beyond a healthy answer, short
 /// enough to be of use.
@@ -266,6 +268,10 @@ impl Token for Attended {
 
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
         self.ask(self.token.list()).await
+    }
+
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
+        self.ask(self.token.mechanisms()).await
     }
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {

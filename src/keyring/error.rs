@@ -65,7 +65,7 @@ pub enum Error {
         /// For the log.
         cause: String,
     },
-    /// The caller's deadline, or the service's own, passed before the work was begun.
+    /// The caller's deadline, or the service's own, passed before the work was done.
     #[error("the deadline passed before the work could be done")]
     DeadlineExceeded,
     /// A bug, or a token that does not do what it says: an operator must look.

@@ -7,6 +7,7 @@ use crate::domain::{
     Algorithm, Caller, Domain, Event, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
 };
 use crate::store::{Change, StoreError, TenantRecord};
+use crate::token::Token as _;
 
 /// A tenant that somebody wants to have.
 #[derive(Clone, Debug)]
@@ -78,9 +79,25 @@ impl Keyrings {
         self.in_turn(&id, |this| async move { this.create_to_the_end(spec, &caller).await }).await
     }
 
+    /// Refuses algorithms that the token lacks, before anything is written that would wait for their keys for ever.
+    pub(super) async fn check_mechanisms(&self, wanted: &[Algorithm]) -> Result<(), Error> {
+        let told = self.token.mechanisms().await?;
+        let lacks = told.iter().filter(|(algorithm, support)| support.is_err() && wanted.contains(algorithm));
+        let lacks: Vec<&str> = lacks.map(|(algorithm, _)| algorithm.name()).collect();
+        if lacks.is_empty() {
+            return Ok(());
+        }
+        let lacks = lacks.join(", ");
+        let message = format!(
+            "tenant.algorithms: the token cannot make keys of {lacks}: leave it out; `keyward check` names what the token lacks"
+        );
+        Err(Error::Precondition { reason: "TOKEN_MECHANISM", message, retry_time: None })
+    }
+
     async fn create_to_the_end(&self, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
         let now = self.clock.now();
         let tenant = self.new_tenant(spec, now)?;
+        self.check_mechanisms(&tenant.algorithms).await?;
         let keyring = |algorithm: &Algorithm| Keyring::new(tenant.id.clone(), *algorithm, new_object(), now);
         let keyrings: Vec<Keyring> = tenant.algorithms.iter().map(keyring).collect();
         let change = Change {

@@ -34,8 +34,8 @@ impl Keyrings {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Aborted`] if the tenant has another revision,
-    /// [`Error::AlreadyExists`], [`Error::Precondition`] for a default algorithm without a current key, and those of the
-    /// store. A token that cannot generate the keys of a new algorithm is no error: the timer goes on.
+    /// [`Error::AlreadyExists`], [`Error::Precondition`] for a default algorithm without a current key or a new one that the token
+    /// lacks, and those of the store. A token that does not generate the keys of a new algorithm is no error: the timer goes on.
     pub async fn update_tenant(
         self: &Arc<Self>,
         id: TenantId,
@@ -61,6 +61,11 @@ impl Keyrings {
         }
         let now = self.clock.now();
         let tenant = updated(&record, update, now)?;
+        let new = tenant.algorithms.iter().filter(|algorithm| !record.tenant.algorithms.contains(algorithm));
+        let new: Vec<Algorithm> = new.copied().collect();
+        if !new.is_empty() {
+            self.check_mechanisms(&new).await?;
+        }
         let keyrings = self.rekeyed(&record, &tenant, now);
         let mut events = vec![tenant_event(&tenant, Event::new(now, "update_tenant", caller))];
         events.extend(algorithm_events(&record.tenant, &tenant, now, caller));

@@ -92,7 +92,7 @@ impl Pkcs11Token {
     ///
     /// `Unavailable` if the module or the token is not there (the text lists the labels that are), `Mismatch` if the label
     /// is not unique and no serial number is given (the text lists them), `PinRefused`, and `Unsupported` if the token
-    /// allows too few sessions for the workers.
+    /// allows one process too few sessions for its threads.
     pub fn open(config: TokenConfig) -> Result<Self, TokenError> {
         Self::start(config, false)
     }
@@ -131,19 +131,6 @@ impl Pkcs11Token {
         match &self.workers {
             Workers::Threads(threads) => threads.identity(),
             Workers::Processes(processes) => processes.identity(),
-        }
-    }
-
-    /// For each algorithm whether the token has the mechanisms to generate keys and to sign with them, or in words which
-    /// it lacks.
-    ///
-    /// # Errors
-    ///
-    /// If the token does not answer.
-    pub async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
-        match self.administer(Ask::Mechanisms).await? {
-            Told::Mechanisms(mechanisms) => Ok(mechanisms),
-            other => Err(confused(&other)),
         }
     }
 
@@ -219,6 +206,13 @@ impl Token for Pkcs11Token {
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
         match self.administer(Ask::List).await? {
             Told::Objects(objects) => Ok(objects),
+            other => Err(confused(&other)),
+        }
+    }
+
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
+        match self.administer(Ask::Mechanisms).await? {
+            Told::Mechanisms(mechanisms) => Ok(mechanisms),
             other => Err(confused(&other)),
         }
     }

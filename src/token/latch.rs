@@ -119,7 +119,7 @@ impl Latch {
 
     /// The token refused the PIN: remembered before anything else happens. A crash in between costs one more try.
     pub(super) fn refused(&self) {
-        self.refused.store(true, Ordering::Release);
+        self.keep_in_mind();
         let path = self.path.display();
         match self.refusal().and_then(|refusal| write(&self.path, &refusal)) {
             Ok(()) => tracing::error!(
@@ -148,6 +148,11 @@ impl Latch {
             // It tells of another PIN, and does no harm.
             Err(error) => tracing::warn!(%path, %error, "the refusal of an earlier PIN cannot be forgotten"),
         }
+    }
+
+    /// The token refused the PIN in another process, which has told of it.
+    pub(super) fn keep_in_mind(&self) {
+        self.refused.store(true, Ordering::Release);
     }
 
     fn in_memory(&self) -> Result<(), TokenError> {

@@ -1,16 +1,17 @@
 //! The PKCS#11 token: the only room that knows cryptoki.
 //!
-//! A [`Token`] has four verbs, a list and a probe. [`Pkcs11Token`] implements it with one session per worker; nothing above
+//! A [`Token`] has four verbs, a list and a probe. [`Pkcs11Token`] implements it with a session for each worker; nothing above
 //! this room sees a session, a handle or a return value.
 //!
-//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and
-//! `process` (who works it off), `pkcs11` (the module).
+//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and `process` (who works it off), `pkcs11`
+//! (the module); `latch` (a refused PIN) and `repeats` (what is told of failures).
 
 mod front;
 mod latch;
 mod pkcs11;
 mod process;
 mod queue;
+mod repeats;
 mod task;
 mod threads;
 
@@ -60,6 +61,10 @@ pub trait Token: Send + Sync + 'static {
     /// Every object that is kept on the token, Keyward's or not, in no order. For reports: it costs a search and a call for
     /// each object.
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError>;
+
+    /// For each algorithm whether the token has the mechanisms to generate keys and to sign with them, or in words which
+    /// it lacks.
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError>;
 
     /// Shows that the token answers and is the one it was: a login that holds and the serial number expected.
     async fn probe(&self) -> Result<TokenIdentity, TokenError>;
@@ -166,8 +171,8 @@ pub enum TokenError {
         /// When what waits now will have been done, by estimate.
         retry_after: Duration,
     },
-    /// The deadline passed before the token was asked, or in the middle of a batch: there are no signatures.
-    #[error("the deadline passed while the job was waiting")]
+    /// The deadline passed before the token was asked, or before it answered: there are no signatures.
+    #[error("the deadline passed before the token had signed")]
     Late,
     /// The token, or the key on it, is not to be had at the moment (R8): retry later. The text names function and return
     /// value.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::latch::Latch;
 use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use super::queue::{self, Queue, SignJob};
+use super::repeats::Repeats;
 use super::task::Task;
 use super::{TokenConfig, TokenError, TokenIdentity, tell_away};
 
@@ -35,7 +36,7 @@ impl Threads {
         may_come_later: bool,
     ) -> Result<Self, TokenError> {
         let workers = config.workers.max(1);
-        let module = Arc::new(Module::open(config, latch, may_come_later)?);
+        let module = Arc::new(Module::open(config, latch, Repeats::default(), may_come_later)?);
         let threads = Self { module, threads: Mutex::default() };
         match threads.module.require_sessions(workers as u64 + OTHER_SESSIONS) {
             Err(away @ TokenError::Unavailable(_)) if may_come_later => tell_away(&away),
@@ -58,11 +59,13 @@ impl Threads {
     /// Finalises the module and ends the threads; the queues are closed. Blocks until calls under way return, or for some
     /// seconds if one hangs: then the module is left as it is.
     pub(super) fn close(&self) {
+        // Taken in any case: who closes once more must not wait for a thread that was left behind.
+        let threads = std::mem::take(&mut *self.threads.lock().expect(NO_PANIC));
         // A thread that hangs in the module is left behind: it would not be joined before the call returns.
         if !self.module.close() {
             return;
         }
-        for thread in std::mem::take(&mut *self.threads.lock().expect(NO_PANIC)) {
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a token thread had panicked");
             }
@@ -86,7 +89,7 @@ fn work(queue: &Queue, mut session: WorkerSession) {
         let begun = Instant::now();
         let signatures = sign(&mut session, key, inputs, *deadline);
         if signatures.is_ok() {
-            queue.worked(&job, begun.elapsed());
+            queue.worked(key, u32::try_from(inputs.len()).unwrap_or(u32::MAX), begun.elapsed());
         }
         queue::answer(job, signatures);
     }

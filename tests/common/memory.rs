@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use keyward::domain::{Algorithm, Curve, ObjectId, Octets, Protection, PublicKey};
-use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
+use keyward::token::{
+    Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
+};
 
 /// What a token does when it is asked to sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,6 +162,10 @@ impl Token for MemoryToken {
 
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
         Err(TokenError::Unavailable("this token is not listed".to_owned()))
+    }
+
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
+        Ok(Algorithm::ALL.map(|algorithm| (algorithm, Ok(()))).to_vec())
     }
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {

@@ -15,7 +15,7 @@ use keyward::domain::{KeyState, ObjectId};
 use keyward::jose::{Verifier, digest};
 use keyward::setup::{self, Opened};
 use keyward::store::Store as _;
-use keyward::token::{Found, KeyRef, Pkcs11Token, SignInput, Token as _};
+use keyward::token::{Found, Isolation, KeyRef, Pkcs11Token, SignInput, Token as _, TokenConfig};
 
 use crate::common::Installation;
 
@@ -41,7 +41,9 @@ pub(crate) fn in_a_child(installation: &Installation) {
 pub(crate) async fn inspect(directory: &Path) {
     let config = Config::load(&directory.join("keyward.toml")).expect("the installation's configuration");
     let mut objects = objects(&config);
-    let token = Arc::new(Pkcs11Token::open(config.token.clone()).expect("the token opens"));
+    // This program is no worker process.
+    let threads = TokenConfig { isolation: Isolation::Thread, ..config.token.clone() };
+    let token = Arc::new(Pkcs11Token::open(threads).expect("the token opens"));
     let Opened { store, service_key, .. } = setup::open(&config, &token).await.expect("the store opens");
     let pair = (1, 1);
     assert_eq!(objects.remove(&service_key.object()), Some(pair), "the service key is a pair");

@@ -1,4 +1,4 @@
-//! The Management API (design.md, section 5): who may call it, what it answers, and that docs/openapi.json says so.
+//! The Management API: who may call it, what it answers, and that docs/openapi.json says so.
 
 #[path = "../common/mod.rs"]
 mod common;

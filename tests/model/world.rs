@@ -14,7 +14,9 @@ use keyward::store::{
     Change, EventPage, EventRow, Loaded, Revisions, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding,
 };
 use keyward::tlog::Tip;
-use keyward::token::{Found, KeyRef, KeySpec, SignInput, Token, TokenError, TokenIdentity, TokenKey, TokenObject};
+use keyward::token::{
+    Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
+};
 use tokio::sync::oneshot;
 
 use super::rules::Ledger;
@@ -354,6 +356,10 @@ impl Token for Outside {
 
     async fn list(&self) -> Result<Vec<TokenObject>, TokenError> {
         Err(TokenError::Unavailable("this token is not listed".to_owned()))
+    }
+
+    async fn mechanisms(&self) -> Result<Vec<Support>, TokenError> {
+        Ok(Algorithm::ALL.map(|algorithm| (algorithm, Ok(()))).to_vec())
     }
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
 use super::load::{Answer, Load, quantile};
 use super::stand::{Isolation, PATIENCE, POLL, Stand};
+use crate::common::Installation;
 
 const CALLERS: usize = 4;
 const HANGS: usize = 3;
@@ -57,4 +59,38 @@ async fn a_hang_costs_one_call_until_its_deadline_and_others_little() {
     // for the hung call breaks these.
     assert!(overshoot < Duration::from_millis(500), "answered {overshoot:?} after the deadline");
     assert!(p99_after < 2 * p99_before + Duration::from_millis(200), "{p99_before:?} before, {p99_after:?} after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_token_hangs_ends_when_it_is_told_to() {
+    for isolation in [Isolation::Process, Isolation::Thread] {
+        let stand = Stand::new(isolation, &["ES256"]).await;
+        stand.faults.set("C_Sign hang");
+        let limit = Instant::now() + PATIENCE;
+        while stand.faults.fired(0) == 0 {
+            assert!(Instant::now() < limit, "C_Sign is not called");
+            tokio::time::sleep(POLL).await;
+        }
+        assert!(stand.server.terminate().success(), "{isolation:?}");
+    }
+}
+
+#[test]
+fn a_start_that_hangs_ends_when_it_is_told_to() {
+    for isolation in ["process", "thread"] {
+        let (installation, faults) = Installation::bare().with_faults();
+        let installation = installation.set("token.isolation", &format!("{isolation:?}")).init();
+        faults.set("C_Login hang");
+        let mut service = installation.command("serve").spawn().expect("a service");
+        let limit = Instant::now() + PATIENCE;
+        while faults.fired(0) == 0 {
+            assert!(Instant::now() < limit, "{isolation}: C_Login is not called");
+            std::thread::sleep(POLL);
+        }
+        kill_process(Pid::from_child(&service), Signal::TERM).expect("it lives");
+        while service.try_wait().expect("a child").is_none() {
+            assert!(Instant::now() < limit, "{isolation}: it does not end");
+            std::thread::sleep(POLL);
+        }
+    }
 }

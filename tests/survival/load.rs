@@ -38,14 +38,26 @@ pub(crate) struct Refusal {
 impl Load {
     /// Begins, each call with this deadline.
     pub(crate) async fn start(stand: &Stand, algorithm: &str, callers: usize, deadline: Duration) -> Self {
+        Self::start_for(stand, TENANT, &stand.issuer, algorithm, callers, deadline).await
+    }
+
+    /// The same for another tenant.
+    pub(crate) async fn start_for(
+        stand: &Stand,
+        tenant: &str,
+        issuer: &str,
+        algorithm: &str,
+        callers: usize,
+        deadline: Duration,
+    ) -> Self {
         let mut load = Self { stop: Arc::default(), answers: Arc::default(), callers: Vec::new() };
         for _ in 0..callers {
             let clients = Clients::connect(&stand.server).await;
             let (stop, answers) = (Arc::clone(&load.stop), Arc::clone(&load.answers));
-            let (issuer, algorithm) = (stand.issuer.clone(), algorithm.to_owned());
+            let (tenant, issuer, algorithm) = (tenant.to_owned(), issuer.to_owned(), algorithm.to_owned());
             load.callers.push(tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let answer = call(clients.clone(), &algorithm, &issuer, deadline).await;
+                    let answer = call(clients.clone(), &tenant, &algorithm, &issuer, deadline).await;
                     let pause = answer.result.is_err();
                     answers.lock().expect("no panic").push(answer);
                     if pause {
@@ -89,9 +101,9 @@ impl Load {
     }
 }
 
-async fn call(mut clients: Clients, algorithm: &str, issuer: &str, deadline: Duration) -> Answer {
+async fn call(mut clients: Clients, tenant: &str, algorithm: &str, issuer: &str, deadline: Duration) -> Answer {
     let mut request = Request::new(SignJwtRequest {
-        tenant: TENANT.into(),
+        tenant: tenant.into(),
         algorithm: algorithm.into(),
         claims_json: claims(issuer, 600),
         r#type: String::new(),

@@ -13,3 +13,4 @@ mod hangs;
 mod lies;
 mod load;
 mod stand;
+mod workers;

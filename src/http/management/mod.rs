@@ -1,4 +1,4 @@
-//! The Management API (design.md section 5, docs/openapi.json): the use cases of KeyService over HTTP, in the shapes that
+//! The Management API (docs/openapi.json): the use cases of KeyService over HTTP, in the shapes that
 //! clients of Auth0's Management API know.
 
 mod body;

@@ -16,6 +16,7 @@ use secrecy::SecretString;
 use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys};
 use super::failure::Failure;
 use crate::token::latch::Latch;
+use crate::token::repeats::{Repeats, warn_seldom};
 use crate::token::{TokenConfig, TokenError, TokenIdentity};
 
 /// Shortest time between two initialisations, in seconds. All signing stands still during one, and the client of a
@@ -49,6 +50,7 @@ pub(in crate::token) struct Module {
     /// Whether nothing has worked since a time, and which.
     failing: AtomicBool,
     failing_since: Mutex<Option<Instant>>,
+    repeats: Repeats,
 }
 
 struct State {
@@ -80,6 +82,7 @@ impl Module {
     pub(in crate::token) fn open(
         config: &TokenConfig,
         latch: Arc<Latch>,
+        repeats: Repeats,
         may_come_later: bool,
     ) -> Result<Self, TokenError> {
         let pkcs11 = load(&config.module)?;
@@ -103,6 +106,7 @@ impl Module {
             doubted: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             failing_since: Mutex::default(),
+            repeats,
         };
         let serial = config.serial.as_deref();
         let phase = match initialise(&module.pkcs11).and_then(|()| module.enter(serial)) {
@@ -130,7 +134,8 @@ impl Module {
         let visit = self.visit()?;
         match self.pkcs11.get_token_info(visit.slot).map_err(Failure::from)?.max_session_count() {
             Limit::Max(allowed) if allowed < wanted => {
-                Err(TokenError::Unsupported(format!("it allows {allowed} sessions, and {wanted} are wanted")))
+                let text = format!("it allows {allowed} sessions, and {wanted} are wanted: lower token.workers");
+                Err(TokenError::Unsupported(text))
             }
             Limit::Max(_) | Limit::Infinite | Limit::Unavailable => Ok(()),
         }
@@ -209,17 +214,28 @@ impl Module {
             // It was of no use, so that it cannot be closed is nothing new.
             let _ = old.close();
         }
-        tracing::warn!("logged in to the token again");
+        warn_seldom!(self.repeats, "logged in to the token again");
         Ok(())
     }
 
     /// Whether nothing has helped for so long that only another process can: last rung of the ladder.
     pub(in crate::token) fn is_spent(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
+        self.is_failing()
             && self.failing_since.lock().expect(NO_PANIC).is_some_and(|since| since.elapsed() >= SPENT_AFTER)
     }
 
-    fn fails(&self) {
+    /// Says that a call failed, for those who look at the token: what is recovered from nobody else is told of.
+    pub(super) fn tell_failure(&self, reason: &str) {
+        warn_seldom!(self.repeats, "the token failed; recovering", reason = reason);
+    }
+
+    /// Whether the token has failed this process, and nothing has worked since.
+    pub(in crate::token) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// The token failed, and the ladder has not helped.
+    pub(super) fn fails(&self) {
         self.failing_since.lock().expect(NO_PANIC).get_or_insert_with(Instant::now);
         self.failing.store(true, Ordering::Relaxed);
     }
@@ -237,7 +253,7 @@ impl Module {
     /// Something worked.
     pub(super) fn trust(&self) {
         // Signing comes here each time: read first, so that the cache line stays shared.
-        if self.failing.load(Ordering::Relaxed) {
+        if self.is_failing() {
             *self.failing_since.lock().expect(NO_PANIC) = None;
             self.failing.store(false, Ordering::Relaxed);
             self.doubted.store(false, Ordering::Relaxed);
@@ -271,7 +287,7 @@ impl Module {
         let outcome = match started {
             Ok(slot) => {
                 state.phase = Phase::Up(slot);
-                tracing::warn!(generation = state.generation, "initialised the PKCS#11 module again");
+                warn_seldom!(self.repeats, "initialised the PKCS#11 module again", generation = state.generation);
                 Ok(())
             }
             Err(Failure::Refused(TokenError::PinRefused)) => {
@@ -281,7 +297,7 @@ impl Module {
             Err(failure) => {
                 let error = TokenError::from(failure);
                 let reason = error.to_string();
-                tracing::warn!(reason, "the token did not come back with a new initialisation");
+                warn_seldom!(self.repeats, "the token did not come back with a new initialisation", reason = reason);
                 state.phase = Phase::Down(reason);
                 self.fails();
                 Err(error)

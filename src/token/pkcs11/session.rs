@@ -63,13 +63,14 @@ impl WorkerSession {
             Err(Failure::Away(reason)) => reason,
             done => return Ok(done?),
         };
-        tracing::warn!(reason = first, "the token failed; recovering");
+        self.module.tell_failure(&first);
         match self.recover() {
             Ok(()) => {}
-            Err(TokenError::Unavailable(reason)) if reason != first => {
-                return Err(TokenError::Unavailable(format!("{first}; {reason}")));
+            Err(TokenError::Unavailable(reason)) => {
+                self.module.fails();
+                let reason = if reason == first { reason } else { format!("{first}; {reason}") };
+                return Err(TokenError::Unavailable(reason));
             }
-            Err(TokenError::Unavailable(_)) => return Err(TokenError::Unavailable(first)),
             Err(error) => return Err(error),
         }
         match self.run(deadline, &mut work) {
@@ -92,7 +93,7 @@ impl WorkerSession {
         self.attempt(None, |module, open| module.check(&open.session))?;
         let result = self.run(None, &mut work);
         if let Err(Failure::Away(reason)) = &result {
-            tracing::warn!(reason, "the token failed; recovering");
+            self.module.tell_failure(reason);
             if self.recover().is_err() {
                 self.module.doubt();
             }
@@ -127,7 +128,7 @@ impl WorkerSession {
         if !self.module.is_doubted() {
             match self.run(None, &mut |module, open| module.check(&open.session)) {
                 Ok(()) => return Ok(()),
-                Err(Failure::Away(reason)) => tracing::warn!(reason, "a new session did not help"),
+                Err(Failure::Away(reason)) => tracing::debug!(reason, "a new session did not help"),
                 Err(failure) => return Err(failure.into()),
             }
         }

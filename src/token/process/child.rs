@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::Seat;
 use super::wire::{Hello, Role, receive, send};
 use crate::token::{PIN_VARIABLE, TokenConfig, TokenError, TokenIdentity};
 
@@ -25,9 +26,13 @@ pub(super) struct Started {
 }
 
 /// Starts a process. It is in a group of its own, so that a Ctrl-C at the terminal is for the service alone.
-pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Child, UnixStream)> {
+pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Seat, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
+    // Before there is a process that nobody would wait for.
+    let stream = ours.try_clone()?;
     let child = Command::new(&config.program)
+        // It is started from a file whose name says nothing.
+        .arg0("keyward")
         .arg("token-worker")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
@@ -35,7 +40,7 @@ pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Child, UnixStream)> {
         .env_remove(PIN_VARIABLE)
         .process_group(0)
         .spawn()?;
-    Ok((child, ours))
+    Ok((Seat { child, stream }, ours))
 }
 
 /// Has a worker open the token, and waits until it has.
@@ -73,13 +78,12 @@ pub(super) fn end(mut child: Child) -> String {
 
 /// Waits until a worker whose stream was shut has ended; one that takes longer is killed.
 pub(super) fn see_off(mut child: Child, until: Instant) {
-    while Instant::now() < until {
-        if let Ok(Some(_)) = child.try_wait() {
-            return;
+    while !matches!(child.try_wait(), Ok(Some(_))) {
+        if Instant::now() >= until {
+            return tracing::warn!("a worker process did not end by itself: {}", end(child));
         }
         thread::sleep(LOOK);
     }
-    tracing::warn!("a worker process did not end by itself: {}", end(child));
 }
 
 fn describe(status: ExitStatus) -> String {

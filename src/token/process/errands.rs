@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::wire::{Outcome, Report, Role, put, take};
-use super::{Office, Pause, tell_replaced};
+use super::{Office, Pause};
 use crate::token::TokenError;
 use crate::token::task::{Ask, Task};
 
@@ -33,28 +33,31 @@ enum End {
 
 /// Keeps a process for administration on a seat until the service ends or the PIN is refused.
 pub(super) async fn keep(office: Arc<Office>, seat: usize, mut tasks: mpsc::Receiver<Task>) {
-    let mut pause = Pause(Duration::ZERO);
+    let mut pause = Pause::default();
     // What a spent process did not do, and another does.
     let mut again = None;
     loop {
+        let started = office.start(seat, Role::Administer).await;
         let begun = Instant::now();
-        let mut failure = None;
-        match office.start(seat, Role::Administer).await.and_then(|stream| UnixStream::from_std(stream).map_err(away)) {
-            Ok(mut stream) => match serve(&office, &mut stream, &mut tasks, &mut again).await {
+        let failure = match started {
+            Ok(stream) => match live(&office, stream, &mut tasks, &mut again).await {
                 End::Closed => return,
-                end => replace(&office, seat, end).await,
+                end => {
+                    replace(&office, seat, end).await;
+                    None
+                }
             },
-            Err(error) => failure = Some(error),
-        }
+            Err(error) => Some(error),
+        };
         let until = Instant::now() + pause.after(begun.elapsed());
         if let Some(error) = failure {
-            let refused = matches!(error, TokenError::PinRefused);
+            tracing::debug!(%error, worker = seat, "a token worker did not start");
             if let Some(Task { answer, .. }) = again.take() {
                 let _ = answer.send(Err(error.clone()));
             }
             // A process that cannot be started does nothing: nobody need wait for it.
             let refuse = refuse(&mut tasks, &error);
-            if refused {
+            if let TokenError::PinRefused = error {
                 return refuse.await;
             }
             if tokio::time::timeout_at(until.into(), refuse).await.is_ok() {
@@ -73,6 +76,19 @@ async fn refuse(tasks: &mut mpsc::Receiver<Task>, error: &TokenError) {
     }
 }
 
+/// One process's life.
+async fn live(
+    office: &Office,
+    stream: std::os::unix::net::UnixStream,
+    tasks: &mut mpsc::Receiver<Task>,
+    again: &mut Option<Task>,
+) -> End {
+    match UnixStream::from_std(stream) {
+        Ok(mut stream) => serve(office, &mut stream, tasks, again).await,
+        Err(_) => End::Crashed,
+    }
+}
+
 async fn serve(
     office: &Office,
     stream: &mut UnixStream,
@@ -88,8 +104,7 @@ async fn serve(
                     Some(task) => task,
                     None => return End::Closed,
                 },
-                // It has nothing to say unasked.
-                _ = stream.readable() => return End::Crashed,
+                () = ended(stream) => return End::Crashed,
             },
         };
         // A caller that left while the task was waiting has seen no effect, and shall not.
@@ -99,7 +114,13 @@ async fn serve(
         let told = tokio::time::timeout(timeout(office, &task.ask), ask(stream, &task.ask)).await;
         let (result, end) = match told {
             Ok(Ok(Outcome::Done(told))) => (Ok(told), None),
-            Ok(Ok(Outcome::Failed(error))) => (Err(error), None),
+            Ok(Ok(Outcome::Failed(error))) => {
+                if let TokenError::PinRefused = error {
+                    office.latch.keep_in_mind();
+                }
+                (Err(error), None)
+            }
+            Ok(Ok(Outcome::Away(reason))) => (Err(TokenError::Unavailable(reason)), None),
             Ok(Ok(Outcome::Spent(reason))) if first_time => {
                 *again = Some(task);
                 return End::Spent(reason);
@@ -122,6 +143,14 @@ fn timeout(office: &Office, ask: &Ask) -> Duration {
     }
 }
 
+/// Until a process that has nothing to say is gone, or says something unasked.
+async fn ended(stream: &UnixStream) {
+    // A stream may be called readable because it was, and is not any more.
+    while stream.readable().await.is_ok()
+        && matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    {}
+}
+
 async fn ask(stream: &mut UnixStream, ask: &Ask) -> io::Result<Report> {
     let mut frame = Vec::new();
     put(&mut frame, ask)?;
@@ -142,9 +171,11 @@ async fn replace(office: &Arc<Office>, seat: usize, end: End) {
     let ended = tokio::task::spawn_blocking(move || ending.end(seat)).await.unwrap_or_default();
     match end {
         End::Closed => {}
-        End::Crashed => tell_replaced(seat, "crashed", &format!("the module's process ended by itself: {ended}")),
-        End::Hung => tell_replaced(seat, "hung", HUNG),
-        End::Spent(reason) => tell_replaced(seat, "spent", &reason),
+        End::Crashed => {
+            office.tell_replaced(seat, "crashed", &format!("the module's process ended by itself: {ended}"))
+        }
+        End::Hung => office.tell_replaced(seat, "hung", HUNG),
+        End::Spent(reason) => office.tell_replaced(seat, "spent", &reason),
     }
 }
 
@@ -152,4 +183,41 @@ const HUNG: &str = "a task of administration has not ended in time";
 
 fn away(error: io::Error) -> TokenError {
     TokenError::Unavailable(format!("the administration's process ended in the middle of a task ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire;
+    use super::*;
+    use crate::token::task::Told;
+    use crate::token::{ObjectKind, TokenObject};
+
+    /// Whatever the length of a report, and so of what is read at last: one that fills what it is read into leaves the stream
+    /// readable, as far as anybody knows.
+    #[tokio::test]
+    async fn a_process_that_has_answered_is_not_taken_for_one_that_is_gone() {
+        let object = |label| TokenObject { class: ObjectKind::Other, id: Vec::new(), label };
+        let mut exact = 0;
+        for length in READ_BYTES - 64..=READ_BYTES {
+            let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+            let mut theirs = theirs.into_std().expect("a socket");
+            theirs.set_nonblocking(false).expect("it may block");
+            let report: Report = Outcome::Done(Told::Objects(vec![object("x".repeat(length))]));
+            let mut frame = Vec::new();
+            put(&mut frame, &report).expect("it is short enough");
+            exact += usize::from(frame.len() == READ_BYTES);
+            let process = std::thread::spawn(move || {
+                wire::receive::<Ask>(&mut theirs).expect("a task");
+                wire::send(&mut theirs, &report).expect("sent");
+                theirs
+            });
+            ask(&mut ours, &Ask::List).await.expect("a report");
+            let theirs = process.join().expect("no panic");
+            let gone = tokio::time::timeout(Duration::from_millis(1), ended(&ours)).await;
+            assert!(gone.is_err(), "a report of {} octets", frame.len());
+            drop(theirs);
+            ended(&ours).await;
+        }
+        assert_eq!(exact, 1);
+    }
 }

@@ -15,7 +15,6 @@ mod worker;
 
 use std::os::unix::net::UnixStream;
 use std::process::Child;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,14 +24,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::latch::Latch;
 use super::queue::Queue;
+use super::repeats::{Repeats, warn_seldom};
 use super::task::Task;
 use super::{TokenConfig, TokenError, TokenIdentity, gone, tell_away};
 use wire::Role;
 pub use worker::work_as_process;
 
-/// How often the first process is started before the token counts as away: other services may be starting over the same
+/// Pauses before the first process is started again, until the token counts as away: other services may be starting over the same
 /// SoftHSM directory.
-const FIRST_STARTS_MAX: u32 = 3;
+const FIRST_PAUSES: [Duration; 2] = [PAUSE_MIN, PAUSE_MIN.saturating_mul(2)];
+
+/// A first start that took longer is not tried again: a module that hangs would hold up what needs no token.
+const FIRST_START_MAX: Duration = Duration::from_secs(2);
 
 /// First and longest pause before a process is replaced that did not live for [`LIFE_MIN`]: the longest is what a token that
 /// has come back waits for.
@@ -59,12 +62,27 @@ struct Office {
     /// Which token the first process found; the others must find the same.
     found: OnceLock<TokenIdentity>,
     /// Whose turn it is to start a process.
-    starting: Mutex<()>,
+    starting: Mutex<Starting>,
     seats: Vec<Mutex<Option<Seat>>>,
-    signers_ready: AtomicUsize,
-    /// Those among them whose token failed them the last time.
-    signers_unwell: AtomicUsize,
+    /// Locked while the queue is told of it, so that what it is told last is true.
+    signers: Mutex<Signers>,
     closing: CancellationToken,
+    repeats: Repeats,
+}
+
+/// What the last starts came to. While none succeeds one seat tries for all: 256 workers would keep a processor busy with it.
+#[derive(Default)]
+struct Starting {
+    pause: Pause,
+    failed: Option<(Instant, TokenError)>,
+}
+
+/// How many processes are there that sign.
+#[derive(Default)]
+struct Signers {
+    ready: usize,
+    /// Those among them whose token failed them the last time.
+    unwell: usize,
 }
 
 /// A process that lives, and a second handle of its socket, to end it by.
@@ -95,9 +113,9 @@ impl Processes {
             starting: Mutex::default(),
             // The last one is the administration's.
             seats: (0..=signers).map(|_| Mutex::default()).collect(),
-            signers_ready: AtomicUsize::new(0),
-            signers_unwell: AtomicUsize::new(0),
+            signers: Mutex::default(),
             closing: CancellationToken::new(),
+            repeats: Repeats::default(),
         });
         let mut first = match office.start_first() {
             Err(away @ TokenError::Unavailable(_)) if may_come_later => {
@@ -106,10 +124,11 @@ impl Processes {
             }
             started => Some(started?),
         };
+        // Keys are waited for sooner than a second signing process.
+        runtime.spawn(errands::keep(Arc::clone(&office), signers, tasks));
         for seat in 0..signers {
             runtime.spawn(signer::keep(Arc::clone(&office), seat, first.take()));
         }
-        runtime.spawn(errands::keep(Arc::clone(&office), signers, tasks));
         Ok(Self { office, expected })
     }
 
@@ -135,14 +154,15 @@ impl Processes {
 
 impl Office {
     fn start_first(&self) -> Result<UnixStream, TokenError> {
-        let mut pause = PAUSE_MIN;
-        for _ in 1..FIRST_STARTS_MAX {
+        for pause in FIRST_PAUSES {
+            let begun = Instant::now();
             match self.start_now(0, Role::Sign) {
-                Err(TokenError::Unavailable(reason)) => tracing::debug!(reason, "a token worker did not start"),
+                Err(TokenError::Unavailable(reason)) if begun.elapsed() < FIRST_START_MAX => {
+                    tracing::debug!(reason, "a token worker did not start");
+                }
                 started => return started,
             }
             std::thread::sleep(pause);
-            pause *= 2;
         }
         self.start_now(0, Role::Sign)
     }
@@ -155,12 +175,38 @@ impl Office {
     }
 
     fn start_now(&self, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
-        let _turn = locked(&self.starting);
+        let mut starting = locked(&self.starting);
+        // Those who waited for their turn may have waited for long.
+        if self.closing.is_cancelled() {
+            return Err(gone());
+        }
         self.latch.check()?;
-        let failed = |error: std::io::Error| TokenError::Unavailable(format!("no worker process: {error}"));
-        let (child, stream) = child::spawn(&self.config).map_err(failed)?;
-        *locked(&self.seats[seat]) = Some(Seat { child, stream: stream.try_clone().map_err(failed)? });
+        if let Some((until, error)) = &starting.failed
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        let started = self.start_in_turn(seat, role);
+        match &started {
+            Err(error @ TokenError::Unavailable(_)) => {
+                let until = Instant::now() + starting.pause.after(Duration::ZERO);
+                starting.failed = Some((until, error.clone()));
+            }
+            Err(TokenError::PinRefused) => self.latch.keep_in_mind(),
+            _ => *starting = Starting::default(),
+        }
+        started
+    }
+
+    fn start_in_turn(&self, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
+        let failed = |error: std::io::Error| {
+            let program = self.config.program.display();
+            TokenError::Unavailable(format!("no worker process can be started from {program}: {error}"))
+        };
+        let (living, stream) = child::spawn(&self.config).map_err(failed)?;
+        *locked(&self.seats[seat]) = Some(living);
         let serial = self.found.get().map(|found| found.serial.clone()).or_else(|| self.config.serial.clone());
+        // Whoever closes has not seen this seat taken, or ends it.
         let started =
             if self.closing.is_cancelled() { Err(gone()) } else { child::greet(stream, &self.config, serial, role) };
         match started {
@@ -183,6 +229,7 @@ impl Office {
 }
 
 /// The pause before a process is replaced.
+#[derive(Default)]
 struct Pause(Duration);
 
 impl Pause {
@@ -193,42 +240,47 @@ impl Pause {
     }
 }
 
-/// Counts and tells that a process is to be replaced.
-fn tell_replaced(seat: usize, how: &'static str, reason: &str) {
-    metrics::counter!("keyward_token_workers_replaced_total", "how" => how).increment(1);
-    tracing::warn!(worker = seat, how, reason, "a token worker is replaced");
-}
-
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Office {
+    /// Counts and tells that a process is to be replaced.
+    fn tell_replaced(&self, seat: usize, how: &'static str, reason: &str) {
+        metrics::counter!("keyward_token_workers_replaced_total", "how" => how).increment(1);
+        warn_seldom!(self.repeats, "a token worker is replaced", worker = seat, how = how, reason = reason);
+    }
+
     fn signer_is_ready(&self) {
-        let ready = self.signers_ready.fetch_add(1, Ordering::AcqRel) + 1;
-        tell_ready(ready);
+        let mut signers = locked(&self.signers);
+        signers.ready += 1;
+        tell_ready(signers.ready);
         self.queue.resume();
     }
 
     fn signer_has_gone(&self) {
-        tell_ready(self.signers_ready.fetch_sub(1, Ordering::AcqRel) - 1);
+        let mut signers = locked(&self.signers);
+        signers.ready -= 1;
+        tell_ready(signers.ready);
     }
 
     fn signer_is_unwell(&self) {
-        self.signers_unwell.fetch_add(1, Ordering::AcqRel);
+        locked(&self.signers).unwell += 1;
     }
 
     fn signer_is_well(&self) {
-        self.signers_unwell.fetch_sub(1, Ordering::AcqRel);
+        locked(&self.signers).unwell -= 1;
     }
 
     fn is_anybody_well(&self) -> bool {
-        self.signers_ready.load(Ordering::Acquire) > self.signers_unwell.load(Ordering::Acquire)
+        let signers = locked(&self.signers);
+        signers.ready > signers.unwell
     }
 
     /// A signing process could not be started: if none is there, nobody need wait.
     fn signer_is_missing(&self, error: &TokenError) {
-        if self.signers_ready.load(Ordering::Acquire) == 0 {
+        let signers = locked(&self.signers);
+        if signers.ready == 0 {
             self.queue.refuse(error);
         }
     }

@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::wire::{Order, Outcome, Receipt, Role, put, take};
-use super::{Office, Pause, tell_replaced};
-use crate::token::TokenError;
+use super::{Office, Pause};
 use crate::token::queue::{self, SignJob};
+use crate::token::{KeyRef, TokenError};
 
 /// Orders that a process is given ahead: always two, so that it does not idle while its answer travels; as many as take
 /// [`AHEAD_TIME`] together, so that short ones travel together; and never more than these.
@@ -25,8 +25,10 @@ const AHEAD_TIME: Duration = Duration::from_millis(1);
 const STALL_MIN: Duration = Duration::from_millis(50);
 const STALL_FACTOR: u32 = 10;
 
-/// How many times its estimated time a job may take beyond the timeout of a single call: it may be a batch.
+/// How many times its estimated time a job may take beyond the timeout of a single call, because it may be a batch; or so long for
+/// each of its inputs, because nobody knows at first how slow a token is.
 const PATIENCE_FACTOR: u32 = 4;
+const INPUT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long a process whose token failed it leaves the jobs to those whose token did not.
 const REST: Duration = Duration::from_millis(200);
@@ -36,7 +38,7 @@ const READ_BYTES: usize = 16 << 10;
 
 /// Keeps a signing process on a seat until the service ends or the PIN is refused.
 pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<std::os::unix::net::UnixStream>) {
-    let mut pause = Pause(Duration::ZERO);
+    let mut pause = Pause::default();
     loop {
         let started = match first.take() {
             Some(stream) => Ok(stream),
@@ -46,8 +48,11 @@ pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<std
         match started {
             Ok(stream) => {
                 office.signer_is_ready();
-                Line::new(&office, seat).run(stream).await;
+                let end = Line::new(&office, seat).run(stream).await;
                 office.signer_has_gone();
+                if let End::Closed = end {
+                    return;
+                }
             }
             Err(error) => {
                 office.signer_is_missing(&error);
@@ -84,6 +89,8 @@ struct Line<'a> {
 /// An order, and the job that it is for, unless it was given to another process.
 struct UnderWay {
     job: Option<SignJob>,
+    key: Arc<KeyRef>,
+    inputs: u32,
     cost: Duration,
 }
 
@@ -112,7 +119,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    async fn run(mut self, stream: std::os::unix::net::UnixStream) {
+    async fn run(mut self, stream: std::os::unix::net::UnixStream) -> End {
         let served = match UnixStream::from_std(stream) {
             Ok(mut stream) => self.serve(&mut stream).await,
             Err(error) => Err(error),
@@ -121,7 +128,8 @@ impl<'a> Line<'a> {
             tracing::error!(%error, worker = self.seat, "a token worker is not to be understood");
             End::Crashed
         });
-        self.finish(end).await;
+        self.finish(&end).await;
+        end
     }
 
     async fn serve(&mut self, stream: &mut UnixStream) -> io::Result<End> {
@@ -131,6 +139,10 @@ impl<'a> Line<'a> {
         loop {
             self.order_what_waits()?;
             tokio::select! {
+                // What has come is heard before the time is looked at, which may be late.
+                biased;
+                // Between jobs, `next` tells; a line without room does not ask it.
+                () = office.closing.cancelled() => return Ok(End::Closed),
                 read = from.read(&mut chunk) => match read {
                     Ok(read @ 1..) => {
                         self.incoming.extend_from_slice(&chunk[..read]);
@@ -149,6 +161,8 @@ impl<'a> Line<'a> {
                     None => return Ok(End::Closed),
                 },
                 () = tokio::time::sleep_until(self.next_look().into()), if !self.under_way.is_empty() || self.rests() => {
+                    // While this process stood still nobody worked, or nobody was heard.
+                    self.since += Instant::now().saturating_duration_since(self.next_look());
                     if self.is_hung() {
                         return Ok(End::Hung);
                     }
@@ -156,8 +170,6 @@ impl<'a> Line<'a> {
                         self.relieve();
                     }
                 }
-                // Between jobs, `next` tells; a line without room does not ask it.
-                () = office.closing.cancelled() => return Ok(End::Closed),
             }
         }
     }
@@ -174,7 +186,11 @@ impl<'a> Line<'a> {
     fn has_room(&self) -> bool {
         let ahead = self.under_way.len();
         let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
-        !self.stalled && !self.rests() && (ahead < AHEAD_MIN || (ahead < AHEAD_MAX && time() < AHEAD_TIME))
+        // What was given to others cannot be called back: it is worked off before anything new, which would wait behind it and be
+        // given away as well.
+        let given_away = || self.under_way.iter().any(|order| order.job.is_none());
+        let room = ahead < AHEAD_MIN || (ahead < AHEAD_MAX && time() < AHEAD_TIME);
+        room && !self.stalled && !self.rests() && !given_away()
     }
 
     /// Whether it leaves the jobs to others: not where there are none.
@@ -199,8 +215,9 @@ impl<'a> Line<'a> {
         if self.under_way.is_empty() {
             self.since = Instant::now();
         }
-        let cost = job.cost;
-        self.under_way.push_back(UnderWay { job: Some(job), cost });
+        let (key, cost) = (order.key, job.cost);
+        let inputs = u32::try_from(job.inputs.len()).unwrap_or(u32::MAX);
+        self.under_way.push_back(UnderWay { job: Some(job), key, inputs, cost });
         Ok(())
     }
 
@@ -222,22 +239,26 @@ impl<'a> Line<'a> {
     fn settle(&mut self, Receipt { took_us, outcome }: Receipt) -> Option<End> {
         self.since = Instant::now();
         self.stalled = false;
-        let job = self.under_way.pop_front().and_then(|order| order.job);
+        let UnderWay { job, key, inputs, .. } = self.under_way.pop_front()?;
+        if let Outcome::Done(_) = outcome {
+            self.is_well();
+            self.office.queue.worked(&key, inputs, Duration::from_micros(took_us));
+        }
         match (outcome, job) {
             (Outcome::Done(signatures), Some(job)) => {
-                self.is_well();
-                self.office.queue.worked(&job, Duration::from_micros(took_us));
                 queue::answer(job, Ok(signatures.into_iter().map(ByteBuf::into_vec).collect()));
             }
             // The others may still be logged in.
             (Outcome::Failed(TokenError::PinRefused), job) => {
+                self.office.latch.keep_in_mind();
                 if let Some(job) = job {
                     self.give_away(job, TokenError::PinRefused);
                 }
                 return Some(End::Refused);
             }
-            (Outcome::Failed(error @ TokenError::Unavailable(_)), Some(job)) => {
+            (Outcome::Away(reason), Some(job)) => {
                 self.is_unwell();
+                let error = TokenError::Unavailable(reason);
                 if self.office.is_anybody_well() {
                     self.give_away(job, error);
                 } else {
@@ -252,7 +273,7 @@ impl<'a> Line<'a> {
                 return Some(End::Spent(reason));
             }
             // Another process had it in the meantime.
-            (Outcome::Done(_) | Outcome::Failed(_), None) => {}
+            (Outcome::Done(_) | Outcome::Failed(_) | Outcome::Away(_), None) => {}
         }
         None
     }
@@ -287,7 +308,9 @@ impl<'a> Line<'a> {
     }
 
     fn hang_time(&self) -> Instant {
-        self.since + self.office.config.call_timeout + self.front_cost() * PATIENCE_FACTOR
+        let inputs = self.under_way.front().map_or(0, |order| order.inputs);
+        let patience = (self.front_cost() * PATIENCE_FACTOR).max(INPUT_PATIENCE * inputs);
+        self.since + self.office.config.call_timeout + patience
     }
 
     fn next_look(&self) -> Instant {
@@ -314,31 +337,28 @@ impl<'a> Line<'a> {
     }
 
     /// Answers the call that was in the module, gives what was not begun to others, and ends the process.
-    async fn finish(mut self, end: End) {
+    async fn finish(mut self, end: &End) {
         self.is_well();
-        if let End::Closed = end {
-            // Whoever closed the queue sees the processes off.
-            self.under_way
-                .drain(..)
-                .filter_map(|order| order.job)
-                .for_each(|job| queue::answer(job, Err(super::gone())));
-            return;
-        }
         let in_module = match end {
+            // Whoever closed the queue sees the processes off.
+            End::Closed => {
+                let left = self.under_way.drain(..).filter_map(|order| order.job);
+                return left.for_each(|job| queue::answer(job, Err(super::gone())));
+            }
             End::Spent(_) | End::Refused => None,
-            _ => self.under_way.pop_front().and_then(|order| order.job),
+            End::Hung | End::Crashed => self.under_way.pop_front().and_then(|order| order.job),
         };
         let left = self.under_way.drain(..).rev();
         left.filter_map(|order| order.job).for_each(|job| self.office.queue.put_back(job));
         let (office, seat) = (Arc::clone(self.office), self.seat);
         let ended = tokio::task::spawn_blocking(move || office.end(seat)).await.unwrap_or_default();
         let (how, reason) = match end {
-            End::Spent(reason) => ("spent", reason),
+            End::Spent(reason) => ("spent", reason.clone()),
             End::Refused => ("refused", TokenError::PinRefused.to_string()),
             End::Hung => ("hung", "a call into the module has not returned in time".to_owned()),
             End::Crashed | End::Closed => ("crashed", format!("the module's process ended by itself: {ended}")),
         };
-        tell_replaced(seat, how, &reason);
+        self.office.tell_replaced(seat, how, &reason);
         if let Some(job) = in_module {
             queue::answer(job, Err(TokenError::Unavailable(reason)));
         }

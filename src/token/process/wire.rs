@@ -102,7 +102,10 @@ pub(super) type Report = Outcome<Told>;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Outcome<T> {
     Done(T),
+    /// Another process would be told nothing else: the key is not there, or the token cannot do it.
     Failed(TokenError),
+    /// The token failed this process, and may not fail another.
+    Away(String),
     /// It was not done, and this process is of no more use: one that starts anew may do it.
     Spent(String),
 }

@@ -3,7 +3,8 @@
 //! It climbs the ladder of recovery by itself, and says so when that has not helped for long: then another process starts in
 //! its place.
 
-use std::io::{self, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufReader};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -12,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
+use rustix::stdio::dup2_stdin;
 use serde_bytes::ByteBuf;
 
 use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, receive, send};
 use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
+use crate::token::repeats::Repeats;
 use crate::token::task::Ask;
 use crate::token::{TokenConfig, TokenError};
 
@@ -32,11 +35,15 @@ pub fn work_as_process() -> io::Result<()> {
     if stream.local_addr().is_err() {
         return Err(io::Error::other("standard input is no socket: `keyward serve` starts its workers itself"));
     }
+    // What the module starts has no part in it, or its service would not see that this process has ended; and what the module asks
+    // for at the terminal is not read from it.
+    dup2_stdin(File::open("/dev/null")?)?;
     harden(&stream)?;
     let Some(hello) = receive::<Hello>(&mut stream)? else { return Ok(()) };
     let role = hello.role;
     let config = TokenConfig::from(hello);
-    let opened = Latch::open(&config).and_then(|latch| Module::open(&config, Arc::new(latch), false));
+    let open = |latch| Module::open(&config, Arc::new(latch), Repeats::quiet_at_first(), false);
+    let opened = Latch::open(&config).and_then(open);
     send(&mut stream, &opened.as_ref().map(Module::identity).map_err(Clone::clone))?;
     let Ok(module) = opened else { return Ok(()) };
     let module = Arc::new(module);
@@ -64,14 +71,19 @@ fn harden(stream: &UnixStream) -> io::Result<()> {
 fn make_signatures(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadOnly);
     let mut incoming = BufReader::new(stream.try_clone()?);
-    while let Some(Order { patience_us, key, inputs }) = until_spent(&mut incoming, module)? {
+    while let Some(Order { patience_us, key, inputs }) = receive(&mut incoming)? {
         let begun = Instant::now();
         let signatures = sign(&mut session, &key, &inputs, begun + Duration::from_micros(patience_us));
         let signatures = signatures.map(|made| made.into_iter().map(ByteBuf::from).collect());
         let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let outcome = outcome(module, signatures);
+        let is_last = matches!(outcome, Outcome::Spent(_));
         // One by one: whoever waits for a short one shall not wait for the long one behind it; and of what was not answered
         // when a process ends only the first was begun.
-        send(stream, &Receipt { took_us, outcome: outcome(module, signatures) })?;
+        send(stream, &Receipt { took_us, outcome })?;
+        if is_last {
+            break;
+        }
     }
     Ok(())
 }
@@ -79,27 +91,27 @@ fn make_signatures(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<
 fn do_errands(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadWrite);
     let mut incoming = stream.try_clone()?;
-    while let Some(errand) = until_spent::<Ask>(&mut incoming, module)? {
+    while let Some(errand) = receive::<Ask>(&mut incoming)? {
         let told = perform(&mut session, &errand);
         let report: Report = match (errand, told) {
             // What may have happened must not be done again by itself.
             (Ask::Generate(..), Err(error)) => Outcome::Failed(error),
             (_, told) => outcome(module, told),
         };
+        let is_last = matches!(report, Outcome::Spent(_));
         send(stream, &report)?;
+        if is_last {
+            break;
+        }
     }
     Ok(())
-}
-
-/// The next frame, while there is a use in it.
-fn until_spent<T: serde::de::DeserializeOwned>(incoming: &mut impl Read, module: &Module) -> io::Result<Option<T>> {
-    if module.is_spent() { Ok(None) } else { receive(incoming) }
 }
 
 fn outcome<T>(module: &Module, result: Result<T, TokenError>) -> Outcome<T> {
     match result {
         Ok(value) => Outcome::Done(value),
         Err(TokenError::Unavailable(reason)) if module.is_spent() => Outcome::Spent(reason),
+        Err(TokenError::Unavailable(reason)) if module.is_failing() => Outcome::Away(reason),
         Err(error) => Outcome::Failed(error),
     }
 }

@@ -36,8 +36,10 @@ impl Costs {
     }
 
     /// A job of so many inputs took so long. Of two reports at the same time one may be lost.
-    pub(super) fn learn(&self, key: &KeyRef, inputs: usize, elapsed: Duration) {
-        let Ok(inputs @ 1..) = u32::try_from(inputs) else { return };
+    pub(super) fn learn(&self, key: &KeyRef, inputs: u32, elapsed: Duration) {
+        if inputs == 0 {
+            return;
+        }
         let estimate = &self.0[place(key)];
         let known = Duration::from_nanos(estimate.load(Ordering::Relaxed));
         let seen = (elapsed / inputs).min(known.mul_f64(SURPRISE_MAX));

@@ -155,10 +155,10 @@ impl Queue {
         }
     }
 
-    /// A worker has done a job in so much of the token's time: what others will take is estimated by it.
-    pub(super) fn worked(&self, job: &SignJob, took: Duration) {
-        self.costs.learn(&job.key, job.inputs.len(), took);
-        histogram!("keyward_token_work_duration_seconds", "algorithm" => job.key.algorithm.name())
+    /// A worker has signed so many inputs in so much of the token's time: what others will take is estimated by it.
+    pub(super) fn worked(&self, key: &KeyRef, inputs: u32, took: Duration) {
+        self.costs.learn(key, inputs, took);
+        histogram!("keyward_token_work_duration_seconds", "algorithm" => key.algorithm.name())
             .record(took.as_secs_f64());
     }
 

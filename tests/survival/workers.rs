@@ -1,0 +1,155 @@
+//! What becomes of worker processes, and of those who share them.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use cryptoki::object::{Attribute, ObjectClass};
+use keyward::grpc::proto::GetCurrentKeyRequest;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::load::{Load, Refusal};
+use super::stand::{Isolation, PATIENCE, POLL, Stand};
+use crate::common::{Installation, short_policy, token_user};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Workers of whom each takes this long for a signature, so that what they sign tells how many of them work.
+const WORKERS: usize = 8;
+const SLOW_SIGNING: &str = "C_Sign delay 50ms";
+/// How long is counted.
+const COUNTED: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_whose_key_is_missing_takes_no_worker_from_others() {
+    if let Some(cka_id) = token_user::order() {
+        let id = (0..cka_id.len()).step_by(2).map(|at| u8::from_str_radix(&cka_id[at..at + 2], 16).expect("hex"));
+        let key = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Id(id.collect())];
+        let session = token_user::session();
+        let found = session.find_objects(&key).expect("a search");
+        return session.destroy_object(found[0]).expect("it is destroyed");
+    }
+    let workers = WORKERS.to_string();
+    let mut stand = Stand::with(Isolation::Process, &["ES256"], |it| it.set("token.workers", &workers)).await;
+    let issuer = stand.clients.create_tenant("lost", &["ES256"], short_policy()).await.issuer;
+    let current = GetCurrentKeyRequest { tenant: "lost".into(), algorithm: String::new() };
+    let key = stand.clients.signing.get_current_key(current).await.expect("its key").into_inner().key.expect("a key");
+    let pin = fs::read_to_string(stand.installation.pin_file()).expect("the PIN");
+    let test = "workers::a_tenant_whose_key_is_missing_takes_no_worker_from_others";
+    token_user::have(&stand.installation, test, &pin, &key.protection.expect("it is on the token").cka_id);
+
+    stand.faults.set(SLOW_SIGNING);
+    let load = Load::start(&stand, "ES256", 2 * WORKERS, DEADLINE).await;
+    let alone = signed_in(&load, COUNTED).await;
+    let lost = Load::start_for(&stand, "lost", &issuer, "ES256", WORKERS, DEADLINE).await;
+    let beside = signed_in(&load, COUNTED).await;
+    load.end().await;
+    let refused = lost.end().await;
+    println!("{alone} signatures alone, {beside} beside {} calls with a key that is missing", refused.len());
+    let away = refused.iter().filter(|answer| answer.result.as_ref().is_err_and(Refusal::is_unavailable)).count();
+    // Others may find the queue full.
+    assert!(away > 20 && refused.iter().all(|answer| answer.result.is_err()), "{away} of {}", refused.len());
+    // A call with a key that is missing takes a worker a search; a worker that rests after one is lost for 200 ms.
+    assert!(4 * beside > 3 * alone, "{alone} alone, {beside} beside");
+}
+
+/// A small HSM takes a tenth of a second for what software does in a fifth of a millisecond, which is the first estimate.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_slower_than_anybody_thought_signs() {
+    let stand = Stand::new(Isolation::Process, &["ES256"]).await;
+    stand.faults.set(SLOW_SIGNING);
+    let load = Load::start(&stand, "ES256", 4, DEADLINE).await;
+    let begun = Instant::now();
+    let took = load.signed(begun, 100).await - begun;
+    let refused = load.end().await.into_iter().filter(|answer| answer.result.is_err()).count();
+    println!("100 signatures of 100 ms on two workers took {took:?}; {refused} calls were refused");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(refused <= 2, "{refused}");
+    assert_eq!(stand.replaced("hung"), 0.0);
+}
+
+async fn signed_in(load: &Load, time: Duration) -> usize {
+    let begun = Instant::now();
+    tokio::time::sleep(time).await;
+    load.since(begun).iter().filter(|answer| answer.result.is_ok()).count()
+}
+
+/// As a virtual machine does that is moved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_stood_still_does_not_take_its_workers_for_hung() {
+    let stand = Stand::new(Isolation::Process, &["ES256"]).await;
+    let load = Load::start(&stand, "ES256", 4, PATIENCE).await;
+    let service = Pid::from_raw(i32::try_from(stand.server.pid()).expect("a pid")).expect("not 0");
+    for _ in 0..4 {
+        load.signed(Instant::now(), 20).await;
+        kill_process(service, Signal::STOP).expect("stopped");
+        // Longer than token.call_timeout_ms and four times what a signature takes.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        kill_process(service, Signal::CONT).expect("it goes on");
+    }
+    load.signed(Instant::now(), 20).await;
+    load.end().await;
+    assert_eq!(stand.replaced("hung"), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_token_is_away_one_worker_is_tried_for_all() {
+    let (installation, faults) = Installation::bare().with_faults();
+    let installation = installation.set("token.isolation", r#""process""#).set("token.workers", "32").init();
+    faults.set("C_Initialize answer CKR_DEVICE_REMOVED");
+    let server = installation.serve();
+    let before = faults.fired(0);
+    tokio::time::sleep(COUNTED).await;
+    let starts = faults.fired(0) - before;
+    // One in each pause, which has grown to a second by then, or is about to; and a machine that is slow starts fewer.
+    assert!((1..=12).contains(&starts), "{starts} starts in {COUNTED:?}");
+    faults.clear();
+    let limit = Instant::now() + PATIENCE;
+    while server.metric("keyward_token_workers_ready") < 32.0 {
+        assert!(Instant::now() < limit, "not all workers have come");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_end_with_a_service_that_is_killed_and_share_nothing_with_what_a_module_starts() {
+    let stand = Stand::new(Isolation::Process, &["ES256"]).await;
+    stand.logged_in(3).await;
+    let pid = stand.server.pid();
+    let workers = children(pid);
+    assert_eq!(workers.len(), 3, "two that sign, and one for administration");
+    for worker in &workers {
+        // Root alone sees more of a process that is not dumpable.
+        if let Ok(input) = fs::read_link(format!("/proc/{worker}/fd/0")) {
+            assert_eq!(input.to_str(), Some("/dev/null"), "what a module starts would keep the socket open");
+        }
+    }
+    stand.faults.set("C_Sign hang");
+    let load = Load::start(&stand, "ES256", 2, DEADLINE).await;
+    let limit = Instant::now() + PATIENCE;
+    while stand.faults.fired(0) == 0 {
+        assert!(Instant::now() < limit, "C_Sign is not called");
+        tokio::time::sleep(POLL).await;
+    }
+    let service = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not 0");
+    kill_process(service, Signal::KILL).expect("killed");
+    for worker in workers {
+        // One that has ended is there until its new parent has looked.
+        let lives = || {
+            let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+        };
+        while lives() {
+            assert!(Instant::now() < limit, "worker {worker} outlives its service");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    load.end().await;
+}
+
+/// Those of all its threads.
+fn children(pid: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let children = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+    let all: Vec<String> = threads.flatten().map(children).collect();
+    all.iter().flat_map(|some| some.split_whitespace()).map(str::to_owned).collect()
+}
