@@ -13,9 +13,9 @@ use crate::token::KeyRef;
 /// The part of the bound that holds where it was reached: what waits longer was not a burst.
 const CROWDED_PART: u32 = 8;
 
-/// As many calls may wait all the same, however long they take: twice what waits now and then at 70 % load, where nothing is to be
-/// refused (of the queue M/D/1, one in a hundred calls finds some five before it).
-const CROWDED_CALLS: u32 = 10;
+/// As many calls for each worker may wait all the same, however long they take: what waits now and then at 70 % load, where nothing
+/// is to be refused (of the queue M/D/1, one in a hundred calls finds some five before it).
+const CROWDED_CALLS: u32 = 5;
 
 /// The lines, one for each tenant and one for the service's own jobs.
 ///
@@ -242,7 +242,8 @@ impl Lines {
     /// How much may wait at the moment, as load, for a request of such jobs to be taken on.
     fn room(&self, cost: Duration) -> Duration {
         let bound = self.bound();
-        if self.crowded { bound.min((bound / CROWDED_PART).max(cost.saturating_mul(CROWDED_CALLS))) } else { bound }
+        let calls = cost.saturating_mul(CROWDED_CALLS).saturating_mul(saturated(self.limits.workers));
+        if self.crowded { bound.min(calls.max(bound / CROWDED_PART)) } else { bound }
     }
 
     /// How much may wait at most, as load.
