@@ -11,6 +11,7 @@ use keyward::dev;
 use keyward::domain::{Caller, Principal};
 use keyward::serve::{self, Addresses, Listeners};
 use keyward::setup::{self, Opened};
+use keyward::telemetry::Metrics;
 use keyward::token::{Pkcs11Token, Token as _};
 use rustix::process::{DumpableBehavior, getuid, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
@@ -198,12 +199,15 @@ fn check(config: &Config) -> Result<(), Failure> {
 
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
+    // The token counts, too.
+    let metrics = Metrics::install()?;
     let token = runtime.block_on(setup::open_token(config)).map_err(|error| error.to_string())?;
     // Only now: a start that hangs in the module has nothing to drain, and SIGTERM ends it as it ends any process.
     let shutdown = runtime.block_on(on_signal())?;
     runtime.block_on(run(
         config,
         token,
+        metrics,
         shutdown,
         |addresses| {
             if announce {
@@ -219,6 +223,7 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
 async fn run(
     config: &Config,
     token: Arc<Pkcs11Token>,
+    metrics: Metrics,
     shutdown: CancellationToken,
     ready: impl FnOnce(Addresses),
     demo: bool,
@@ -247,7 +252,7 @@ async fn run(
     if !shutdown.is_cancelled() {
         ready(addresses);
     }
-    let served = serve::run(config, keyrings, service_key, keeper, listeners, shutdown).await;
+    let served = serve::run(config, keyrings, service_key, keeper, listeners, metrics, shutdown).await;
     store.close().await;
     // C_Finalize blocks, and nothing else is left to do.
     tokio::task::block_in_place(|| token.close());

@@ -157,12 +157,12 @@ pub async fn run(
     service_key: Arc<ServiceKey>,
     audit: Keeper,
     listeners: Listeners,
+    metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
     let (tell, health) = watch::channel(Health::unknown());
     let logs = audit.logs();
     let warnings = Warnings::default();
-    let metrics = Metrics::install()?;
     tokio::spawn(metrics.clone().keep_up(shutdown.clone()));
     tokio::spawn(tell_health(health.clone()));
     let mut faces = JoinSet::new();

@@ -48,6 +48,11 @@ fn describe() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
     describe_counter!("keyward_calls_total", "gRPC calls answered, by method and code");
     describe_histogram!("keyward_call_duration_seconds", "From the header of a gRPC call to the head of its answer");
+    describe_gauge!("keyward_token_workers_ready", "Signing processes that are logged in");
+    describe_counter!(
+        "keyward_token_workers_replaced_total",
+        "Worker processes that others took the place of, and how they ended"
+    );
     describe_gauge!("keyward_token_queue_requests", "Signing calls that wait for a worker");
     describe_gauge!("keyward_token_queue_seconds", "What they take of the token's time, by estimate");
     describe_histogram!("keyward_token_queue_duration_seconds", "How long jobs waited for a worker");

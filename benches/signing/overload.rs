@@ -29,6 +29,9 @@ const TRIAL: Duration = Duration::from_secs(1);
 /// The peak is measured for this part of the time.
 const PEAK_PART: u32 = 4;
 
+/// A token with a processor of its own: signing takes time, and none of the server's core.
+const DEVICE: &str = "C_Sign delay 5ms";
+
 const TENANT: &str = "bench";
 const FLOOD: &str = "flood";
 
@@ -39,6 +42,8 @@ struct Line {
     /// Of RSA keys.
     bits: u32,
     isolation: &'static str,
+    /// What the fault module does before it goes on.
+    delay: Option<&'static str>,
 }
 
 /// The lines that are wanted.
@@ -51,11 +56,12 @@ pub(crate) struct Overload {
 impl Overload {
     /// To measure the calls whose names begin with `only`, each load for so many seconds.
     pub(crate) fn new(only: &str, secs: u32) -> Self {
-        // A token that is slower than refusing a call, one that is faster, and one that is faster than the client.
-        let keys = [("RS256", 4096), ("RS256", 2048), ("ES256", 2048)];
-        let lines = keys
-            .into_iter()
-            .flat_map(|(algorithm, bits)| ["thread", "process"].map(|isolation| Line { algorithm, bits, isolation }));
+        // A device; and on the server's core a token that is slower than refusing a call, one that is faster, and one that is
+        // faster than the client.
+        let keys = [("ES256", 2048, Some(DEVICE)), ("RS256", 4096, None), ("RS256", 2048, None), ("ES256", 2048, None)];
+        let lines = keys.into_iter().flat_map(|(algorithm, bits, delay)| {
+            ["thread", "process"].map(|isolation| Line { algorithm, bits, isolation, delay })
+        });
         let lines = lines.filter(|line| line.name().starts_with(only)).collect();
         Self { lines, secs, figures: Vec::new() }
     }
@@ -92,6 +98,7 @@ impl Line {
 
     fn name(self) -> String {
         match self.algorithm {
+            _ if self.delay.is_some() => format!("{}, a device of 5 ms", self.call().name()),
             "RS256" => format!("{}, {} bits", self.call().name(), self.bits),
             _ => self.call().name(),
         }
@@ -112,8 +119,16 @@ impl Subject {
     fn start(line: Line, cores: &Cores, runtime: &Runtime) -> Result<Self, String> {
         let installation = Installation::bare()
             .set("token.isolation", &format!("{:?}", line.isolation))
-            .set("signing.rsa_bits", &line.bits.to_string())
-            .init();
+            .set("signing.rsa_bits", &line.bits.to_string());
+        let installation = match line.delay {
+            Some(delay) => {
+                let (installation, faults) = installation.with_faults();
+                let installation = installation.init();
+                faults.set(delay);
+                installation
+            }
+            None => installation.init(),
+        };
         let server = cores.on_servers(|| installation.serve())?;
         let dial = Dial::tcp(server.grpc());
         let (tenant, flood) = runtime.block_on(async {

@@ -8,6 +8,7 @@ use keyward::config::Config;
 use keyward::dev::{self, StateDirectory};
 use keyward::serve::Addresses;
 use keyward::setup;
+use keyward::telemetry::Metrics;
 
 use super::{Failure, announce_on_stdout, grpc_address, load, on_signal, open_token, runtime};
 
@@ -78,6 +79,7 @@ fn temporary_directory() -> Result<PathBuf, Failure> {
 
 fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
+    let metrics = Metrics::install()?;
     let shutdown = runtime.block_on(on_signal())?;
     let config = load(&state.config_file())?;
     let initialised = dev::is_initialised(&config);
@@ -98,7 +100,7 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
         let ready = |addresses| {
             if ephemeral { announce_demo(&config, addresses, &state_dir) } else { greet(&config, addresses) }
         };
-        super::run(&config, token, shutdown, ready, true).await
+        super::run(&config, token, metrics, shutdown, ready, true).await
     })
 }
 

@@ -3,24 +3,22 @@
 //! Most HSMs lock after 3 to 10 wrong PINs. So each login takes its [`Turn`] first, one at a time among all processes that
 //! share the file, and a refusal is on the disk before anything else happens.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
+use super::alone::lock;
 use super::{TokenConfig, TokenError};
 use crate::domain::{Octets, Timestamp};
 
 /// Longest wait for another process's login: several times what a login to a network HSM takes.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
-
-/// The pause before it is looked again: shorter than a login over a network.
-const TURN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Octets of the salt and of the hash of a refused PIN (RFC 9106 section 3.1).
 const SALT_LEN: usize = 16;
@@ -162,21 +160,13 @@ impl Latch {
     /// Keeps other processes from logging in meanwhile: they would try the same wrong PIN before this one can say so.
     fn lock(&self) -> Result<Option<File>, TokenError> {
         // The directory, because no file has to be made for it.
-        let lock = match File::open(directory(&self.path)) {
-            Ok(lock) => lock,
-            Err(error) => return Ok(self.unlocked(&error)),
-        };
-        let give_up = Instant::now() + TURN_WAIT_MAX;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => return Ok(Some(lock)),
-                Err(TryLockError::Error(error)) => return Ok(self.unlocked(&error)),
-                Err(TryLockError::WouldBlock) if Instant::now() < give_up => std::thread::sleep(TURN_PAUSE),
-                Err(TryLockError::WouldBlock) => {
-                    let text = "another process has been logging in to it for too long".to_owned();
-                    return Err(TokenError::Unavailable(text));
-                }
+        match File::open(directory(&self.path)).and_then(|directory| lock(directory, TURN_WAIT_MAX)) {
+            Ok(Some(lock)) => Ok(Some(lock)),
+            Ok(None) => {
+                let text = "another process has been logging in to it for too long".to_owned();
+                Err(TokenError::Unavailable(text))
             }
+            Err(error) => Ok(self.unlocked(&error)),
         }
     }
 

@@ -4,8 +4,9 @@
 //! this room sees a session, a handle or a return value.
 //!
 //! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and `process` (who works it off), `pkcs11`
-//! (the module); `latch` (a refused PIN) and `repeats` (what is told of failures).
+//! (the module); `latch` (a refused PIN), `alone` (one administration at a time) and `repeats` (what is told of failures).
 
+mod alone;
 mod front;
 mod latch;
 mod pkcs11;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::alone::Administration;
 use super::latch::Latch;
 use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use super::queue::{self, Queue, SignJob};
@@ -48,7 +49,8 @@ impl Threads {
             threads.spawn(format!("token-sign-{number}"), move || work(&queue, session))?;
         }
         let session = WorkerSession::new(Arc::clone(&threads.module), Access::ReadWrite);
-        threads.spawn("token-admin".into(), move || administer(tasks, session))?;
+        let administration = Administration::of(config);
+        threads.spawn("token-admin".into(), move || administer(tasks, session, &administration))?;
         Ok(threads)
     }
 
@@ -96,11 +98,12 @@ fn work(queue: &Queue, mut session: WorkerSession) {
 }
 
 /// Does tasks until nobody can ask for any more.
-fn administer(mut tasks: mpsc::Receiver<Task>, mut session: WorkerSession) {
+fn administer(mut tasks: mpsc::Receiver<Task>, mut session: WorkerSession, administration: &Administration) {
     while let Some(Task { ask, answer }) = tasks.blocking_recv() {
+        let alone = administration.alone(&ask);
         // A caller that left while the task was waiting has seen no effect, and shall not.
         if !answer.is_closed() {
-            let _ = answer.send(perform(&mut session, &ask));
+            let _ = answer.send(alone.and_then(|_alone| perform(&mut session, &ask)));
         }
     }
 }

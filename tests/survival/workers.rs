@@ -4,12 +4,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use cryptoki::object::{Attribute, ObjectClass};
-use keyward::grpc::proto::GetCurrentKeyRequest;
+use keyward::grpc::proto::{GetCurrentKeyRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::load::{Load, Refusal};
-use super::stand::{Isolation, PATIENCE, POLL, Stand};
-use crate::common::{Installation, short_policy, token_user};
+use super::stand::{Isolation, PATIENCE, POLL, Stand, TENANT};
+use crate::common::{Clients, Installation, short_policy, token_user};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -132,8 +132,49 @@ async fn workers_end_with_a_service_that_is_killed_and_share_nothing_with_what_a
     }
     let service = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not 0");
     kill_process(service, Signal::KILL).expect("killed");
+    have_ended(&workers).await;
+    load.end().await;
+}
+
+/// R6, also of a key that is made by a worker whose service is gone: the service that is started next waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_made_after_its_service_was_killed_has_its_account() {
+    let Stand { server, mut clients, faults, installation, .. } = Stand::new(Isolation::Process, &["ES256"]).await;
+    let made = faults.calls("C_GenerateKeyPair");
+    faults.set("C_GenerateKeyPair delay 2s once");
+    let rotation = RotateSigningKeyRequest { tenant: TENANT.into(), force: true, ..RotateSigningKeyRequest::default() };
+    let rotation = tokio::spawn(async move { clients.keys.rotate_signing_key(rotation).await });
+    let limit = Instant::now() + PATIENCE;
+    while faults.fired(0) == 0 {
+        assert!(Instant::now() < limit, "no key is generated");
+        tokio::time::sleep(POLL).await;
+    }
+    let workers = children(server.pid());
+    server.kill();
+    rotation.await.expect("no panic").expect_err("nobody answers");
+
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let next = ListSigningKeysRequest {
+        tenant: TENANT.into(),
+        states: vec![KeyState::Next.into()],
+        ..ListSigningKeysRequest::default()
+    };
+    while clients.keys.list_signing_keys(next.clone()).await.expect("a list").into_inner().keys.is_empty() {
+        assert!(Instant::now() < limit, "there is no next key");
+        tokio::time::sleep(POLL).await;
+    }
+    have_ended(&workers).await;
+    assert!(server.terminate().success());
+    assert_eq!(faults.calls("C_GenerateKeyPair"), made + 1, "the key that was made is the one that is published");
+    let reconciled = installation.command("reconcile").output().expect("it runs");
+    assert!(reconciled.status.success(), "{}", String::from_utf8_lossy(&reconciled.stdout));
+}
+
+/// Waits until these processes have ended. One that has is there until its new parent has looked.
+async fn have_ended(workers: &[String]) {
+    let limit = Instant::now() + PATIENCE;
     for worker in workers {
-        // One that has ended is there until its new parent has looked.
         let lives = || {
             let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap_or_default();
             status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
@@ -143,7 +184,6 @@ async fn workers_end_with_a_service_that_is_killed_and_share_nothing_with_what_a
             tokio::time::sleep(POLL).await;
         }
     }
-    load.end().await;
 }
 
 /// Those of all its threads.

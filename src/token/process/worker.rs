@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
 use rustix::stdio::dup2_stdin;
 use serde_bytes::ByteBuf;
 
 use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, receive, send};
+use crate::token::alone::Administration;
 use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use crate::token::repeats::Repeats;
@@ -49,7 +50,7 @@ pub fn work_as_process() -> io::Result<()> {
     let module = Arc::new(module);
     let served = match role {
         Role::Sign => make_signatures(&mut stream, &module),
-        Role::Administer => do_errands(&mut stream, &module),
+        Role::Administer => do_errands(&mut stream, &module, &Administration::of(&config)),
     };
     module.close();
     served
@@ -88,11 +89,17 @@ fn make_signatures(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<
     Ok(())
 }
 
-fn do_errands(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
+fn do_errands(stream: &mut UnixStream, module: &Arc<Module>, administration: &Administration) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadWrite);
     let mut incoming = stream.try_clone()?;
     while let Some(errand) = receive::<Ask>(&mut incoming)? {
-        let told = perform(&mut session, &errand);
+        let alone = administration.alone(&errand);
+        // Its service may have been killed and started again meanwhile, and have looked at what this would change.
+        if is_left(stream)? {
+            break;
+        }
+        let told = alone.as_ref().map_err(Clone::clone).and_then(|_| perform(&mut session, &errand));
+        drop(alone);
         let report: Report = match (errand, told) {
             // What may have happened must not be done again by itself.
             (Ask::Generate(..), Err(error)) => Outcome::Failed(error),
@@ -105,6 +112,11 @@ fn do_errands(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the service has closed its end.
+fn is_left(stream: &UnixStream) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(stream, PollFlags::RDHUP)], Some(&Timespec::default()))? > 0)
 }
 
 fn outcome<T>(module: &Module, result: Result<T, TokenError>) -> Outcome<T> {
