@@ -18,7 +18,8 @@ use crate::domain::Algorithm;
 use crate::keyring::{Attended, Clock, Health, Keyrings, ServiceKey, Settings, TokenState, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
 use crate::store::{EventPage, Start, Store};
-use crate::telemetry::{Metrics, Warnings};
+pub use crate::telemetry::Metrics;
+use crate::telemetry::Warnings;
 use crate::tls::{Identity, Roots};
 use crate::{grpc, http, serving};
 

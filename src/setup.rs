@@ -144,6 +144,7 @@ async fn service_key(token: &Arc<Pkcs11Token>, object: ObjectId) -> Result<Publi
 /// Those of the token, if it is there and not as it should be, or if there is no module or no store that names it.
 pub async fn open_token(config: &Config) -> Result<Arc<Pkcs11Token>, SetupError> {
     // A path that leads nowhere is a mistake; a token that is away is not.
+    tracing::info!(label = config.token.label, "opening the token");
     let may_come = config.token.module.exists() && config.store_path.exists();
     match Pkcs11Token::open(config.token.clone()) {
         Err(TokenError::Unavailable(_)) if may_come => {}

@@ -104,7 +104,8 @@ fn where_the_file_cannot_be_written_workers_log_in_once_in_all() {
     let right = fs::read_to_string(installation.pin_file()).expect("a PIN");
     let test = "where_the_file_cannot_be_written_workers_log_in_once_in_all";
     token_user::have(&installation, test, &right, OTHER);
-    fs::remove_dir(&directory).expect("nothing was refused so far");
+    assert!(!directory.join("refused").exists(), "nothing was refused so far");
+    fs::remove_dir_all(&directory).expect("removed");
     let before = faults.calls("C_Login");
     faults.set("C_Sign crash");
     until("no worker left", &|| server.metric("keyward_token_workers_ready") == 0.0);

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use keyward::config::Config;
 use keyward::dev::{self, StateDirectory};
-use keyward::serve::Addresses;
+use keyward::serve::{Addresses, Metrics};
 use keyward::setup;
-use keyward::telemetry::Metrics;
 
 use super::{Failure, announce_on_stdout, grpc_address, load, on_signal, open_token, runtime};
 

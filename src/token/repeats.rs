@@ -52,10 +52,13 @@ impl Repeats {
     }
 }
 
-/// Tells a line at WARN, if it is due, and otherwise at DEBUG.
+/// Tells a line at WARN, if it is due, and otherwise at DEBUG. What it is told of is the line itself, or what stands before it.
 macro_rules! warn_seldom {
     ($repeats:expr, $line:literal $(, $field:ident = $value:expr)*) => {
-        match $repeats.due($line, std::time::Instant::now()) {
+        $crate::token::repeats::warn_seldom!($repeats, $line => $line $(, $field = $value)*)
+    };
+    ($repeats:expr, $what:expr => $line:literal $(, $field:ident = $value:expr)*) => {
+        match $repeats.due($what, std::time::Instant::now()) {
             Some(0) => tracing::warn!($($field = $value,)* $line),
             Some(untold) => tracing::warn!($($field = $value,)* untold, $line),
             None => tracing::debug!($($field = $value,)* $line),

@@ -296,7 +296,10 @@ impl Module {
             }
             Err(failure) => {
                 let error = TokenError::from(failure);
-                let reason = error.to_string();
+                let reason = match &error {
+                    TokenError::Unavailable(reason) => reason.clone(),
+                    other => other.to_string(),
+                };
                 warn_seldom!(self.repeats, "the token did not come back with a new initialisation", reason = reason);
                 state.phase = Phase::Down(reason);
                 self.fails();

@@ -247,8 +247,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Office {
     /// Counts and tells that a process is to be replaced.
     fn tell_replaced(&self, seat: usize, how: &'static str, reason: &str) {
+        if self.closing.is_cancelled() {
+            return;
+        }
         metrics::counter!("keyward_token_workers_replaced_total", "how" => how).increment(1);
-        warn_seldom!(self.repeats, "a token worker is replaced", worker = seat, how = how, reason = reason);
+        // How is the news: a hang says nothing of the crashes that follow it.
+        warn_seldom!(self.repeats, how => "a token worker is replaced", worker = seat, how = how, reason = reason);
     }
 
     fn signer_is_ready(&self) {

@@ -32,6 +32,14 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// # Errors
 /// Standard input is no socket of a service, or what comes over it is not to be understood.
 pub fn work_as_process() -> io::Result<()> {
+    match work() {
+        // The service has ended, or a command that had no more for it to do.
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+        worked => worked,
+    }
+}
+
+fn work() -> io::Result<()> {
     let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     if stream.local_addr().is_err() {
         return Err(io::Error::other("standard input is no socket: `keyward serve` starts its workers itself"));
