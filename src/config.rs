@@ -25,6 +25,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat, Value, ValueKind};
 use secrecy::SecretString;
 
+use crate::files::directory_of;
 use crate::token::{PIN_VARIABLE, TokenConfig};
 
 /// A configuration in which every value and every relation was checked.
@@ -139,8 +140,7 @@ impl Reader {
         let table = layers.build().and_then(config::Config::try_deserialize::<BTreeMap<String, Value>>);
         let table =
             table.map_err(|error| whole(format!("is not valid TOML: {}", without_source(&error.to_string()))))?;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Self::new(table, directory))
+        Ok(Self::new(table, directory_of(path)))
     }
 
     fn new(table: BTreeMap<String, Value>, directory: &Path) -> Self {

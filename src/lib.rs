@@ -21,6 +21,7 @@ pub mod auth;
 pub mod config;
 pub mod dev;
 pub mod domain;
+mod files;
 pub mod grpc;
 pub mod http;
 pub mod jose;

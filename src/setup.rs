@@ -1,8 +1,6 @@
 //! What is made once, before the service can run: the store, the service key and the file that pins it; and their opening.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::audit::Keeper;
 use crate::config::{AuditSettings, Config};
 use crate::domain::{Event, ObjectId, PublicKey};
+use crate::files::put_whole;
 use crate::jose::BadPublicKey;
 use crate::keyring::reconcile::{self, ReconcileError, Report};
 use crate::keyring::{Attended, ServiceKey, new_object};
@@ -259,17 +258,8 @@ fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {
     serde_json::from_slice(&text).map_err(|error| file(error.into()))
 }
 
-/// Writes the file so that a crash leaves it whole or not at all, in its directory as on the disk.
 fn write_pin(path: &Path, pin: &ServiceKeyFile) -> Result<(), SetupError> {
-    let write = || {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut draft = tempfile::Builder::new().prefix(".keyward-init-").tempfile_in(directory)?;
-        draft.write_all(&serde_json::to_vec_pretty(pin)?)?;
-        // No secret: whoever verifies audit logs reads it.
-        draft.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        draft.as_file().sync_all()?;
-        draft.persist(path)?;
-        fs::File::open(directory)?.sync_all()
-    };
-    write().map_err(|error| SetupError::File { path: path.to_owned(), error })
+    // No secret: whoever verifies audit logs reads it.
+    let write = || put_whole(path, ".keyward-init-", 0o644, &serde_json::to_vec_pretty(pin)?);
+    write().map(drop).map_err(|error| SetupError::File { path: path.to_owned(), error })
 }

@@ -8,24 +8,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. Beside them stand the modules that begin, run and end a process.
-const ROOMS: [(&str, &[&str]); 20] = [
+const ROOMS: [(&str, &[&str]); 21] = [
     ("domain", &[]),
+    ("files", &[]),
     ("x509", &["domain"]),
     ("jose", &["domain", "x509"]),
     ("saml", &["domain", "x509", "jose"]),
     ("tlog", &["domain", "x509", "jose"]),
-    ("token", &["domain"]),
-    ("store", &["domain", "tlog"]),
+    ("token", &["domain", "files"]),
+    ("store", &["domain", "files", "tlog"]),
     ("keyring", &["domain", "x509", "jose", "saml", "tlog", "token", "store"]),
     ("grpc", &["domain", "x509", "jose", "tlog", "keyring", "auth", "audit", "serving"]),
     ("auth", &["domain", "x509", "jose", "telemetry", "tls"]),
-    ("audit", &["domain", "tlog", "telemetry"]),
+    ("audit", &["domain", "files", "tlog", "telemetry"]),
     ("telemetry", &[]),
     ("tls", &["x509"]),
-    ("serving", &["tls"]),
+    ("serving", &["files", "tls"]),
     ("http", &["domain", "x509", "jose", "keyring", "auth", "audit", "telemetry", "serving"]),
-    ("config", &["domain", "audit", "auth", "telemetry", "tls", "token"]),
-    ("setup", &["config", "domain", "jose", "keyring", "token", "store", "audit"]),
+    ("config", &["domain", "files", "audit", "auth", "telemetry", "tls", "token"]),
+    ("setup", &["config", "domain", "files", "jose", "keyring", "token", "store", "audit"]),
     (
         "serve",
         &[

@@ -97,6 +97,19 @@ impl Stand {
         Ok(kids)
     }
 
+    /// The kids that sign when the token is back. Until then it is UNAVAILABLE and nothing else.
+    async fn signs_again(&mut self) -> Vec<String> {
+        let deadline = Instant::now() + RECOVERY_MAX;
+        loop {
+            match self.sign().await {
+                Ok(kids) => return kids,
+                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+            }
+            assert!(Instant::now() < deadline, "the token is back for {RECOVERY_MAX:?} and nothing is signed");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     async fn rotate(&mut self) -> Result<(), Status> {
         let request = RotateSigningKeyRequest {
             tenant: TENANT.into(),
@@ -269,16 +282,7 @@ async fn the_jwks_is_served_with_the_token_gone_and_signing_comes_back_with_it()
     stand.clients.signing.get_current_key(request).await.expect("the current key is known without the token");
 
     fs::rename(moved(&path), &path).expect("the token is put back");
-    let deadline = Instant::now() + RECOVERY_MAX;
-    let after = loop {
-        match stand.sign().await {
-            Ok(after) => break after,
-            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
-        }
-        assert!(Instant::now() < deadline, "the token is back for {RECOVERY_MAX:?} and nothing is signed");
-        tokio::time::sleep(POLL).await;
-    };
-    assert_eq!(after, kids, "other keys than before");
+    assert_eq!(stand.signs_again().await, kids, "other keys than before");
     stand.readyz_tells(None);
     stand.token_goes_through("recovering", 1);
     stand.token_goes_through("down", 1);
@@ -307,19 +311,7 @@ async fn a_service_starts_while_its_token_is_away_and_signs_when_it_comes() {
         stand.unavailable("TOKEN_UNAVAILABLE", &status);
 
         fs::rename(moved(&path), &path).expect("the token is put back");
-        let deadline = Instant::now() + RECOVERY_MAX;
-        let after = loop {
-            match stand.sign().await {
-                Ok(after) => break after,
-                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{isolation}: the token is there for {RECOVERY_MAX:?}, nothing is signed"
-            );
-            tokio::time::sleep(POLL).await;
-        };
-        assert_eq!(after, kids, "other keys than before");
+        assert_eq!(stand.signs_again().await, kids, "{isolation}: other keys than before");
         stand.rotate().await.expect("keys are generated");
     }
 }

@@ -12,10 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use keyward::domain::{Algorithm, Caller, KeyState, ObjectId, RotationPolicy, TenantId, Trigger};
-use keyward::keyring::{
-    Attended, Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Settings, TenantSpec,
-};
+use keyward::domain::{Algorithm, Caller, KeyState, ObjectId, TenantId, Trigger};
+use keyward::keyring::{Attended, Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys};
 use keyward::store::{SqliteStore, TokenBinding};
 use keyward::token::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
@@ -83,28 +81,11 @@ async fn keyrings(token: &Arc<HoldingToken>, folder: &std::path::Path, sign_wait
     let path = folder.join("store.sqlite");
     SqliteStore::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
     let store = SqliteStore::open(&path, seals::guard(&path)).await.expect("a store");
-    let settings = Settings {
-        base_url: "https://keys.example".to_owned(),
-        rsa_bits: 2048,
-        verify_share: 1.0,
-        sign_wait_max,
-        snapshot_max_age: WAIT_MAX,
-        manual_rotations_per_day: 100,
-        sole: true,
-    };
+    let settings = memory::settings(sign_wait_max, WAIT_MAX);
     let keyrings =
         Arc::new(Keyrings::new(Arc::new(Attended::new(token.clone())), Arc::new(store), Clock::system(), settings));
     keyrings.refresh().await.expect("loaded");
-    let spec = TenantSpec {
-        id: tenant(),
-        issuer: None,
-        custom_domain: None,
-        saml_sso_url: Some("https://idp.example/sso".parse().expect("a URL")),
-        algorithms: vec![Algorithm::ES256],
-        default_algorithm: None,
-        policy: RotationPolicy::default(),
-    };
-    keyrings.create_tenant(spec, &Caller::timer()).await.expect("created");
+    keyrings.create_tenant(memory::tenant(tenant()), &Caller::timer()).await.expect("created");
     keyrings
 }
 

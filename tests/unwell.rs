@@ -8,10 +8,10 @@ mod memory;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::domain::{Algorithm, Caller, ObjectId, RotationPolicy, SigningKey, TenantId, Trigger};
+use keyward::domain::{Algorithm, Caller, ObjectId, SigningKey, TenantId, Trigger};
 use keyward::keyring::{
     Attended, Choice, Clock, Error, Health, Input, Keyrings, ListKeys, ListedState, Part, RotateKeys, ServiceKey,
-    Settings, TenantSpec, TokenState, new_object, tend,
+    TokenState, new_object, tend,
 };
 use keyward::store::{Guard, SqliteStore, TokenBinding};
 use keyward::token::{KeySpec, Token as _};
@@ -60,15 +60,7 @@ impl Stand {
         SqliteStore::create(&path, &binding, &witness).await.expect("a store");
         let guard = Guard { seals: Arc::clone(&service_key) as _, witness };
         let store = SqliteStore::open(&path, guard).await.expect("a store");
-        let settings = Settings {
-            base_url: "https://keys.example".to_owned(),
-            rsa_bits: 2048,
-            verify_share: 1.0,
-            sign_wait_max: Duration::from_secs(1),
-            snapshot_max_age: WAIT_MAX,
-            manual_rotations_per_day: 100,
-            sole: true,
-        };
+        let settings = memory::settings(Duration::from_secs(1), WAIT_MAX);
         let keyrings = Arc::new(Keyrings::new(attended, Arc::new(store), Clock::system(), settings));
         keyrings.refresh().await.expect("loaded");
         let (stop, (tell, health)) = (CancellationToken::new(), watch::channel(Health::unknown()));
@@ -84,16 +76,7 @@ impl Stand {
     }
 
     async fn create(&self, id: &str) -> Result<(), Error> {
-        let spec = TenantSpec {
-            id: tenant(id),
-            issuer: None,
-            custom_domain: None,
-            saml_sso_url: Some("https://idp.example/sso".parse().expect("a URL")),
-            algorithms: vec![Algorithm::ES256],
-            default_algorithm: None,
-            policy: RotationPolicy::default(),
-        };
-        self.keyrings.create_tenant(spec, &Caller::timer()).await.map(drop)
+        self.keyrings.create_tenant(memory::tenant(tenant(id)), &Caller::timer()).await.map(drop)
     }
 
     /// Waits until health is as it should be.

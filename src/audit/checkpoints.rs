@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::backwards::LinesBackwards;
-use super::directory::{Directory, FILE_MODE, OpenError, open_regular, sync_directory};
+use super::directory::{Directory, FILE_MODE, OpenError, open_regular};
 use crate::domain::Timestamp;
+use crate::files::sync_directory;
 use crate::tlog::{Checkpoint, Log, LogKey, Tip};
 
 /// What the name of a file says whose history was given up, before when.

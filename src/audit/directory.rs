@@ -111,8 +111,3 @@ pub(super) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file"))
 }
-
-/// Puts a new name in a directory on the disk.
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}

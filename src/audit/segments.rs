@@ -7,9 +7,10 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
 use serde::{Deserialize, Serialize};
 
-use super::directory::{Directory, FILE_MODE, OpenError, SegmentFile, open_regular, sync_directory};
+use super::directory::{Directory, FILE_MODE, OpenError, SegmentFile, open_regular};
 use super::lines::Lines;
 use crate::domain::Event;
+use crate::files::sync_directory;
 use crate::tlog::Tip;
 
 /// About how large a segment is: small enough to read at a start within a second or so, large enough that a year of

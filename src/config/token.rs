@@ -1,9 +1,10 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
 use super::Reader;
+use crate::files::directory_of;
 use crate::token::{Isolation, TokenConfig};
 
 /// This program, even after the file that it was started from was replaced: workers speak the protocol of those who start
@@ -31,7 +32,7 @@ impl Reader {
     /// Found out at each start, and not when a PIN was refused and each restart would try it again (R14).
     fn pin_refused_file(&mut self, key: &str) -> PathBuf {
         let path = self.path(key, "token-pin-refused");
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = directory_of(&path);
         if let Err(error) = access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
             let problem = format!(
                 "must be in a directory that can be read and written, or a PIN that the token refused would be tried again at each \

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use tokio::net::UnixListener;
 
+use crate::files::directory_of;
+
 /// Owner and group may connect: what else a process may is told by its user.
 const MODE: u32 = 0o660;
 
@@ -29,13 +31,13 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, String> {
     }
     // Made in a directory of its owner alone and then moved: nobody else can connect to it before it has its mode, and what was
     // there is replaced at once.
-    let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let placed = tempfile::Builder::new().prefix(".keyward-").rand_bytes(6).tempdir_in(beside).and_then(|private| {
-        let new = private.path().join("s");
-        let listener = UnixListener::bind(&new)?;
-        fs::set_permissions(&new, Permissions::from_mode(MODE))?;
-        fs::rename(&new, path)?;
-        Ok(listener)
-    });
+    let placed =
+        tempfile::Builder::new().prefix(".keyward-").rand_bytes(6).tempdir_in(directory_of(path)).and_then(|private| {
+            let new = private.path().join("s");
+            let listener = UnixListener::bind(&new)?;
+            fs::set_permissions(&new, Permissions::from_mode(MODE))?;
+            fs::rename(&new, path)?;
+            Ok(listener)
+        });
     placed.map_err(failed)
 }

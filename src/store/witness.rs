@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Damage, StoreError};
 use crate::domain::{Algorithm, Keyring, Revision, Tenant, TenantId, Timestamp};
+use crate::files::put_whole;
 use crate::tlog::{Hash, Tip, leaf_hash};
 
 /// Octets set aside before a change: a tenant with a keyring for each algorithm takes a tenth.
@@ -153,13 +154,8 @@ impl Witness {
 
     fn write(path: &Path, seen: &Seen) -> Result<(File, u64), StoreError> {
         let write = || -> io::Result<(File, u64)> {
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let mut draft = tempfile::Builder::new().prefix(".keyward-witness-").tempfile_in(directory)?;
             let lines = seen.lines()?;
-            draft.write_all(&lines)?;
-            draft.as_file().sync_all()?;
-            let file = draft.persist(path)?;
-            File::open(directory)?.sync_all()?;
+            let file = put_whole(path, ".keyward-witness-", 0o600, &lines)?;
             Ok((file, lines.len() as u64))
         };
         write().map_err(|error| unusable(path, &error))

@@ -4,7 +4,7 @@
 //! share the file, and a refusal is on the disk before anything else happens.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::alone::lock;
 use super::{TokenConfig, TokenError};
 use crate::domain::{Octets, Timestamp};
+use crate::files::{directory_of, put_whole};
 
 /// Longest wait for another process's login: several times what a login to a network HSM takes.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -160,7 +161,7 @@ impl Latch {
     /// Keeps other processes from logging in meanwhile: they would try the same wrong PIN before this one can say so.
     fn lock(&self) -> Result<Option<File>, TokenError> {
         // The directory, because no file has to be made for it.
-        match File::open(directory(&self.path)).and_then(|directory| lock(directory, TURN_WAIT_MAX)) {
+        match File::open(directory_of(&self.path)).and_then(|directory| lock(directory, TURN_WAIT_MAX)) {
             Ok(Some(lock)) => Ok(Some(lock)),
             Ok(None) => {
                 let text = "another process has been logging in to it for too long".to_owned();
@@ -234,19 +235,9 @@ fn read(path: &Path) -> io::Result<Option<Refusal>> {
     }
 }
 
-/// Writes the file, for its owner alone, so that a crash leaves it whole or not at all.
+/// Writes the file, for its owner alone.
 fn write(path: &Path, refusal: &Refusal) -> io::Result<()> {
-    let directory = directory(path);
-    // Mode 0600.
-    let mut draft = tempfile::Builder::new().prefix(".keyward-pin-refused-").tempfile_in(directory)?;
-    draft.write_all(&serde_json::to_vec_pretty(refusal)?)?;
-    draft.as_file().sync_all()?;
-    draft.persist(path)?;
-    File::open(directory)?.sync_all()
-}
-
-fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    put_whole(path, ".keyward-pin-refused-", 0o600, &serde_json::to_vec_pretty(refusal)?).map(drop)
 }
 
 #[cfg(test)]

@@ -8,10 +8,37 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use keyward::domain::{Algorithm, Curve, ObjectId, Octets, Protection, PublicKey};
+use keyward::domain::{Algorithm, Curve, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId};
+use keyward::keyring::{Settings, TenantSpec};
 use keyward::token::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
 };
+
+/// What keyrings on a token in memory are told.
+pub(crate) fn settings(sign_wait_max: Duration, snapshot_max_age: Duration) -> Settings {
+    Settings {
+        base_url: "https://keys.example".to_owned(),
+        rsa_bits: 2048,
+        verify_share: 1.0,
+        sign_wait_max,
+        snapshot_max_age,
+        manual_rotations_per_day: 100,
+        sole: true,
+    }
+}
+
+/// A tenant of the one algorithm that a token in memory knows, with SAML metadata.
+pub(crate) fn tenant(id: TenantId) -> TenantSpec {
+    TenantSpec {
+        id,
+        issuer: None,
+        custom_domain: None,
+        saml_sso_url: Some("https://idp.example/sso".parse().expect("a URL")),
+        algorithms: vec![Algorithm::ES256],
+        default_algorithm: None,
+        policy: RotationPolicy::default(),
+    }
+}
 
 /// What a token does when it is asked to sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::files::{directory_of, sync_directory};
 use crate::store::StoreError;
 
 /// Owner only: who can edit the store can deny service (R15).
@@ -45,10 +46,7 @@ impl Place {
 
     /// The place for a new store at `path`, where nothing may stand, nor anything left of an earlier store.
     pub(super) fn vacant(path: &Path) -> Result<Self, StoreError> {
-        let parent = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
+        let parent = directory_of(path);
         let name = path.file_name().ok_or_else(|| StoreError::Refused(format!("{} names no file", path.display())))?;
         let path = fs::canonicalize(parent).map_err(|error| unusable(parent, &error))?.join(name);
         let place = Self { lock: lock(&path)?, path };
@@ -71,8 +69,7 @@ impl Place {
     /// Makes an empty file for a new store in a directory of its own beside the place, on the same file system.
     pub(super) fn draft(&self) -> Result<Draft, StoreError> {
         let draft = || -> io::Result<Draft> {
-            let parent = self.path.parent().unwrap_or(Path::new("/"));
-            let directory = tempfile::Builder::new().prefix(".keyward-init-").tempdir_in(parent)?;
+            let directory = tempfile::Builder::new().prefix(".keyward-init-").tempdir_in(directory_of(&self.path))?;
             let path = directory.path().join("store");
             OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
             Ok(Draft { path, directory })
@@ -86,7 +83,7 @@ impl Place {
         let settle = || -> io::Result<()> {
             File::open(&draft.path)?.sync_all()?;
             tempfile::TempPath::try_from_path(&draft.path)?.persist_noclobber(&self.path).map_err(io::Error::from)?;
-            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+            sync_directory(directory_of(&self.path))?;
             draft.directory.close()
         };
         settle().map_err(|error| match error.kind() {

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::wire::{Outcome, Report, Role, put, take};
-use super::{Office, Pause};
+use super::{End, Office, Pause};
 use crate::token::TokenError;
 use crate::token::task::{Ask, Task};
 
@@ -23,14 +23,6 @@ const CALLS_MAX: u32 = 8;
 /// What is read at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// Why a process is replaced, if it did not crash.
-enum End {
-    Closed,
-    Crashed,
-    Hung,
-    Spent(String),
-}
-
 /// Keeps a process for administration on a seat until the service ends or the PIN is refused.
 pub(super) async fn keep(office: Arc<Office>, seat: usize, mut tasks: mpsc::Receiver<Task>) {
     let mut pause = Pause::default();
@@ -43,7 +35,7 @@ pub(super) async fn keep(office: Arc<Office>, seat: usize, mut tasks: mpsc::Rece
             Ok(stream) => match live(&office, stream, &mut tasks, &mut again).await {
                 End::Closed => return,
                 end => {
-                    replace(&office, seat, end).await;
+                    office.replace(seat, &end).await;
                     None
                 }
             },
@@ -127,7 +119,7 @@ async fn serve(
             }
             Ok(Ok(Outcome::Spent(reason))) => (Err(TokenError::Unavailable(reason.clone())), Some(End::Spent(reason))),
             Ok(Err(error)) => (Err(away(error)), Some(End::Crashed)),
-            Err(_) => (Err(TokenError::Unavailable(HUNG.to_owned())), Some(End::Hung)),
+            Err(_) => (Err(TokenError::Unavailable(HUNG.to_owned())), Some(End::Hung(HUNG))),
         };
         let _ = task.answer.send(result);
         if let Some(end) = end {
@@ -163,19 +155,6 @@ async fn ask(stream: &mut UnixStream, ask: &Ask) -> io::Result<Report> {
         if let Some((report, _)) = take(&incoming)? {
             return Ok(report);
         }
-    }
-}
-
-async fn replace(office: &Arc<Office>, seat: usize, end: End) {
-    let ending = Arc::clone(office);
-    let ended = tokio::task::spawn_blocking(move || ending.end(seat)).await.unwrap_or_default();
-    match end {
-        End::Closed => {}
-        End::Crashed => {
-            office.tell_replaced(seat, "crashed", &format!("the module's process ended by itself: {ended}"))
-        }
-        End::Hung => office.tell_replaced(seat, "hung", HUNG),
-        End::Spent(reason) => office.tell_replaced(seat, "spent", &reason),
     }
 }
 

@@ -221,11 +221,38 @@ impl Office {
         }
     }
 
+    /// Ends a process that is of no more use, and tells why. The reason.
+    async fn replace(self: &Arc<Self>, seat: usize, end: &End) -> String {
+        let ending = Arc::clone(self);
+        let ended = tokio::task::spawn_blocking(move || ending.end(seat)).await.unwrap_or_default();
+        let (how, reason) = match end {
+            End::Spent(reason) => ("spent", reason.clone()),
+            End::Refused => ("refused", TokenError::PinRefused.to_string()),
+            End::Hung(what) => ("hung", (*what).to_owned()),
+            End::Crashed | End::Closed => ("crashed", format!("the module's process ended by itself: {ended}")),
+        };
+        self.tell_replaced(seat, how, &reason);
+        reason
+    }
+
     /// Ends what lives on a seat, and says how it ended.
     fn end(&self, seat: usize) -> String {
         let leaving = locked(&self.seats[seat]).take();
         leaving.map_or_else(|| "it was ended".to_owned(), |seat| child::end(seat.child))
     }
+}
+
+/// How a process's life ends.
+enum End {
+    /// Its service ends, too, and sees it off.
+    Closed,
+    Crashed,
+    /// What it was at has not ended in time, in words.
+    Hung(&'static str),
+    /// Nothing that it tried helped.
+    Spent(String),
+    /// The token refused the PIN.
+    Refused,
 }
 
 /// The pause before a process is replaced.

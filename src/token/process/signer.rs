@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::wire::{Order, Outcome, Receipt, Role, put, take};
-use super::{Office, Pause};
+use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
 use crate::token::{KeyRef, TokenError};
 
@@ -32,6 +32,8 @@ const INPUT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long a process whose token failed it leaves the jobs to those whose token did not.
 const REST: Duration = Duration::from_millis(200);
+
+const HUNG: &str = "a call into the module has not returned in time";
 
 /// What is read at once: receipts for many orders.
 const READ_BYTES: usize = 16 << 10;
@@ -94,17 +96,6 @@ struct UnderWay {
     cost: Duration,
 }
 
-/// How a life ends.
-enum End {
-    /// The queue is closed.
-    Closed,
-    Crashed,
-    Hung,
-    Spent(String),
-    /// The token refused the PIN.
-    Refused,
-}
-
 impl<'a> Line<'a> {
     fn new(office: &'a Arc<Office>, seat: usize) -> Self {
         Self {
@@ -164,7 +155,7 @@ impl<'a> Line<'a> {
                     // While this process stood still nobody worked, or nobody was heard.
                     self.since += Instant::now().saturating_duration_since(self.next_look());
                     if self.is_hung() {
-                        return Ok(End::Hung);
+                        return Ok(End::Hung(HUNG));
                     }
                     if self.is_stalled() {
                         self.relieve();
@@ -346,19 +337,11 @@ impl<'a> Line<'a> {
                 return left.for_each(|job| queue::answer(job, Err(super::gone())));
             }
             End::Spent(_) | End::Refused => None,
-            End::Hung | End::Crashed => self.under_way.pop_front().and_then(|order| order.job),
+            End::Hung(_) | End::Crashed => self.under_way.pop_front().and_then(|order| order.job),
         };
         let left = self.under_way.drain(..).rev();
         left.filter_map(|order| order.job).for_each(|job| self.office.queue.put_back(job));
-        let (office, seat) = (Arc::clone(self.office), self.seat);
-        let ended = tokio::task::spawn_blocking(move || office.end(seat)).await.unwrap_or_default();
-        let (how, reason) = match end {
-            End::Spent(reason) => ("spent", reason.clone()),
-            End::Refused => ("refused", TokenError::PinRefused.to_string()),
-            End::Hung => ("hung", "a call into the module has not returned in time".to_owned()),
-            End::Crashed | End::Closed => ("crashed", format!("the module's process ended by itself: {ended}")),
-        };
-        self.office.tell_replaced(seat, how, &reason);
+        let reason = self.office.replace(self.seat, end).await;
         if let Some(job) = in_module {
             queue::answer(job, Err(TokenError::Unavailable(reason)));
         }
