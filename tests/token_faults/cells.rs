@@ -11,8 +11,9 @@ use super::stand::{PATIENCE, POLL, Stand};
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a fault lasts that is for good: all that the service does by itself has been tried by then.
 const FOR_GOOD: Duration = Duration::from_secs(2);
-/// A fault comes alone: so long after the one before, as the module is not initialised twice in a second.
-const APART: Duration = Duration::from_millis(1200);
+/// A fault comes alone: so long after the one before, as the module is not initialised twice in a second, and as the token is not
+/// suspected again within two seconds after its canary signed.
+const APART: Duration = Duration::from_millis(2200);
 /// A return that takes longer is a failure on any machine; printed is how long it took.
 const RETURN_MAX: Duration = Duration::from_secs(20);
 /// How many calls follow one fault, so that one that comes a call later is seen, too.
@@ -56,6 +57,12 @@ pub(crate) struct Outcome {
     new_worker: bool,
 }
 
+impl Outcome {
+    pub(crate) fn is_noticed(&self) -> bool {
+        !self.refusals.is_empty()
+    }
+}
+
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let refusals = self.refusals.iter().copied().collect::<Vec<_>>().join(" or ");
@@ -64,7 +71,7 @@ impl std::fmt::Display for Outcome {
             (Call::RotateSigningKey, None) if self.lasting == Lasting::ASecond => {
                 write!(f, "rotated; the next one may be {refusals}")?;
             }
-            _ if self.refusals.is_empty() => write!(f, "not noticed")?,
+            _ if !self.is_noticed() => write!(f, "not noticed")?,
             // A rotation makes the key that comes next when it is done itself.
             (Call::RotateSigningKey, None) => write!(f, "rotated; the next one {refusals}")?,
             _ => write!(f, "{refusals}")?,

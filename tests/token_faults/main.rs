@@ -28,7 +28,7 @@ const HEAD: &str =
     "| call | function | answers | once | for a second | for good |\n| --- | --- | --- | --- | --- | --- |\n";
 /// Servers for each function; each has its share of the values.
 const SHARDS: usize = 2;
-/// So often a single fault is tried, until the caller and nobody else met it.
+/// So often a fault is tried that may have met nobody, or another than the caller.
 const TRIES: usize = 8;
 
 const VALUES: [&str; 14] = [
@@ -132,10 +132,11 @@ async fn suffer_all(stand: &mut Stand, place: Place, value: &str) -> (Row, Durat
     (row.try_into().expect("one of each"), longest)
 }
 
-/// What comes of it. The service's own calls may meet the one fault before the caller does: what is seen twice is the caller's.
+/// What comes of it. The service's own calls may meet the one fault before the caller does, and a busy machine may stand still for
+/// the second: what is seen twice is so.
 async fn suffer(stand: &mut Stand, place: Place, value: &str, lasting: Lasting) -> (Outcome, Duration) {
     let mut seen = stand.suffer(place, value, lasting).await;
-    if lasting != Lasting::Once {
+    if lasting == Lasting::ForGood || lasting == Lasting::ASecond && seen.0.is_noticed() {
         return seen;
     }
     for _ in 0..TRIES {
@@ -145,7 +146,7 @@ async fn suffer(stand: &mut Stand, place: Place, value: &str, lasting: Lasting) 
         }
         seen = again;
     }
-    panic!("{value} in {}: never the same twice in a row", place.function);
+    panic!("{value} in {} {lasting:?}: never the same twice in a row, and the last time {}", place.function, seen.0);
 }
 
 /// The lines of one function; values with the same outcome share one.
