@@ -41,7 +41,7 @@ fn every_difference_is_told_and_only_what_nobody_needs_is_destroyed() {
     have("make foreign");
     let clean = reconcile(&[]);
     assert_eq!(clean.status.code(), Some(0), "{}", said(&clean));
-    shows(&clean, "0 findings; 12 objects on the token, 2 of them not Keyward's; 5 ids in the store");
+    shows(&clean, "findings: 0; objects on the token: 12, not Keyward's: 2; ids in the store: 5");
 
     // 2. Somebody was there.
     let [missing, half, duplicate] = [("ES256", "current"), ("ES256", "next"), ("EdDSA", "current")]
@@ -82,14 +82,14 @@ fn every_difference_is_told_and_only_what_nobody_needs_is_destroyed() {
         let refused = reconcile(&["--destroy", ORPHAN, "--destroy", object]);
         assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
         shows(&refused, &format!("{object} {why}"));
-        shows(&reconcile(&[]), "4 findings; 13 objects");
+        shows(&reconcile(&[]), "findings: 4; objects on the token: 13");
     }
 
     // 4. The orphan alone goes, and the log of administration says who did it.
     let destroyed = reconcile(&["--destroy", ORPHAN]);
     assert_eq!(destroyed.status.code(), DIFFERENT, "the other differences stay: {}", said(&destroyed));
     shows(&destroyed, &format!("destroyed {ORPHAN}"));
-    shows(&reconcile(&[]), "3 findings; 11 objects on the token, 2 of them not Keyward's");
+    shows(&reconcile(&[]), "findings: 3; objects on the token: 11, not Keyward's: 2");
     let mut list = Command::new(env!("CARGO_BIN_EXE_keyward"));
     let list = output(list.args(["audit", "list", "--config"]).arg(installation.config_file()));
     shows(&list, &format!("method=keyward reconcile detail=is to destroy objects {ORPHAN}"));
@@ -116,7 +116,7 @@ fn a_start_tells_what_differs_and_changes_nothing() {
     assert_eq!(busy.status.code(), Some(1), "{}", said(&busy));
     shows(&busy, "in use by another Keyward process; stop that one first");
     assert!(server.terminate().success());
-    shows(&output(&mut installation.command("reconcile")), "1 findings; 12 objects");
+    shows(&output(&mut installation.command("reconcile")), "findings: 1; objects on the token: 12");
 
     let quiet = installation.set("token.reconcile_at_start", "false");
     let server = quiet.serve();

@@ -155,7 +155,7 @@ fn serve_beside_raw(
             let paced = match call.batch {
                 None => {
                     let pace = Pace { call, per_second: served.per_second * PACED_LOAD, intervals: Intervals::Even };
-                    Some(LocalSet::new().block_on(runtime, pace.keep(&load, SERVED_DURATION))?)
+                    Some(LocalSet::new().block_on(runtime, pace.keep(std::slice::from_ref(&load), SERVED_DURATION))?)
                 }
                 Some(_) => None,
             };

@@ -18,10 +18,10 @@ use crate::watch::{Watch, memory_kib};
 
 /// How many times its peak a server is offered, and how many times its share of that a tenant asks for.
 const TIMES: f64 = 10.0;
-/// What latency is held against: a busy server that is not overloaded.
+/// What latency is held against, of the peak or of each tenant's share of it: a busy server that is not overloaded.
 const BUSY: f64 = 0.7;
-/// What the other tenant asks for, of the peak: less than the half that is its share.
-const MODEST: f64 = 0.3;
+/// Tenants, one of which may flood; each has a tenth of the peak as its share.
+const TENANTS: u32 = 10;
 /// A client that begins fewer of its calls at their times has no time for them, and asks for a fifth less.
 const BEGUN_MIN: f64 = 0.95;
 const LESS: f64 = 0.8;
@@ -31,9 +31,6 @@ const PEAK_PART: u32 = 4;
 
 /// A token with a processor of its own: signing takes time, and none of the server's core.
 const DEVICE: &str = "C_Sign delay 5ms";
-
-const TENANT: &str = "bench";
-const FLOOD: &str = "flood";
 
 /// A call, its keys, and where the token's module runs.
 #[derive(Clone, Copy)]
@@ -105,12 +102,12 @@ impl Line {
     }
 }
 
-/// A server that is measured, and two tenants' clients.
+/// A server that is measured, and the tenants' clients: one that may flood, and the others.
 struct Subject {
     line: Line,
     server: Server,
-    tenant: Rc<Load>,
-    flood: Rc<Load>,
+    flood: Vec<Rc<Load>>,
+    others: Vec<Rc<Load>>,
     /// It goes when the server has gone.
     _installation: Installation,
 }
@@ -131,45 +128,47 @@ impl Subject {
         };
         let server = cores.on_servers(|| installation.serve())?;
         let dial = Dial::tcp(server.grpc());
-        let (tenant, flood) = runtime.block_on(async {
+        let mut flood = runtime.block_on(async {
             let mut clients = Clients::over(dial.connect().await.expect("a connection"));
-            let mut loads = Vec::new();
-            for tenant in [TENANT, FLOOD] {
-                let issuer = clients.create_tenant(tenant, &[line.algorithm], short_policy()).await.issuer;
-                loads.push(Load::connect(&dial, tenant, &issuer, &[]).await);
+            let mut tenants = Vec::new();
+            for tenant in (0..TENANTS).map(|number| format!("bench-{number}")) {
+                let issuer = clients.create_tenant(&tenant, &[line.algorithm], short_policy()).await.issuer;
+                tenants.push(Load::connect(&dial, &tenant, &issuer, &[]).await);
             }
-            (Rc::clone(&loads[0]), Rc::clone(&loads[1]))
+            tenants
         });
-        Ok(Self { line, server, tenant, flood, _installation: installation })
+        let others = flood.split_off(1);
+        Ok(Self { line, server, flood, others, _installation: installation })
     }
 
     fn measure(&self, runtime: &Runtime, duration: Duration) -> Result<Figures, String> {
         let call = self.line.call();
-        let peak = self.tenant.flat_out(call, CALLS_IN_FLIGHT, duration / PEAK_PART);
+        let peak = self.flood[0].flat_out(call, CALLS_IN_FLIGHT, duration / PEAK_PART);
         let peak = runtime.block_on(peak)?.per_second;
-        let alone = |load, times: f64, duration| {
-            LocalSet::new().block_on(runtime, self.pace(peak * times).keep(load, duration))
+        let alone = |times: f64, duration| {
+            LocalSet::new().block_on(runtime, self.pace(peak * times).keep(&self.flood, duration))
         };
-        let busy = alone(&self.tenant, BUSY, duration)?;
+        let busy = alone(BUSY, duration)?;
 
         let mut times = TIMES;
-        while alone(&self.flood, times, TRIAL)?.offered < peak * times * BEGUN_MIN {
+        while alone(times, TRIAL)?.offered < peak * times * BEGUN_MIN {
             times *= LESS;
         }
         let memory_before_kib = memory_kib(self.server.pid());
         let watch = Watch::begin(&self.server);
-        let overloaded = alone(&self.flood, times, duration);
+        let overloaded = alone(times, duration);
         let watched = watch.end()?;
         let overloaded = overloaded?;
         let memory_after_kib = memory_kib(self.server.pid());
 
-        let modest = alone(&self.tenant, MODEST, duration)?;
-        let (others, flood) = LocalSet::new().block_on(runtime, async {
-            try_join!(
-                self.pace(peak * MODEST).keep(&self.tenant, duration),
-                self.pace(peak * times / 2.0).keep(&self.flood, duration)
-            )
-        })?;
+        let share = peak / f64::from(TENANTS);
+        let beside = |times: f64| {
+            let others = self.pace((peak - share) * BUSY).keep(&self.others, duration);
+            let flood = self.pace(share * times).keep(&self.flood, duration);
+            LocalSet::new().block_on(runtime, async { try_join!(others, flood) })
+        };
+        let (modest, _) = beside(BUSY)?;
+        let (others, flood) = beside(TIMES)?;
         Ok(Figures {
             call: self.line.name(),
             isolation: self.line.isolation,
@@ -178,10 +177,10 @@ impl Subject {
             served: overloaded.served / peak,
             busy_p99_ms: p99_ms(&busy),
             admitted_p99_ms: p99_ms(&overloaded),
-            alone_p99_ms: p99_ms(&modest),
+            modest_p99_ms: p99_ms(&modest),
             others_p99_ms: p99_ms(&others),
-            others_refused: others.refused,
-            flood_offered: flood.offered / peak * 2.0,
+            others_refused: percent(&others),
+            flood_offered: flood.offered / share,
             refused: overloaded.refused,
             late_ms: overloaded.late.p99_us.max(flood.late.p99_us) / 1000.0,
             memory_before_kib,
@@ -202,6 +201,11 @@ fn p99_ms(paced: &Paced) -> f64 {
     paced.latency.p99_us / 1000.0
 }
 
+/// Calls that were refused.
+fn percent(paced: &Paced) -> f64 {
+    100.0 * paced.refused as f64 / paced.begun as f64
+}
+
 #[derive(Serialize)]
 struct Figures {
     call: String,
@@ -213,10 +217,11 @@ struct Figures {
     served: f64,
     busy_p99_ms: f64,
     admitted_p99_ms: f64,
-    /// The other tenant's, without and with the flood.
-    alone_p99_ms: f64,
+    /// The other tenants', without and with the flood.
+    modest_p99_ms: f64,
     others_p99_ms: f64,
-    others_refused: usize,
+    /// Of a hundred calls of theirs.
+    others_refused: f64,
     /// Of the flood's share.
     flood_offered: f64,
     refused: usize,
@@ -234,24 +239,24 @@ impl fmt::Display for Overload {
         writeln!(
             f,
             "| call | token in a | peak /s | offered / peak | signed / peak | p99 ms at 70 % | p99 ms overloaded | ratio | \
-             flood / its share | other's p99 ms alone | beside the flood | ratio |"
+             flood / its share | others' p99 ms | beside the flood | ratio |"
         )?;
         writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for figures in &self.figures {
             let Figures { call, isolation, peak, offered, served, flood_offered, .. } = figures;
-            let Figures { busy_p99_ms, admitted_p99_ms, alone_p99_ms, others_p99_ms, .. } = figures;
-            let (of_busy, of_alone) = (admitted_p99_ms / busy_p99_ms, others_p99_ms / alone_p99_ms);
+            let Figures { busy_p99_ms, admitted_p99_ms, modest_p99_ms, others_p99_ms, .. } = figures;
+            let (of_busy, of_modest) = (admitted_p99_ms / busy_p99_ms, others_p99_ms / modest_p99_ms);
             writeln!(
                 f,
                 "| {call} | {isolation} | {peak:.0} | {offered:.1} | {served:.2} | {busy_p99_ms:.1} | {admitted_p99_ms:.1} \
-                 | {of_busy:.2} | {flood_offered:.1} | {alone_p99_ms:.1} | {others_p99_ms:.1} | {of_alone:.2} |"
+                 | {of_busy:.2} | {flood_offered:.1} | {modest_p99_ms:.1} | {others_p99_ms:.1} | {of_modest:.2} |"
             )?;
         }
         writeln!(f)?;
         writeln!(
             f,
             "| call | token in a | refused | client late ms | memory MiB before, most, after | /healthz answered | slowest ms | \
-             other's calls refused |"
+             others' calls refused % |"
         )?;
         writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for figures in &self.figures {
@@ -262,7 +267,7 @@ impl fmt::Display for Overload {
             writeln!(
                 f,
                 "| {call} | {isolation} | {refused} | {late_ms:.1} | {before}, {most}, {after} \
-                 | {health_answered} of {health_asked} | {health_slowest_ms:.1} | {others_refused} |"
+                 | {health_answered} of {health_asked} | {health_slowest_ms:.1} | {others_refused:.1} |"
             )?;
         }
         Ok(())

@@ -30,6 +30,7 @@ pub(crate) enum Intervals {
 #[derive(Default)]
 pub(crate) struct Paced {
     pub(crate) latency: Latency,
+    pub(crate) begun: usize,
     /// Calls begun and calls signed in a second, until the last one began.
     pub(crate) offered: f64,
     pub(crate) served: f64,
@@ -50,15 +51,15 @@ struct Tally {
 }
 
 impl Pace {
-    /// Calls for so long, and waits for the answers. Within a `LocalSet`.
+    /// Calls for so long, each time for any of `loads`, and waits for the answers. Within a `LocalSet`.
     ///
     /// # Errors
     /// What the server answered, but for a refusal because too much waits.
-    pub(crate) async fn keep(self, load: &Rc<Load>, duration: Duration) -> Result<Paced, String> {
+    pub(crate) async fn keep(self, loads: &[Rc<Load>], duration: Duration) -> Result<Paced, String> {
         let begun = Instant::now();
         let end = begun + duration;
         let (mut calls, mut tally, mut late) = (JoinSet::new(), Tally::default(), Vec::new());
-        let (mut due, mut random) = (begun, Random::default());
+        let (mut due, mut random) = (begun, Random(self.per_second.to_bits()));
         while due < end {
             // A timer of tokio's has a millisecond's grain, and many calls fit into one.
             loop {
@@ -71,7 +72,8 @@ impl Pace {
                 }
             }
             late.push(due.elapsed());
-            let (load, mut client) = (Rc::clone(load), load.client(late.len()));
+            let load = Rc::clone(&loads[random.below(loads.len())]);
+            let mut client = load.client(late.len());
             calls.spawn_local(async move {
                 let outcome = self.call.once(&mut client, &load).await;
                 (due, Instant::now(), outcome)
@@ -85,7 +87,8 @@ impl Pace {
         let Tally { latencies, in_time, refused } = tally;
         let rate = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / offering.as_secs_f64();
         let (offered, served) = (rate(late.len()), rate(in_time));
-        Ok(Paced { latency: Latency::of(latencies), offered, served, refused, late: Latency::of(late) })
+        let (latency, begun, late) = (Latency::of(latencies), late.len(), Latency::of(late));
+        Ok(Paced { latency, begun, offered, served, refused, late })
     }
 
     fn interval(self, random: &mut Random) -> Duration {
@@ -113,7 +116,6 @@ impl Tally {
 }
 
 /// SplitMix64 (Steele, Lea, Flood, 2014): nobody has to be unable to guess it.
-#[derive(Default)]
 struct Random(u64);
 
 impl Random {
@@ -124,5 +126,10 @@ impl Random {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let upper = u32::try_from((mixed ^ (mixed >> 31)) >> 32).expect("32 bits");
         (f64::from(upper) + 1.0) / 4_294_967_296.0
+    }
+
+    /// Any of so many.
+    fn below(&mut self, count: usize) -> usize {
+        ((1.0 - self.next()) * count as f64) as usize
     }
 }

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::snapshot::Signer;
 use crate::domain::{InvalidPolicy, Tenant, TenantId, Timestamp, after};
 use crate::store::StoreError;
 use crate::token::TokenError;
@@ -126,6 +127,15 @@ impl Error {
             }
             _ => self.to_string(),
         }
+    }
+
+    /// Names the key in what only the operator is told: a key may fail where the token does not.
+    pub(super) fn of_signer(mut self, signer: &Signer) -> Self {
+        if let Self::Unavailable { cause, retry_after: None, .. } | Self::Internal(cause) = &mut self {
+            let tenant = signer.key.tenant.as_ref().map_or("", |tenant| tenant.as_str());
+            cause.push_str(&format!("; signing with key {} of tenant {tenant}", signer.kid));
+        }
+        self
     }
 
     /// Logs the refusal of a call, where a face handles it: what only the operator may know goes here and nowhere else.

@@ -180,7 +180,8 @@ impl Keyrings {
         self.check_key(&signer.kid)?;
         let verifier = signer.verifier.as_ref().filter(|_| self.sampling.wants(signer.key.algorithm));
         let checked = verifier.map(|verifier| (verifier, inputs.clone()));
-        let signatures = self.ask_token(&signer.key, inputs, deadline).await?;
+        let signatures =
+            self.ask_token(&signer.key, inputs, deadline).await.map_err(|error| error.of_signer(signer))?;
         if let Some((verifier, inputs)) = checked {
             let right = signatures.iter().zip(&inputs).all(|(signature, input)| match input {
                 SignInput::Digest(digest) => verifier.verify_digest(digest, signature),

@@ -48,7 +48,7 @@ pub(super) fn run(config: &Config, arguments: &ReconcileArguments) -> Result<Exi
         let (objects, accounts, foreign) = (report.objects, report.accounted.len(), report.foreign.len());
         let findings = report.findings.len();
         say!(
-            "{findings} findings; {objects} objects on the token, {foreign} of them not Keyward's; {accounts} ids in the store"
+            "findings: {findings}; objects on the token: {objects}, not Keyward's: {foreign}; ids in the store: {accounts}"
         );
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })

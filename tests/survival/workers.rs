@@ -48,6 +48,11 @@ async fn a_tenant_whose_key_is_missing_takes_no_worker_from_others() {
     let away = refused.iter().filter(|answer| answer.result.as_ref().is_err_and(Refusal::is_unavailable)).count();
     // Others may find the queue full.
     assert!(away > 20 && refused.iter().all(|answer| answer.result.is_err()), "{away} of {}", refused.len());
+    let log = stand.server.log();
+    assert!(
+        log.iter().any(|line| line.contains("of tenant lost")),
+        "the log names whose key it is that fails: {log:?}"
+    );
     // A call with a key that is missing takes a worker a search; a worker that rests after one is lost for 200 ms.
     assert!(4 * beside > 3 * alone, "{alone} alone, {beside} beside");
 }

@@ -14,11 +14,12 @@ use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
 use crate::token::{KeyRef, TokenError};
 
-/// Orders that a process is given ahead: always two, so that it does not idle while its answer travels; as many as take
-/// [`AHEAD_TIME`] together, so that short ones travel together; and never more than these.
-const AHEAD_MIN: usize = 2;
-const AHEAD_MAX: usize = 32;
+/// Orders that a process is given ahead: a second one where the first is done so soon that the time counts for which the process
+/// would idle while its answer travels; as many as take [`AHEAD_TIME`] together, so that short ones travel together; and never
+/// more than these. A long one waits for whoever is free first.
+const SOON: Duration = Duration::from_millis(2);
 const AHEAD_TIME: Duration = Duration::from_millis(1);
+const AHEAD_MAX: usize = 32;
 
 /// When a call takes so long, and [`STALL_FACTOR`] times what it was estimated to take, what waits behind it in the same
 /// process is given to others.
@@ -175,12 +176,15 @@ impl<'a> Line<'a> {
     }
 
     fn has_room(&self) -> bool {
-        let ahead = self.under_way.len();
         let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
         // What was given to others cannot be called back: it is worked off before anything new, which would wait behind it and be
         // given away as well.
         let given_away = || self.under_way.iter().any(|order| order.job.is_none());
-        let room = ahead < AHEAD_MIN || (ahead < AHEAD_MAX && time() < AHEAD_TIME);
+        let room = match self.under_way.len() {
+            0 => true,
+            1 => time() < SOON,
+            ahead => ahead < AHEAD_MAX && time() < AHEAD_TIME,
+        };
         room && !self.stalled && !self.rests() && !given_away()
     }
 

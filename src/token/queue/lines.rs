@@ -10,12 +10,12 @@ use super::{Limits, SignJob};
 use crate::domain::TenantId;
 use crate::token::KeyRef;
 
-/// The part of the bound that holds where it was reached: what waits longer was not a burst.
+/// A line's part of the bound where it was reached: what waits longer was not a burst.
 const CROWDED_PART: u32 = 8;
 
-/// As many calls for each worker may wait all the same, however long they take: what waits now and then at 70 % load, where nothing
-/// is to be refused (of the queue M/D/1, one in a hundred calls finds some five before it).
-const CROWDED_CALLS: u32 = 5;
+/// As many calls for each worker may wait in any case, however long they take: what waits now and then at 70 % load, where nothing
+/// is to be refused (of the queue M/D/2, fewer than one in a hundred calls finds more before it).
+const CALLS_MIN: u32 = 3;
 
 /// The lines, one for each tenant and one for the service's own jobs.
 ///
@@ -23,15 +23,15 @@ const CROWDED_CALLS: u32 = 5;
 /// served; a line that comes back begins where the clock stands, or where it left if that is later. So of two lines with work
 /// neither is ahead by more than a job of each, whatever their jobs cost and however many they are; and a line alone has all.
 ///
-/// *Bounds.* So much token time may wait as the workers do in `wait_max`, and so many requests as `depth_max`: each request counts
-/// for what it costs, and at least for its part of the depth. Beyond that the longest line pays: its newest request goes for a
-/// newcomer whose line is shorter. What a line has but one of is left to it, or big requests would go at every small one; so more
-/// may wait than the bound, as long as the newcomer's own turn comes within `wait_max`. Else the newcomer is refused. The service's
-/// own line is bounded by depth alone, and nothing of it goes for others.
+/// *Bounds.* So much token time may wait as the workers do in `wait_max`, or some calls of each where those take longer, and so many
+/// requests as `depth_max`: each request counts for what it costs, and at least for its part of the depth. Beyond that the longest
+/// line pays: its newest request goes for a newcomer whose line is shorter. What a line has but one of is left to it, or big
+/// requests would go at every small one; so more may wait than the bound, as long as the newcomer's own turn comes within it.
+/// Else the newcomer is refused. The service's own line is bounded by depth alone, and nothing of it goes for others.
 ///
-/// *Crowded.* The bound is for bursts. Once it was reached, an eighth of it holds: where more comes than the workers do, a long
-/// line serves nobody better, and all wait longer. It ends when nothing of tenants waits, unless more was refused than done since
-/// that was so the last time: then somebody only drew breath.
+/// *Crowded.* The bound is for bursts. Once it was reached, an eighth of it holds for each line: where more comes than the workers
+/// do, a long line serves nobody better, and its own wait longer. It ends when nothing of tenants waits, unless more was refused
+/// than done since that was so the last time: then somebody only drew breath.
 #[derive(Debug)]
 pub(super) struct Lines {
     limits: Limits,
@@ -133,16 +133,17 @@ impl Lines {
         if deadline.saturating_duration_since(now) < wait {
             return Err(Refused { because: Because::Deadline, retry_after: wait });
         }
-        let until_room = self.waiting.saturating_sub(self.bound()) / saturated(self.limits.workers);
+        let bound = self.bound(first.cost);
+        let until_room = self.waiting.saturating_sub(bound) / saturated(self.limits.workers);
         let refused = |because| Err(Refused { because, retry_after: wait.max(until_room) });
         let request = Request::new(jobs, self.least_load());
-        let room = self.room(request.jobs[0].cost);
         let displaced = match &key.tenant {
-            Some(tenant) => match self.make_room(tenant, request.load, wait, room) {
+            Some(tenant) => match self.make_room(tenant, &request, wait, bound) {
                 Some(displaced) => displaced,
                 None => {
                     self.refused += 1;
-                    return refused(if self.waiting < room { Because::Depth } else { Because::Wait });
+                    let of_depth = self.waiting < bound && self.requests >= self.limits.depth_max;
+                    return refused(if of_depth { Because::Depth } else { Because::Wait });
                 }
             },
             None if self.own_requests() >= self.limits.depth_max => return refused(Because::Depth),
@@ -220,14 +221,24 @@ impl Lines {
         self.waiting.min(fair) / saturated(self.limits.workers)
     }
 
-    /// Makes room for a request of this load where more waits than `room`, as far as others are to make it. `None` if there is
+    /// Makes room for a request of a tenant's where as much waits as the bound, as far as others are to make it. `None` if there is
     /// none for it.
-    fn make_room(&mut self, tenant: &TenantId, load: Duration, wait: Duration, room: Duration) -> Option<Vec<SignJob>> {
-        let with_it = self.line(Some(tenant)).map_or(Duration::ZERO, |line| line.load) + load;
+    fn make_room(
+        &mut self,
+        tenant: &TenantId,
+        request: &Request,
+        wait: Duration,
+        bound: Duration,
+    ) -> Option<Vec<SignJob>> {
+        let own = self.line(Some(tenant)).map_or(Duration::ZERO, |line| line.load);
+        let with_it = own + request.load;
         let (before, mut displaced) = (self.load, Vec::new());
-        self.crowded |= before >= self.bound();
-        while self.load >= room
-            && before - self.load < load
+        self.crowded |= self.is_full(bound);
+        if self.crowded && own >= self.crowded_room(request.jobs[0].cost) {
+            return None;
+        }
+        while self.is_full(bound)
+            && before - self.load < request.load
             && let Some(&(longest, id)) = self.longest.last()
             && longest > with_it
             && self.lines[&id].requests.len() > 1
@@ -235,25 +246,36 @@ impl Lines {
             displaced.extend(self.change(id, Line::pop_request));
             self.refused += 1;
         }
-        let in_share = wait < room / saturated(self.limits.workers) && self.requests < self.limits.depth_max;
-        (self.load < room || !displaced.is_empty() || in_share).then_some(displaced)
+        let in_share = wait < bound / saturated(self.limits.workers) && self.requests < self.limits.depth_max;
+        (!self.is_full(bound) || !displaced.is_empty() || in_share).then_some(displaced)
     }
 
-    /// How much may wait at the moment, as load, for a request of such jobs to be taken on.
-    fn room(&self, cost: Duration) -> Duration {
-        let bound = self.bound();
-        let calls = cost.saturating_mul(CROWDED_CALLS).saturating_mul(saturated(self.limits.workers));
-        if self.crowded { bound.min(calls.max(bound / CROWDED_PART)) } else { bound }
+    fn is_full(&self, bound: Duration) -> bool {
+        self.load >= bound || self.requests >= self.limits.depth_max
     }
 
-    /// How much may wait at most, as load.
-    fn bound(&self) -> Duration {
+    /// How much may wait at most for such jobs to be taken on, as load.
+    fn bound(&self, cost: Duration) -> Duration {
+        self.wait_max().max(self.calls_min(cost))
+    }
+
+    /// How much of one line's may wait where it is crowded, as load.
+    fn crowded_room(&self, cost: Duration) -> Duration {
+        (self.wait_max() / CROWDED_PART).max(self.calls_min(cost))
+    }
+
+    fn calls_min(&self, cost: Duration) -> Duration {
+        cost.saturating_mul(CALLS_MIN).saturating_mul(saturated(self.limits.workers))
+    }
+
+    /// What the workers do in that time.
+    fn wait_max(&self) -> Duration {
         self.limits.wait_max.saturating_mul(saturated(self.limits.workers))
     }
 
     /// A request's part of the depth; rounded up, so that as many as may wait reach the bound.
     fn least_load(&self) -> Duration {
-        self.bound() / saturated(self.limits.depth_max) + Duration::from_nanos(1)
+        self.wait_max() / saturated(self.limits.depth_max) + Duration::from_nanos(1)
     }
 
     fn own_requests(&self) -> usize {

@@ -261,8 +261,11 @@ fn once_too_much_has_come_less_may_wait_until_it_has_passed() {
         flood(&mut world, 10);
     }
     assert_eq!(world.lines.waiting(), (13, ms(13)));
-    // Who is polite is taken on all the same, and one of the many goes for it.
-    assert_eq!(world.come(2, &[ms(1)], ms(10_000)).unwrap().len(), 1);
+    // Who is polite is taken on all the same, a small burst included, and nobody goes for it.
+    for _ in 0..13 {
+        assert!(world.come(2, &[ms(1)], ms(10_000)).unwrap().is_empty());
+    }
+    assert!(world.come(2, &[ms(1)], ms(10_000)).is_err());
     // Also when all was worked off while they drew breath.
     while world.take().is_some() {}
     assert_eq!(flood(&mut world, 1), 13);
@@ -271,15 +274,22 @@ fn once_too_much_has_come_less_may_wait_until_it_has_passed() {
 }
 
 #[test]
-fn of_what_takes_long_ten_may_wait_when_too_much_has_come() {
+fn of_what_takes_long_three_for_each_worker_may_wait() {
+    let fill = |world: &mut World, cost| (0..200).take_while(|_| world.come(1, &[cost], ms(10_000)).is_ok()).count();
     let mut world = World::new(LIMITS);
-    let fill = |world: &mut World| (0..200).take_while(|_| world.come(1, &[ms(9)], ms(10_000)).is_ok()).count();
-    assert_eq!(fill(&mut world), 12);
+    assert_eq!(fill(&mut world, ms(9)), 12);
+    // Where it is crowded, more than an eighth of the bound.
+    for _ in 0..6 {
+        world.take().unwrap();
+    }
+    assert_eq!((fill(&mut world, ms(9)), fill(&mut world, ms(9))), (0, 0));
     world.take().unwrap();
-    world.take().unwrap();
-    assert_eq!((fill(&mut world), fill(&mut world)), (0, 0));
-    world.take().unwrap();
-    assert_eq!(fill(&mut world), 1);
+    assert_eq!(fill(&mut world, ms(9)), 1);
+    // And more than the bound, where that is less.
+    let mut world = World::new(LIMITS);
+    assert_eq!(fill(&mut world, ms(200)), 6);
+    // Who is quicker is taken on, for one of them.
+    assert_eq!(world.come(2, &[ms(1)], ms(10_000)).unwrap().len(), 1);
 }
 
 #[test]
