@@ -5,6 +5,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+/// A draft's own mode, which needs no file system that knows modes.
+const DRAFT_MODE: u32 = 0o600;
+
 /// The directory that a file is in, or would be.
 pub(crate) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -16,7 +19,9 @@ pub(crate) fn put_whole(path: &Path, draft: &str, mode: u32, octets: &[u8]) -> i
     let directory = directory_of(path);
     let mut draft = tempfile::Builder::new().prefix(draft).tempfile_in(directory)?;
     draft.write_all(octets)?;
-    draft.as_file().set_permissions(Permissions::from_mode(mode))?;
+    if mode != DRAFT_MODE {
+        draft.as_file().set_permissions(Permissions::from_mode(mode))?;
+    }
     draft.as_file().sync_all()?;
     let file = draft.persist(path)?;
     sync_directory(directory)?;

@@ -58,7 +58,7 @@ fn every_difference_is_told_and_only_what_nobody_needs_is_destroyed() {
         format!("half {half}: 1 public key on the token, next key "),
         format!("duplicate {duplicate}: 2 private keys, 2 public keys on the token, current key "),
         format!("orphan {ORPHAN}: 1 private key, 1 public key on the token, and no row accounts for it"),
-        "4 findings".to_owned(),
+        "findings: 4".to_owned(),
     ] {
         assert_eq!(said(&told).matches(&line).count(), 1, "{line:?} in {}", said(&told));
     }
@@ -144,7 +144,7 @@ fn nothing_is_destroyed_while_a_record_is_not_believed() {
             assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
             shows(&refused, "may be of tenant acme, whose record is not believed");
         }
-        shows(&output(&mut installation.command("reconcile")), "12 objects on the token");
+        shows(&output(&mut installation.command("reconcile")), "objects on the token: 12");
     }
 }
 

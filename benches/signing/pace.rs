@@ -22,7 +22,7 @@ pub(crate) struct Pace {
 pub(crate) enum Intervals {
     /// One client that works off a list.
     Even,
-    /// Many clients that know nothing of each other (a Poisson process): exponential, the same ones in each run.
+    /// Many clients that know nothing of each other (a Poisson process): exponential.
     Random,
 }
 

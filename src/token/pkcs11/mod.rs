@@ -17,4 +17,4 @@ pub(super) use administration::perform;
 pub(super) use module::Module;
 pub use provision::provision;
 pub(super) use session::{Access, WorkerSession};
-pub(super) use sign::sign;
+pub(super) use sign::{KEYS_MAX, sign};

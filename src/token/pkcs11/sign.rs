@@ -13,9 +13,9 @@ use super::{attributes, mechanism};
 use crate::domain::PublicKey;
 use crate::token::{KeyRef, SignInput, TokenError};
 
-/// Most keys whose handles one session remembers: four for each of 4,096 keyrings. Beyond that it starts anew, which
+/// Most keys whose handles one session remembers, and that have numbers between a service and its processes: four for each of 4,096 keyrings. Beyond that it starts anew, which
 /// costs one search for each key in use.
-const KEYS_CACHED_MAX: usize = 16_384;
+pub(in crate::token) const KEYS_MAX: usize = 16_384;
 
 /// Signs every input with one key, in order: all or nothing.
 pub(in crate::token) fn sign(
@@ -71,7 +71,7 @@ fn find_key(module: &Module, open: &mut OpenSession, key: &Arc<KeyRef>) -> Resul
         return Ok(*handle);
     }
     let handle = compare_key(module, open, key)?;
-    if open.keys.len() >= KEYS_CACHED_MAX {
+    if open.keys.len() >= KEYS_MAX {
         open.keys.clear();
     }
     open.keys.insert(key.object, (handle, Arc::clone(key)));

@@ -4,11 +4,12 @@
 //! grows to [`PAUSE_MAX`]. Processes start one after another: several that log in to one SoftHSM directory at once may not
 //! find the token. Each has a latch of its own over the same file, which keeps their logins apart (R14).
 //!
-//! To read: `wire` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
+//! To read: `wire` and `names` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
 //! service's end of a worker's life).
 
 mod child;
 mod errands;
+mod names;
 mod signer;
 mod wire;
 mod worker;

@@ -9,6 +9,7 @@ use serde_bytes::ByteBuf;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
+use super::names::Teller;
 use super::wire::{Order, Outcome, Receipt, Role, put, take};
 use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
@@ -85,6 +86,8 @@ struct Line<'a> {
     stalled: bool,
     /// Until when it rests, if its token failed it the last time.
     unwell: Option<Instant>,
+    /// The keys that it was told.
+    keys: Teller,
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
 }
@@ -106,6 +109,7 @@ impl<'a> Line<'a> {
             since: Instant::now(),
             stalled: false,
             unwell: None,
+            keys: Teller::default(),
             outgoing: Vec::new(),
             incoming: Vec::new(),
         }
@@ -201,7 +205,7 @@ impl<'a> Line<'a> {
         }
         let order = Order {
             patience_us: u64::try_from(patience.as_micros()).unwrap_or(u64::MAX),
-            key: Arc::clone(&job.key),
+            key: self.keys.name(&job.key),
             inputs: std::mem::take(&mut job.inputs),
         };
         put(&mut self.outgoing, &order)?;
@@ -210,7 +214,7 @@ impl<'a> Line<'a> {
         if self.under_way.is_empty() {
             self.since = Instant::now();
         }
-        let (key, cost) = (order.key, job.cost);
+        let (key, cost) = (Arc::clone(&job.key), job.cost);
         let inputs = u32::try_from(job.inputs.len()).unwrap_or(u32::MAX);
         self.under_way.push_back(UnderWay { job: Some(job), key, inputs, cost });
         Ok(())

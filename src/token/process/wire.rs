@@ -6,7 +6,6 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -14,8 +13,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::names::KeyName;
 use crate::token::task::Told;
-use crate::token::{Isolation, KeyRef, SignInput, TokenConfig, TokenError};
+use crate::token::{Isolation, SignInput, TokenConfig, TokenError};
 
 /// Longest frame, in octets: the largest message that gRPC may be configured to take, four times; and some hundred thousand
 /// objects in a list.
@@ -83,7 +83,7 @@ pub(super) enum Role {
 pub(super) struct Order {
     /// How long the answer is still wanted.
     pub(super) patience_us: u64,
-    pub(super) key: Arc<KeyRef>,
+    pub(super) key: KeyName,
     pub(super) inputs: Vec<SignInput>,
 }
 

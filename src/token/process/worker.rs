@@ -16,6 +16,7 @@ use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpab
 use rustix::stdio::dup2_stdin;
 use serde_bytes::ByteBuf;
 
+use super::names::Listener;
 use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, receive, send};
 use crate::token::alone::Administration;
 use crate::token::latch::Latch;
@@ -80,7 +81,9 @@ fn harden(stream: &UnixStream) -> io::Result<()> {
 fn make_signatures(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadOnly);
     let mut incoming = BufReader::new(stream.try_clone()?);
+    let mut keys = Listener::default();
     while let Some(Order { patience_us, key, inputs }) = receive(&mut incoming)? {
+        let key = keys.key(key)?;
         let begun = Instant::now();
         let signatures = sign(&mut session, &key, &inputs, begun + Duration::from_micros(patience_us));
         let signatures = signatures.map(|made| made.into_iter().map(ByteBuf::from).collect());

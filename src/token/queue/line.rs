@@ -60,6 +60,11 @@ impl Line {
         Some(job)
     }
 
+    /// What a job of the newest request costs.
+    pub(super) fn newest_cost(&self) -> Option<Duration> {
+        Some(self.requests.back()?.jobs.front()?.cost)
+    }
+
     /// The newest request's jobs.
     pub(super) fn pop_request(&mut self) -> VecDeque<SignJob> {
         let Some(request) = self.requests.pop_back() else { return VecDeque::new() };

@@ -13,9 +13,10 @@ use crate::token::KeyRef;
 /// A line's part of the bound where it was reached: what waits longer was not a burst.
 const CROWDED_PART: u32 = 8;
 
-/// As many calls for each worker may wait in any case, however long they take: what waits now and then at 70 % load, where nothing
-/// is to be refused (of the queue M/D/2, fewer than one in a hundred calls finds more before it).
-const CALLS_MIN: u32 = 3;
+/// As many calls for each worker may wait in any case, and as many for all together, however long they take: what waits now and then
+/// at 70 % load, where nothing is to be refused (of the queues M/D/1 and M/D/2, some one in a hundred calls finds as many before it).
+const WORKER_CALLS_MIN: u32 = 3;
+const CALLS_MIN: u32 = 6;
 
 /// The lines, one for each tenant and one for the service's own jobs.
 ///
@@ -29,9 +30,10 @@ const CALLS_MIN: u32 = 3;
 /// requests would go at every small one; so more may wait than the bound, as long as the newcomer's own turn comes within it.
 /// Else the newcomer is refused. The service's own line is bounded by depth alone, and nothing of it goes for others.
 ///
-/// *Crowded.* The bound is for bursts. Once it was reached, an eighth of it holds for each line: where more comes than the workers
-/// do, a long line serves nobody better, and its own wait longer. It ends when nothing of tenants waits, unless more was refused
-/// than done since that was so the last time: then somebody only drew breath.
+/// *Crowded.* The bound is for bursts. Once it was reached, a line alone has an eighth of it, and all of them together less than
+/// twice that and a request of each: where more comes than the workers do, long lines serve nobody better, and all wait longer. It ends when nothing of
+/// tenants waits, unless more was refused than done since that was so the last time: then somebody only drew breath, for at most
+/// `wait_max`.
 #[derive(Debug)]
 pub(super) struct Lines {
     limits: Limits,
@@ -55,6 +57,8 @@ pub(super) struct Lines {
     requests: usize,
     /// Whether the bound was reached, and it has not ended since.
     crowded: bool,
+    /// Since when it is known that tenants' lines are empty.
+    empty_since: Option<Instant>,
     /// Since tenants' lines were empty: jobs of theirs that were given out, and requests that were refused or had to go.
     done: usize,
     refused: usize,
@@ -119,6 +123,7 @@ impl Lines {
             load: Duration::ZERO,
             requests: 0,
             crowded: false,
+            empty_since: None,
             done: 0,
             refused: 0,
             next_id: 0,
@@ -133,19 +138,22 @@ impl Lines {
         if deadline.saturating_duration_since(now) < wait {
             return Err(Refused { because: Because::Deadline, retry_after: wait });
         }
-        let bound = self.bound(first.cost);
+        let cost = first.cost;
+        let bound = self.bound(cost);
         let until_room = self.waiting.saturating_sub(bound) / saturated(self.limits.workers);
         let refused = |because| Err(Refused { because, retry_after: wait.max(until_room) });
         let request = Request::new(jobs, self.least_load());
         let displaced = match &key.tenant {
-            Some(tenant) => match self.make_room(tenant, &request, wait, bound) {
-                Some(displaced) => displaced,
-                None => {
-                    self.refused += 1;
-                    let of_depth = self.waiting < bound && self.requests >= self.limits.depth_max;
-                    return refused(if of_depth { Because::Depth } else { Because::Wait });
+            Some(tenant) => {
+                self.end_breath(now);
+                match self.make_room(tenant, request.load, cost, wait) {
+                    Ok(displaced) => displaced,
+                    Err(because) => {
+                        self.refused += 1;
+                        return refused(because);
+                    }
                 }
-            },
+            }
             None if self.own_requests() >= self.limits.depth_max => return refused(Because::Depth),
             None => Vec::new(),
         };
@@ -190,6 +198,9 @@ impl Lines {
             }
         }
         self.forget();
+        if self.requests == 0 {
+            self.empty_since.get_or_insert(now);
+        }
         taken
     }
 
@@ -221,37 +232,52 @@ impl Lines {
         self.waiting.min(fair) / saturated(self.limits.workers)
     }
 
-    /// Makes room for a request of a tenant's where as much waits as the bound, as far as others are to make it. `None` if there is
-    /// none for it.
+    /// Makes room for a request of a tenant's where as much waits as may, as far as others are to make it; or says why there is none
+    /// for it.
     fn make_room(
         &mut self,
         tenant: &TenantId,
-        request: &Request,
+        load: Duration,
+        cost: Duration,
         wait: Duration,
-        bound: Duration,
-    ) -> Option<Vec<SignJob>> {
-        let own = self.line(Some(tenant)).map_or(Duration::ZERO, |line| line.load);
-        let with_it = own + request.load;
-        let (before, mut displaced) = (self.load, Vec::new());
-        self.crowded |= self.is_full(bound);
-        if self.crowded && own >= self.crowded_room(request.jobs[0].cost) {
-            return None;
+    ) -> Result<Vec<SignJob>, Because> {
+        let (own, own_time) = self.line(Some(tenant)).map_or_else(Default::default, |line| (line.load, line.waiting));
+        let bound = self.bound(cost);
+        self.crowded |= own >= bound || self.is_full(cost);
+        let room = if self.crowded { self.crowded_room(cost, own > Duration::ZERO) } else { bound };
+        if own >= room {
+            return Err(if own_time < room { Because::Depth } else { Because::Wait });
         }
-        while self.is_full(bound)
-            && before - self.load < request.load
+        let (before, mut displaced) = (self.load, Vec::new());
+        while self.is_full(cost)
+            && before - self.load < load
             && let Some(&(longest, id)) = self.longest.last()
-            && longest > with_it
+            && longest > own + load
             && self.lines[&id].requests.len() > 1
         {
             displaced.extend(self.change(id, Line::pop_request));
             self.refused += 1;
         }
-        let in_share = wait < bound / saturated(self.limits.workers) && self.requests < self.limits.depth_max;
-        (!self.is_full(bound) || !displaced.is_empty() || in_share).then_some(displaced)
+        if !self.is_full(cost) || !displaced.is_empty() {
+            return Ok(displaced);
+        }
+        if self.requests >= self.limits.depth_max {
+            return Err(Because::Depth);
+        }
+        let in_share = wait < bound / saturated(self.limits.workers);
+        match self.waiting < bound {
+            _ if in_share => Ok(displaced),
+            true => Err(Because::Depth),
+            false => Err(Because::Wait),
+        }
     }
 
-    fn is_full(&self, bound: Duration) -> bool {
-        self.load >= bound || self.requests >= self.limits.depth_max
+    /// Whether as much waits as may, for a newcomer whose jobs cost this much: a line of jobs that cost more may be as long as they
+    /// need.
+    fn is_full(&self, cost: Duration) -> bool {
+        let longest = self.longest.last().and_then(|(_, id)| self.lines[id].newest_cost());
+        self.load >= self.bound(longest.map_or(cost, |longest| longest.max(cost)))
+            || self.requests >= self.limits.depth_max
     }
 
     /// How much may wait at most for such jobs to be taken on, as load.
@@ -259,13 +285,22 @@ impl Lines {
         self.wait_max().max(self.calls_min(cost))
     }
 
-    /// How much of one line's may wait where it is crowded, as load.
-    fn crowded_room(&self, cost: Duration) -> Duration {
-        (self.wait_max() / CROWDED_PART).max(self.calls_min(cost))
+    /// How much of one line's may wait where it is crowded, as load: all of it for a line alone, less for each beside others.
+    fn crowded_room(&self, cost: Duration, has_work: bool) -> Duration {
+        let alone = (self.wait_max() / CROWDED_PART).max(self.calls_min(cost));
+        alone * 2 / (saturated(self.longest.len() + usize::from(!has_work)).saturating_add(1))
     }
 
     fn calls_min(&self, cost: Duration) -> Duration {
-        cost.saturating_mul(CALLS_MIN).saturating_mul(saturated(self.limits.workers))
+        let calls = WORKER_CALLS_MIN.saturating_mul(saturated(self.limits.workers)).max(CALLS_MIN);
+        cost.saturating_mul(calls)
+    }
+
+    /// Nobody only draws breath for so long.
+    fn end_breath(&mut self, now: Instant) {
+        if self.empty_since.is_some_and(|since| now.saturating_duration_since(since) >= self.limits.wait_max) {
+            (self.crowded, self.done, self.refused) = (false, 0, 0);
+        }
     }
 
     /// What the workers do in that time.
@@ -342,6 +377,9 @@ impl Lines {
             }
             self.load += line.load;
             self.requests += line.requests.len();
+        }
+        if self.requests > 0 {
+            self.empty_since = None;
         }
         changed
     }

@@ -262,7 +262,7 @@ fn once_too_much_has_come_less_may_wait_until_it_has_passed() {
     }
     assert_eq!(world.lines.waiting(), (13, ms(13)));
     // Who is polite is taken on all the same, a small burst included, and nobody goes for it.
-    for _ in 0..13 {
+    for _ in 0..9 {
         assert!(world.come(2, &[ms(1)], ms(10_000)).unwrap().is_empty());
     }
     assert!(world.come(2, &[ms(1)], ms(10_000)).is_err());
@@ -270,7 +270,44 @@ fn once_too_much_has_come_less_may_wait_until_it_has_passed() {
     while world.take().is_some() {}
     assert_eq!(flood(&mut world, 1), 13);
     while world.take().is_some() {}
+    assert_eq!(flood(&mut world, 20), 100);
+    // But nobody draws breath for as long as may wait, whatever was refused.
+    while world.take().is_some() {}
+    flood(&mut world, 200);
+    while world.take().is_some() {}
+    world.now += LIMITS.wait_max;
     assert_eq!(flood(&mut world, 1), 100);
+}
+
+#[test]
+fn many_floods_together_wait_not_much_longer_than_one() {
+    let mut world = World::new(Limits { depth_max: 1000, ..LIMITS });
+    let flood = |world: &mut World| {
+        for _ in 0..10 {
+            (1..=20).for_each(|tenant| drop(world.come(tenant, &[ms(1)], ms(10_000))));
+        }
+    };
+    flood(&mut world);
+    for _ in 0..150 {
+        world.take().unwrap();
+        flood(&mut world);
+    }
+    let (calls, _) = world.lines.waiting();
+    // Twice as much, and a call of each.
+    assert!((13..=26 + 20).contains(&calls), "{calls}");
+}
+
+#[test]
+fn a_cheap_call_does_not_go_for_a_dear_one_that_may_wait() {
+    let mut world = World::new(LIMITS);
+    for _ in 0..5 {
+        assert!(world.come(1, &[ms(200)], ms(10_000)).unwrap().is_empty());
+        assert!(world.come(2, &[ms(1)], ms(10_000)).unwrap().is_empty());
+    }
+    // Nor do many cheap ones wait for longer because dear ones do.
+    let mut world = World::new(Limits { depth_max: 1000, ..LIMITS });
+    world.come(1, &[ms(200)], ms(10_000)).unwrap();
+    assert_eq!((0..300).filter(|_| world.come(2, &[ms(1)], ms(10_000)).is_ok()).count(), 100);
 }
 
 #[test]
@@ -288,7 +325,7 @@ fn of_what_takes_long_three_for_each_worker_may_wait() {
     // And more than the bound, where that is less.
     let mut world = World::new(LIMITS);
     assert_eq!(fill(&mut world, ms(200)), 6);
-    // Who is quicker is taken on, for one of them.
+    // Who is quicker is taken on, for one of them: there are as many as may be.
     assert_eq!(world.come(2, &[ms(1)], ms(10_000)).unwrap().len(), 1);
 }
 
