@@ -30,10 +30,9 @@ const CALLS_MIN: u32 = 6;
 /// requests would go at every small one; so more may wait than the bound, as long as the newcomer's own turn comes within it.
 /// Else the newcomer is refused. The service's own line is bounded by depth alone, and nothing of it goes for others.
 ///
-/// *Crowded.* The bound is for bursts. Once it was reached, a line alone has an eighth of it, and all of them together less than
-/// twice that and a request of each: where more comes than the workers do, long lines serve nobody better, and all wait longer. It ends when nothing of
-/// tenants waits, unless more was refused than done since that was so the last time: then somebody only drew breath, for at most
-/// `wait_max`.
+/// *Crowded.* The bound is for bursts. Once it was reached, a line alone has an eighth of it, and each of several a sixteenth: where
+/// more comes than the workers do, long lines serve nobody better, and all wait longer. It ends when nothing of tenants waits, unless
+/// more was refused than done since that was so the last time: then somebody only drew breath, for at most `wait_max`.
 #[derive(Debug)]
 pub(super) struct Lines {
     limits: Limits,
@@ -285,10 +284,11 @@ impl Lines {
         self.wait_max().max(self.calls_min(cost))
     }
 
-    /// How much of one line's may wait where it is crowded, as load: all of it for a line alone, less for each beside others.
+    /// How much of one line's may wait where it is crowded, as load.
     fn crowded_room(&self, cost: Duration, has_work: bool) -> Duration {
+        let others = self.longest.len() - usize::from(has_work);
         let alone = (self.wait_max() / CROWDED_PART).max(self.calls_min(cost));
-        alone * 2 / (saturated(self.longest.len() + usize::from(!has_work)).saturating_add(1))
+        if others == 0 { alone } else { alone / 2 }
     }
 
     fn calls_min(&self, cost: Duration) -> Duration {
