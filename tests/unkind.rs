@@ -246,15 +246,16 @@ async fn calls_without_an_end_stop_nobody_elses() {
         server.metric(&format!("keyward_unfinished_calls_refused_total{{listener=\"grpc\",reason=\"{reason}\"}}"))
     };
 
-    // One connection: all that may arrive, in messages of 1 MiB that lack their last octet.
+    // One connection: four times its share, in messages of 1 MiB that lack their last octet. So few are refused that HTTP/2 itself
+    // does not end the connection, which it does where more than 64 streams had to be reset.
     let mut message = vec![0, 0, 0x10, 0, 0];
     message.resize((1 << 20) + 4, b' ');
     let message = Bytes::from(message);
     let mut one = Endless::connect(&server).await;
-    for _ in 0..128 {
+    for _ in 0..64 {
         one.call("/keyward.v1.SigningService/SignJwt", 0, message.clone()).await.expect("it is not cut");
     }
-    told("128 MiB of messages on one connection").await;
+    told("64 MiB of messages on one connection").await;
     let begun = Instant::now();
     while refused("share") == 0.0 {
         assert!(begun.elapsed() < CALLS_WAIT_MAX, "nothing was refused");
@@ -262,8 +263,9 @@ async fn calls_without_an_end_stop_nobody_elses() {
     }
     told("which are refused").await;
     // What asks for no credentials takes no message of that size.
+    let mut another = Endless::connect(&server).await;
     for _ in 0..32 {
-        one.call("/grpc.health.v1.Health/Check", 0, message.clone()).await.expect("it is not cut");
+        another.call("/grpc.health.v1.Health/Check", 0, message.clone()).await.expect("it is not cut");
     }
     told("and as health checks").await;
 
