@@ -246,16 +246,18 @@ async fn calls_without_an_end_stop_nobody_elses() {
         server.metric(&format!("keyward_unfinished_calls_refused_total{{listener=\"grpc\",reason=\"{reason}\"}}"))
     };
 
-    // One connection: four times its share, in messages of 1 MiB that lack their last octet. So few are refused that HTTP/2 itself
-    // does not end the connection, which it does where more than 64 streams had to be reset.
+    // All that may arrive, from two connections, in messages of 1 MiB that lack their last octet. Of each so few are refused that
+    // HTTP/2 itself does not end the connection, which it does where more than 64 streams had to be reset.
     let mut message = vec![0, 0, 0x10, 0, 0];
     message.resize((1 << 20) + 4, b' ');
     let message = Bytes::from(message);
-    let mut one = Endless::connect(&server).await;
-    for _ in 0..64 {
-        one.call("/keyward.v1.SigningService/SignJwt", 0, message.clone()).await.expect("it is not cut");
+    let mut two = [Endless::connect(&server).await, Endless::connect(&server).await];
+    for client in &mut two {
+        for _ in 0..64 {
+            client.call("/keyward.v1.SigningService/SignJwt", 0, message.clone()).await.expect("it is not cut");
+        }
     }
-    told("64 MiB of messages on one connection").await;
+    told("128 MiB of messages on two connections").await;
     let begun = Instant::now();
     while refused("share") == 0.0 {
         assert!(begun.elapsed() < CALLS_WAIT_MAX, "nothing was refused");
@@ -263,9 +265,9 @@ async fn calls_without_an_end_stop_nobody_elses() {
     }
     told("which are refused").await;
     // What asks for no credentials takes no message of that size.
-    let mut another = Endless::connect(&server).await;
+    let mut third = Endless::connect(&server).await;
     for _ in 0..32 {
-        another.call("/grpc.health.v1.Health/Check", 0, message.clone()).await.expect("it is not cut");
+        third.call("/grpc.health.v1.Health/Check", 0, message.clone()).await.expect("it is not cut");
     }
     told("and as health checks").await;
 
@@ -283,7 +285,7 @@ async fn calls_without_an_end_stop_nobody_elses() {
     let growth = server.memory_peak_kib() - before;
     println!("refused for the share {}, cut {}, slow {}", refused("share"), refused("budget"), refused("slow"));
     assert!(growth < MEMORY_GROWTH_UNFINISHED_KIB_MAX, "{growth} KiB");
-    // The first is still there, and its calls are given up: it is a client's own affair, and no reason to be cut.
+    // The first two are still there, and their calls are given up: it is a client's own affair, and no reason to be cut.
     let begun = Instant::now();
     while refused("slow") + refused("budget") == 0.0 {
         assert!(begun.elapsed() < CALLS_WAIT_MAX, "calls without an end are kept");

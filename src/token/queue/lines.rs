@@ -263,12 +263,11 @@ impl Lines {
         if self.requests >= self.limits.depth_max {
             return Err(Because::Depth);
         }
-        let in_share = wait < bound / saturated(self.limits.workers);
-        match self.waiting < bound {
-            _ if in_share => Ok(displaced),
-            true => Err(Because::Depth),
-            false => Err(Because::Wait),
+        // Within its share.
+        if wait < bound / saturated(self.limits.workers) {
+            return Ok(displaced);
         }
+        Err(if self.waiting < bound { Because::Depth } else { Because::Wait })
     }
 
     /// Whether as much waits as may, for a newcomer whose jobs cost this much: a line of jobs that cost more may be as long as they
