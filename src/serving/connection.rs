@@ -15,9 +15,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use super::bounds::Bounds;
+use super::bounds::{Bounds, Protocol};
 use super::budget::Budget;
 use super::calls::Calls;
+use super::gathered::Gathered;
 use super::listener::Connection;
 use super::peer::{Greeter, Peer, Proof};
 use super::places::{Leaving, Places};
@@ -95,9 +96,17 @@ impl Terms {
         metrics::counter!("keyward_connections_refused_total", "listener" => self.listener).increment(1);
     }
 
+    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: I, peer: Peer) {
+        match self.bounds.protocol {
+            Protocol::Grpc => self.converse(Gathered::new(stream), peer).await,
+            // Browsers and verifiers ask for one thing at a time: there is nothing to gather.
+            Protocol::Http => self.converse(stream, peer).await,
+        }
+    }
+
     /// The rules look at calls and not at octets, because a client can always send an octet: a header or an HTTP/2 ping in
     /// pieces, or calls whose answers it does not read. hyper's own limit for headers knows HTTP/1.1 alone.
-    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: I, peer: Peer) {
+    async fn converse<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: I, peer: Peer) {
         let mut extensions = Extensions::new();
         self.greeter.greet(&peer, &mut extensions);
         let calls = Calls::new(self.budget.clone(), &self.bounds, peer.address);

@@ -6,6 +6,7 @@ mod bounds;
 mod budget;
 mod calls;
 mod connection;
+mod gathered;
 mod listener;
 mod peer;
 mod places;

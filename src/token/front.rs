@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use secrecy::SecretString;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::latch::Latch;
@@ -86,7 +87,7 @@ enum Workers {
 }
 
 impl Pkcs11Token {
-    /// Loads the module, finds the token, logs in and starts the workers. Blocks on the module.
+    /// Loads the module, finds the token, logs in and starts the workers, on the tokio runtime of the caller. Blocks on the module.
     ///
     /// # Errors
     ///
@@ -118,9 +119,15 @@ impl Pkcs11Token {
         }));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
         let latch = Arc::new(Latch::open(&config)?);
+        let runtime = Handle::try_current()
+            .map_err(|_| TokenError::Unavailable("a token is opened on a tokio runtime".into()))?;
         let workers = match config.isolation {
-            Isolation::Thread => Workers::Threads(Threads::start(&config, latch, &queue, waiting, may_come_later)?),
-            Isolation::Process => Workers::Processes(Processes::start(config, latch, &queue, waiting, may_come_later)?),
+            Isolation::Thread => {
+                Workers::Threads(Threads::start(&config, latch, &queue, waiting, &runtime, may_come_later)?)
+            }
+            Isolation::Process => {
+                Workers::Processes(Processes::start(config, latch, &queue, waiting, &runtime, may_come_later)?)
+            }
         };
         Ok(Self { queue, tasks: RwLock::new(Some(tasks)), workers })
     }
@@ -185,6 +192,11 @@ impl Token for Pkcs11Token {
     ) -> Result<Vec<Vec<u8>>, TokenError> {
         let count = inputs.len();
         let mut answers = self.queue.push(key, inputs, deadline)?;
+        // Whoever else is ready gets their jobs in before a worker is woken for all of them; and a caller that leaves meanwhile has
+        // the others' workers called.
+        let call = CallOnDrop(&self.queue);
+        tokio::task::yield_now().await;
+        drop(call);
         if answers.len() == 1 {
             return signed(answers.remove(0)).await;
         }
@@ -234,6 +246,15 @@ impl Drop for Pkcs11Token {
 impl std::fmt::Debug for Pkcs11Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pkcs11Token").field("identity", self.identity()).finish_non_exhaustive()
+    }
+}
+
+/// Calls the workers, whatever becomes of who was to call them.
+struct CallOnDrop<'a>(&'a Queue);
+
+impl Drop for CallOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.call();
     }
 }
 

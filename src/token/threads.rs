@@ -4,15 +4,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::alone::Administration;
 use super::latch::Latch;
 use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
-use super::queue::{self, Queue, SignJob};
+use super::queue::{self, Queue, SignJob, Signatures};
 use super::repeats::Repeats;
 use super::task::Task;
-use super::{TokenConfig, TokenError, TokenIdentity, tell_away};
+use super::{HELD_MAX, TokenConfig, TokenError, TokenIdentity, tell_away};
 
 /// Sessions open besides the workers': the anchor and the administration session.
 const OTHER_SESSIONS: u64 = 2;
@@ -34,6 +35,7 @@ impl Threads {
         latch: Arc<Latch>,
         queue: &Arc<Queue>,
         tasks: mpsc::Receiver<Task>,
+        runtime: &Handle,
         may_come_later: bool,
     ) -> Result<Self, TokenError> {
         let workers = config.workers.max(1);
@@ -43,10 +45,12 @@ impl Threads {
             Err(away @ TokenError::Unavailable(_)) if may_come_later => tell_away(&away),
             enough => enough?,
         }
+        let (made, to_hand_out) = mpsc::unbounded_channel();
+        runtime.spawn(hand_out(to_hand_out));
         for number in 0..workers {
-            let queue = Arc::clone(queue);
+            let (queue, made) = (Arc::clone(queue), made.clone());
             let session = WorkerSession::new(Arc::clone(&threads.module), Access::ReadOnly);
-            threads.spawn(format!("token-sign-{number}"), move || work(&queue, session))?;
+            threads.spawn(format!("token-sign-{number}"), move || work(&queue, session, &made))?;
         }
         let session = WorkerSession::new(Arc::clone(&threads.module), Access::ReadWrite);
         let administration = Administration::of(config);
@@ -84,16 +88,48 @@ impl Threads {
     }
 }
 
-/// Signs until the queue is closed.
-fn work(queue: &Queue, mut session: WorkerSession) {
-    while let Some(job) = queue.wait() {
+/// What was made of jobs, some together.
+type Made = Vec<(SignJob, Signatures)>;
+
+/// Signs until the queue is closed. What it made waits while more is to be signed, for [`HELD_MAX`] at most: one wake-up does for
+/// several answers, and the serving thread sends them together.
+fn work(queue: &Queue, mut session: WorkerSession, made: &mpsc::UnboundedSender<Made>) {
+    let (mut held, mut since) = (Made::new(), Instant::now());
+    let hand_over = |held: &mut Made| {
+        if !held.is_empty() {
+            // Nobody takes them any more where the runtime has ended.
+            let _ = made.send(std::mem::take(held));
+        }
+    };
+    loop {
+        let next = queue.try_next().or_else(|| {
+            hand_over(&mut held);
+            queue.wait()
+        });
+        let Some(job) = next else { return };
+        if since.elapsed() + job.cost > HELD_MAX {
+            hand_over(&mut held);
+        }
         let SignJob { key, inputs, deadline, .. } = &job;
         let begun = Instant::now();
         let signatures = sign(&mut session, key, inputs, *deadline);
+        let ended = Instant::now();
         if signatures.is_ok() {
-            queue.worked(key, u32::try_from(inputs.len()).unwrap_or(u32::MAX), begun.elapsed());
+            queue.worked(key, u32::try_from(inputs.len()).unwrap_or(u32::MAX), ended - begun);
         }
-        queue::answer(job, signatures);
+        if held.is_empty() {
+            since = ended;
+        }
+        held.push((job, signatures));
+    }
+}
+
+/// Hands out what the threads made until they have ended. It is a task, for waking a task from another one is cheap.
+async fn hand_out(mut made: mpsc::UnboundedReceiver<Made>) {
+    while let Some(made) = made.recv().await {
+        for (job, signatures) in made {
+            queue::answer(job, signatures);
+        }
     }
 }
 

@@ -5,12 +5,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 
 use cryptoki::context::Pkcs11;
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 use keyward::domain::{Algorithm, Family};
 use keyward::token::{Isolation, Pkcs11Token, TokenConfig, TokenError, provision};
+use tokio::runtime::{Builder, Runtime};
 
 /// Tells a child its directory.
 const HOME: &str = "KEYWARD_TEST_TOKEN_HOME";
@@ -79,6 +81,8 @@ pub(crate) fn alone(test: &str, body: impl FnOnce(&Home)) {
 /// The same for what is told of these modules alone.
 pub(crate) fn alone_on(modules: &[Module], test: &str, body: impl FnOnce(&Home)) {
     if let Some(home) = std::env::var_os(HOME) {
+        // Tokens are opened on a runtime, which goes on while the test waits.
+        let _inside = runtime().enter();
         return body(&Home(home.into()));
     }
     let homes = modules.iter().map(|module| (*module, tempfile::tempdir().unwrap())).collect::<Vec<_>>();
@@ -133,8 +137,11 @@ pub(crate) fn with_token_on<F: Future<Output = ()>>(
     });
 }
 
-pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+/// That of this child.
+pub(crate) fn runtime() -> &'static Runtime {
+    static RUNTIME: LazyLock<Runtime> =
+        LazyLock::new(|| Builder::new_current_thread().enable_all().build().expect("a runtime"));
+    &RUNTIME
 }
 
 /// Where the module is.

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Seat;
+use super::progress::Progress;
 use super::wire::{Hello, Role, receive, send};
 use crate::token::{PIN_VARIABLE, TokenConfig, TokenError, TokenIdentity};
 
@@ -21,13 +22,20 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// A worker that was started and is logged in.
 pub(super) struct Started {
-    pub(super) stream: UnixStream,
+    pub(super) worker: Worker,
     pub(super) identity: TokenIdentity,
 }
 
+/// The service's end of a worker.
+pub(super) struct Worker {
+    pub(super) stream: UnixStream,
+    pub(super) progress: Progress,
+}
+
 /// Starts a process. It is in a group of its own, so that a Ctrl-C at the terminal is for the service alone.
-pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Seat, UnixStream)> {
+pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Seat, Worker)> {
     let (ours, theirs) = UnixStream::pair()?;
+    let (progress, their_progress) = Progress::pair()?;
     // Before there is a process that nobody would wait for.
     let stream = ours.try_clone()?;
     let child = Command::new(&config.program)
@@ -35,26 +43,27 @@ pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Seat, UnixStream)> {
         .arg0("keyward")
         .arg("token-worker")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
+        .stdout(Stdio::from(their_progress))
         // It is told; what a module prints of its environment shall not have it.
         .env_remove(PIN_VARIABLE)
         .process_group(0)
         .spawn()?;
-    Ok((Seat { child, stream }, ours))
+    Ok((Seat { child, stream }, Worker { stream: ours, progress }))
 }
 
 /// Has a worker open the token, and waits until it has.
 pub(super) fn greet(
-    mut stream: UnixStream,
+    mut worker: Worker,
     config: &TokenConfig,
     serial: Option<String>,
     role: Role,
 ) -> Result<Started, TokenError> {
     let hello = Hello::new(config, serial, role);
+    let stream = &mut worker.stream;
     let mut ask = || {
         stream.set_read_timeout(Some(START_TIMEOUT))?;
-        send(&mut stream, &hello)?;
-        let opened = receive::<Result<TokenIdentity, TokenError>>(&mut stream)?;
+        send(stream, &hello)?;
+        let opened = receive::<Result<TokenIdentity, TokenError>>(stream)?;
         stream.set_nonblocking(true)?;
         opened.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
     };
@@ -66,7 +75,7 @@ pub(super) fn greet(
             _ => format!("a worker process ended while it opened the token ({error})"),
         })
     })??;
-    Ok(Started { stream, identity })
+    Ok(Started { worker, identity })
 }
 
 /// Ends a worker that crashed or hangs, and says how it had ended.

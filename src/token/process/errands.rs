@@ -32,7 +32,7 @@ pub(super) async fn keep(office: Arc<Office>, seat: usize, mut tasks: mpsc::Rece
         let started = office.start(seat, Role::Administer).await;
         let begun = Instant::now();
         let failure = match started {
-            Ok(stream) => match live(&office, stream, &mut tasks, &mut again).await {
+            Ok(worker) => match live(&office, worker.stream, &mut tasks, &mut again).await {
                 End::Closed => return,
                 end => {
                     office.replace(seat, &end).await;

@@ -4,12 +4,13 @@
 //! grows to [`PAUSE_MAX`]. Processes start one after another: several that log in to one SoftHSM directory at once may not
 //! find the token. Each has a latch of its own over the same file, which keeps their logins apart (R14).
 //!
-//! To read: `wire` and `names` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
+//! To read: `wire`, `names` and `progress` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
 //! service's end of a worker's life).
 
 mod child;
 mod errands;
 mod names;
+mod progress;
 mod signer;
 mod wire;
 mod worker;
@@ -28,6 +29,7 @@ use super::queue::Queue;
 use super::repeats::{Repeats, warn_seldom};
 use super::task::Task;
 use super::{TokenConfig, TokenError, TokenIdentity, gone, tell_away};
+use child::Worker;
 use wire::Role;
 pub use worker::work_as_process;
 
@@ -93,18 +95,17 @@ struct Seat {
 }
 
 impl Processes {
-    /// Starts the first process, which finds the token and logs in; the others follow by themselves, on the runtime of the
-    /// caller. Blocks on the first. Where it is known which token it must be, one that is away may come later.
+    /// Starts the first process, which finds the token and logs in; the others follow by themselves, on `runtime`. Blocks on
+    /// the first. Where it is known which token it must be, one that is away may come later.
     pub(super) fn start(
         config: TokenConfig,
         latch: Arc<Latch>,
         queue: &Arc<Queue>,
         tasks: mpsc::Receiver<Task>,
+        runtime: &Handle,
         may_come_later: bool,
     ) -> Result<Self, TokenError> {
         let signers = config.workers.max(1);
-        let runtime = Handle::try_current()
-            .map_err(|_| TokenError::Unavailable("token.isolation = \"process\" needs a tokio runtime".to_owned()))?;
         let expected = config.expected();
         let office = Arc::new(Office {
             config,
@@ -154,7 +155,7 @@ impl Processes {
 }
 
 impl Office {
-    fn start_first(&self) -> Result<UnixStream, TokenError> {
+    fn start_first(&self) -> Result<Worker, TokenError> {
         for pause in FIRST_PAUSES {
             let begun = Instant::now();
             match self.start_now(0, Role::Sign) {
@@ -169,13 +170,13 @@ impl Office {
     }
 
     /// Starts a process on a seat, in its turn. Does not block the runtime.
-    async fn start(self: &Arc<Self>, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
+    async fn start(self: &Arc<Self>, seat: usize, role: Role) -> Result<Worker, TokenError> {
         let office = Arc::clone(self);
         let started = tokio::task::spawn_blocking(move || office.start_now(seat, role)).await;
         started.unwrap_or_else(|_| Err(gone()))
     }
 
-    fn start_now(&self, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
+    fn start_now(&self, seat: usize, role: Role) -> Result<Worker, TokenError> {
         let mut starting = locked(&self.starting);
         // Those who waited for their turn may have waited for long.
         if self.closing.is_cancelled() {
@@ -199,21 +200,21 @@ impl Office {
         started
     }
 
-    fn start_in_turn(&self, seat: usize, role: Role) -> Result<UnixStream, TokenError> {
+    fn start_in_turn(&self, seat: usize, role: Role) -> Result<Worker, TokenError> {
         let failed = |error: std::io::Error| {
             let program = self.config.program.display();
             TokenError::Unavailable(format!("no worker process can be started from {program}: {error}"))
         };
-        let (living, stream) = child::spawn(&self.config).map_err(failed)?;
+        let (living, worker) = child::spawn(&self.config).map_err(failed)?;
         *locked(&self.seats[seat]) = Some(living);
         let serial = self.found.get().map(|found| found.serial.clone()).or_else(|| self.config.serial.clone());
         // Whoever closes has not seen this seat taken, or ends it.
         let started =
-            if self.closing.is_cancelled() { Err(gone()) } else { child::greet(stream, &self.config, serial, role) };
+            if self.closing.is_cancelled() { Err(gone()) } else { child::greet(worker, &self.config, serial, role) };
         match started {
             Ok(started) => {
                 self.found.get_or_init(|| started.identity);
-                Ok(started.stream)
+                Ok(started.worker)
             }
             Err(error) => {
                 self.end(seat);

@@ -9,17 +9,20 @@ use serde_bytes::ByteBuf;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
+use super::child::Worker;
 use super::names::Teller;
+use super::progress::Progress;
 use super::wire::{Order, Outcome, Receipt, Role, put, take};
 use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
 use crate::token::{KeyRef, TokenError};
 
 /// Orders that a process is given ahead: a second one where the first is done so soon that the time counts for which the process
-/// would idle while its answer travels; as many as take [`AHEAD_TIME`] together, so that short ones travel together; and never
-/// more than these. A long one waits for whoever is free first.
+/// would idle while its answer travels; as many as take [`AHEAD_TIME`] together, so that short ones travel together, and nothing
+/// before it has but half of that left; and never more than these. A long one waits for whoever is free first.
 const SOON: Duration = Duration::from_millis(2);
-const AHEAD_TIME: Duration = Duration::from_millis(1);
+const AHEAD_TIME: Duration = Duration::from_millis(2);
+const REFILL_TIME: Duration = Duration::from_millis(1);
 const AHEAD_MAX: usize = 32;
 
 /// When a call takes so long, and [`STALL_FACTOR`] times what it was estimated to take, what waits behind it in the same
@@ -41,18 +44,18 @@ const HUNG: &str = "a call into the module has not returned in time";
 const READ_BYTES: usize = 16 << 10;
 
 /// Keeps a signing process on a seat until the service ends or the PIN is refused.
-pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<std::os::unix::net::UnixStream>) {
+pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<Worker>) {
     let mut pause = Pause::default();
     loop {
         let started = match first.take() {
-            Some(stream) => Ok(stream),
+            Some(worker) => Ok(worker),
             None => office.start(seat, Role::Sign).await,
         };
         let begun = Instant::now();
         match started {
-            Ok(stream) => {
+            Ok(Worker { stream, progress }) => {
                 office.signer_is_ready();
-                let end = Line::new(&office, seat).run(stream).await;
+                let end = Line::new(&office, seat, progress).run(stream).await;
                 office.signer_has_gone();
                 if let End::Closed = end {
                     return;
@@ -78,8 +81,13 @@ pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<std
 struct Line<'a> {
     office: &'a Arc<Office>,
     seat: usize,
-    /// Orders without a receipt, oldest first: the first is in the module, or about to be.
+    /// Orders without a receipt, oldest first. The process says which it has begun.
     under_way: VecDeque<UnderWay>,
+    progress: Progress,
+    /// How many orders have a receipt.
+    settled: u64,
+    /// Whether it is given orders until it has enough, or works off what it has.
+    filling: bool,
     /// Since when the first is.
     since: Instant,
     /// Whether what waited behind the first was given to others.
@@ -101,11 +109,14 @@ struct UnderWay {
 }
 
 impl<'a> Line<'a> {
-    fn new(office: &'a Arc<Office>, seat: usize) -> Self {
+    fn new(office: &'a Arc<Office>, seat: usize, progress: Progress) -> Self {
         Self {
             office,
             seat,
             under_way: VecDeque::new(),
+            progress,
+            settled: 0,
+            filling: true,
             since: Instant::now(),
             stalled: false,
             unwell: None,
@@ -134,6 +145,7 @@ impl<'a> Line<'a> {
         let office = Arc::clone(self.office);
         loop {
             self.order_what_waits()?;
+            let has_room = self.has_room();
             tokio::select! {
                 // What has come is heard before the time is looked at, which may be late.
                 biased;
@@ -152,7 +164,7 @@ impl<'a> Line<'a> {
                     Ok(written) => drop(self.outgoing.drain(..written)),
                     Err(_) => return Ok(End::Crashed),
                 },
-                job = office.queue.next(), if self.has_room() => match job {
+                job = office.queue.next(), if has_room => match job {
                     Some(job) => self.order(job)?,
                     None => return Ok(End::Closed),
                 },
@@ -179,7 +191,7 @@ impl<'a> Line<'a> {
         Ok(())
     }
 
-    fn has_room(&self) -> bool {
+    fn has_room(&mut self) -> bool {
         let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
         // What was given to others cannot be called back: it is worked off before anything new, which would wait behind it and be
         // given away as well.
@@ -187,8 +199,9 @@ impl<'a> Line<'a> {
         let room = match self.under_way.len() {
             0 => true,
             1 => time() < SOON,
-            ahead => ahead < AHEAD_MAX && time() < AHEAD_TIME,
+            ahead => ahead < AHEAD_MAX && time() < if self.filling { AHEAD_TIME } else { REFILL_TIME },
         };
+        self.filling = room;
         room && !self.stalled && !self.rests() && !given_away()
     }
 
@@ -205,6 +218,7 @@ impl<'a> Line<'a> {
         }
         let order = Order {
             patience_us: u64::try_from(patience.as_micros()).unwrap_or(u64::MAX),
+            cost_us: u64::try_from(job.cost.as_micros()).unwrap_or(u64::MAX),
             key: self.keys.name(&job.key),
             inputs: std::mem::take(&mut job.inputs),
         };
@@ -238,6 +252,7 @@ impl<'a> Line<'a> {
     fn settle(&mut self, Receipt { took_us, outcome }: Receipt) -> Option<End> {
         self.since = Instant::now();
         self.stalled = false;
+        self.settled += 1;
         let UnderWay { job, key, inputs, .. } = self.under_way.pop_front()?;
         if let Outcome::Done(_) = outcome {
             self.is_well();
@@ -328,11 +343,19 @@ impl<'a> Line<'a> {
         !self.under_way.is_empty() && Instant::now() >= self.stall_time()
     }
 
-    /// Gives what waits behind a call that takes long to others. What it takes too long to say then is not heard any more.
+    /// Gives what waits for a call that takes long to others: what is behind it, and what was made before and is not sent. What the
+    /// process says of that in the end is not heard any more.
     fn relieve(&mut self) {
         self.stalled = true;
-        let waiting = self.under_way.iter_mut().skip(1).rev();
-        waiting.filter_map(|order| order.job.take()).for_each(|job| self.office.queue.put_back(job));
+        let in_module = self.in_module();
+        let waiting = self.under_way.iter_mut().enumerate().rev().filter(|(index, _)| Some(*index) != in_module);
+        waiting.filter_map(|(_, order)| order.job.take()).for_each(|job| self.office.queue.put_back(job));
+    }
+
+    /// Which order was begun last. What was begun before it was made, and waits for it.
+    fn in_module(&self) -> Option<usize> {
+        let begun = self.progress.begun().checked_sub(self.settled + 1)?;
+        usize::try_from(begun).ok()
     }
 
     /// Answers the call that was in the module, gives what was not begun to others, and ends the process.
@@ -345,7 +368,7 @@ impl<'a> Line<'a> {
                 return left.for_each(|job| queue::answer(job, Err(super::gone())));
             }
             End::Spent(_) | End::Refused => None,
-            End::Hung(_) | End::Crashed => self.under_way.pop_front().and_then(|order| order.job),
+            End::Hung(_) | End::Crashed => self.in_module().and_then(|order| self.under_way.remove(order)?.job),
         };
         let left = self.under_way.drain(..).rev();
         left.filter_map(|order| order.job).for_each(|job| self.office.queue.put_back(job));

@@ -83,6 +83,8 @@ pub(super) enum Role {
 pub(super) struct Order {
     /// How long the answer is still wanted.
     pub(super) patience_us: u64,
+    /// How long it will take, by estimate.
+    pub(super) cost_us: u64,
     pub(super) key: KeyName,
     pub(super) inputs: Vec<SignInput>,
 }

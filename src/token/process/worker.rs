@@ -4,7 +4,7 @@
 //! its place.
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
-use rustix::stdio::dup2_stdin;
+use rustix::stdio::{dup2_stdin, dup2_stdout};
 use serde_bytes::ByteBuf;
 
 use super::names::Listener;
-use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, receive, send};
+use super::progress::Progress;
+use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, put, receive, send};
+use crate::token::HELD_MAX;
 use crate::token::alone::Administration;
 use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
@@ -27,6 +29,9 @@ use crate::token::{TokenConfig, TokenError};
 
 /// How long a worker that was left may take to finalise the module.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What is read at once: as many orders as a service gives ahead, mostly.
+const ORDERS_BYTES: usize = 16 << 10;
 
 /// Serves whoever started this process, over the socket that is its standard input, until that is closed.
 ///
@@ -48,6 +53,9 @@ fn work() -> io::Result<()> {
     // What the module starts has no part in it, or its service would not see that this process has ended; and what the module asks
     // for at the terminal is not read from it.
     dup2_stdin(File::open("/dev/null")?)?;
+    // Nor does the module print where its progress is told.
+    let progress = Progress::of(io::stdout().as_fd().try_clone_to_owned()?);
+    dup2_stdout(File::options().write(true).open("/dev/null")?)?;
     harden(&stream)?;
     let Some(hello) = receive::<Hello>(&mut stream)? else { return Ok(()) };
     let role = hello.role;
@@ -58,7 +66,7 @@ fn work() -> io::Result<()> {
     let Ok(module) = opened else { return Ok(()) };
     let module = Arc::new(module);
     let served = match role {
-        Role::Sign => make_signatures(&mut stream, &module),
+        Role::Sign => make_signatures(&mut stream, progress, &module),
         Role::Administer => do_errands(&mut stream, &module, &Administration::of(&config)),
     };
     module.close();
@@ -78,25 +86,42 @@ fn harden(stream: &UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-fn make_signatures(stream: &mut UnixStream, module: &Arc<Module>) -> io::Result<()> {
+/// Receipts wait while more orders are there, for [`HELD_MAX`] at most, and never for a long one: they wake the service together.
+fn make_signatures(stream: &mut UnixStream, mut progress: Progress, module: &Arc<Module>) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadOnly);
-    let mut incoming = BufReader::new(stream.try_clone()?);
+    let mut incoming = BufReader::with_capacity(ORDERS_BYTES, stream.try_clone()?);
     let mut keys = Listener::default();
-    while let Some(Order { patience_us, key, inputs }) = receive(&mut incoming)? {
+    let (mut held, mut since) = (Vec::new(), Instant::now());
+    loop {
+        if !held.is_empty() && incoming.buffer().is_empty() && !has_come(stream)? {
+            hand_over(stream, &mut held)?;
+        }
+        let Some(Order { patience_us, cost_us, key, inputs }) = receive(&mut incoming)? else { return Ok(()) };
         let key = keys.key(key)?;
+        if since.elapsed() + Duration::from_micros(cost_us) > HELD_MAX {
+            hand_over(stream, &mut held)?;
+        }
+        progress.begin()?;
         let begun = Instant::now();
         let signatures = sign(&mut session, &key, &inputs, begun + Duration::from_micros(patience_us));
         let signatures = signatures.map(|made| made.into_iter().map(ByteBuf::from).collect());
-        let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let ended = Instant::now();
+        let took_us = u64::try_from((ended - begun).as_micros()).unwrap_or(u64::MAX);
         let outcome = outcome(module, signatures);
         let is_last = matches!(outcome, Outcome::Spent(_));
-        // One by one: whoever waits for a short one shall not wait for the long one behind it; and of what was not answered
-        // when a process ends only the first was begun.
-        send(stream, &Receipt { took_us, outcome })?;
+        if held.is_empty() {
+            since = ended;
+        }
+        put(&mut held, &Receipt { took_us, outcome })?;
         if is_last {
-            break;
+            return hand_over(stream, &mut held);
         }
     }
+}
+
+fn hand_over(stream: &mut UnixStream, held: &mut Vec<u8>) -> io::Result<()> {
+    stream.write_all(held)?;
+    held.clear();
     Ok(())
 }
 
@@ -123,6 +148,11 @@ fn do_errands(stream: &mut UnixStream, module: &Arc<Module>, administration: &Ad
         }
     }
     Ok(())
+}
+
+/// Whether there is something to read, the end included.
+fn has_come(stream: &UnixStream) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&Timespec::default()))? > 0)
 }
 
 /// Whether the service has closed its end.

@@ -6,14 +6,16 @@ mod lines;
 #[cfg(test)]
 mod properties;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event, Listener as _, listener};
-use metrics::{counter, gauge, histogram};
+use metrics::{Gauge, Histogram, counter, gauge, histogram};
 use tokio::sync::oneshot;
 
 use super::{KeyRef, SignInput, TokenError};
+use crate::domain::Algorithm;
 use costs::Costs;
 use lines::{Because, Lines, Refused, Taken};
 
@@ -63,22 +65,45 @@ pub(super) struct Queue {
     wait_max: Duration,
     /// A job has come, or the queue was closed.
     changed: Event,
+    /// How long jobs waited, and how long those of each algorithm took, by its place in ALL.
+    waited: Histogram,
+    took: [OnceLock<Histogram>; Algorithm::ALL.len()],
+    /// Jobs that have come and for which nobody was called yet.
+    uncalled: AtomicUsize,
 }
 
 struct Waiting {
     lines: Lines,
+    meters: Meters,
     /// Why nothing is taken on: the queue is closed, or nobody works at the moment.
     refusing: Option<TokenError>,
     closed: bool,
 }
 
+/// Kept: no name is looked up while jobs come and go.
+struct Meters {
+    requests: Gauge,
+    seconds: Gauge,
+}
+
 impl Queue {
     pub(super) fn new(limits: Limits) -> Self {
-        let waiting = Waiting { lines: Lines::new(limits), refusing: None, closed: false };
-        Self { waiting: Mutex::new(waiting), costs: Costs::new(), wait_max: limits.wait_max, changed: Event::new() }
+        let meters =
+            Meters { requests: gauge!("keyward_token_queue_requests"), seconds: gauge!("keyward_token_queue_seconds") };
+        let waiting = Waiting { lines: Lines::new(limits), meters, refusing: None, closed: false };
+        Self {
+            waiting: Mutex::new(waiting),
+            costs: Costs::new(),
+            wait_max: limits.wait_max,
+            changed: Event::new(),
+            waited: histogram!("keyward_token_queue_duration_seconds"),
+            took: [const { OnceLock::new() }; Algorithm::ALL.len()],
+            uncalled: AtomicUsize::new(0),
+        }
     }
 
-    /// Takes a request on, or says at once why not (R13). It is cut into jobs; each is answered for itself, in order.
+    /// Takes a request on, or says at once why not (R13). It is cut into jobs; each is answered for itself, in order. Workers are
+    /// called by [`Queue::call`], so that one call does for all that came with it.
     pub(super) fn push(
         &self,
         key: &Arc<KeyRef>,
@@ -88,12 +113,20 @@ impl Queue {
         let now = Instant::now();
         let (jobs, answers) = self.cut(key, inputs, deadline, now);
         let displaced = self.lock().admit(jobs, now)?;
-        // Additional: one who was called for the job before is not enough for this one, too.
-        self.changed.notify_additional(answers.len());
+        self.uncalled.fetch_add(answers.len(), Ordering::Release);
         for job in displaced {
             answer(job, Err(refused(Because::Displaced, self.wait_max)));
         }
         Ok(answers)
+    }
+
+    /// Calls as many workers as jobs have come since the last time.
+    pub(super) fn call(&self) {
+        let jobs = self.uncalled.swap(0, Ordering::AcqRel);
+        if jobs > 0 {
+            // Additional: one who was called for the job before is not enough for this one, too.
+            self.changed.notify_additional(jobs);
+        }
     }
 
     /// Gives back a job that a worker had taken and not begun: it is the next of its line.
@@ -121,7 +154,7 @@ impl Queue {
         }
         if let Some(job) = &job {
             let waited = now.saturating_duration_since(job.pushed);
-            histogram!("keyward_token_queue_duration_seconds").record(waited.as_secs_f64());
+            self.waited.record(waited.as_secs_f64());
         }
         job
     }
@@ -158,8 +191,10 @@ impl Queue {
     /// A worker has signed so many inputs in so much of the token's time: what others will take is estimated by it.
     pub(super) fn worked(&self, key: &KeyRef, inputs: u32, took: Duration) {
         self.costs.learn(key, inputs, took);
-        histogram!("keyward_token_work_duration_seconds", "algorithm" => key.algorithm.name())
-            .record(took.as_secs_f64());
+        // Declared in the order of ALL.
+        let meter = self.took[key.algorithm as usize]
+            .get_or_init(|| histogram!("keyward_token_work_duration_seconds", "algorithm" => key.algorithm.name()));
+        meter.record(took.as_secs_f64());
     }
 
     /// Nobody works: what waits and what comes is answered with `reason`, until [`Queue::resume`].
@@ -256,8 +291,8 @@ impl Waiting {
     fn tell(&self) {
         let (requests, time) = self.lines.waiting();
         #[expect(clippy::cast_precision_loss, reason = "the bounds are far below 2^52")]
-        gauge!("keyward_token_queue_requests").set(requests as f64);
-        gauge!("keyward_token_queue_seconds").set(time.as_secs_f64());
+        self.meters.requests.set(requests as f64);
+        self.meters.seconds.set(time.as_secs_f64());
     }
 }
 
