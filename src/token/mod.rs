@@ -31,10 +31,6 @@ use crate::domain::{Algorithm, ObjectId, Protection, PublicKey, TenantId};
 /// The environment variable that holds the PIN where it is in no file.
 pub const PIN_VARIABLE: &str = "KEYWARD_TOKEN_PIN";
 
-/// How long a worker keeps what it made where more is to be signed at once: a fraction of what a caller notices, and several of the
-/// shortest signatures, each of which would else wake the serving thread for itself.
-const HELD_MAX: Duration = Duration::from_micros(500);
-
 /// A token that makes, keeps and uses private keys.
 ///
 /// A call that hangs in the module cannot be called back: whoever needs an answer in time bounds the wait.

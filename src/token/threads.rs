@@ -13,7 +13,7 @@ use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use super::queue::{self, Queue, SignJob, Signatures};
 use super::repeats::Repeats;
 use super::task::Task;
-use super::{HELD_MAX, TokenConfig, TokenError, TokenIdentity, tell_away};
+use super::{TokenConfig, TokenError, TokenIdentity, tell_away};
 
 /// Sessions open besides the workers': the anchor and the administration session.
 const OTHER_SESSIONS: u64 = 2;
@@ -91,24 +91,26 @@ impl Threads {
 /// What was made of jobs, some together.
 type Made = Vec<(SignJob, Signatures)>;
 
-/// Signs until the queue is closed. What it made waits while more is to be signed, for [`HELD_MAX`] at most: one wake-up does for
-/// several answers, and the serving thread sends them together.
+/// Signs until the queue is closed. What it made is kept while more is to be signed, for as long as each answer may be: one wake-up does
+/// for several, and the serving thread sends them together.
 fn work(queue: &Queue, mut session: WorkerSession, made: &mpsc::UnboundedSender<Made>) {
-    let (mut held, mut since) = (Made::new(), Instant::now());
-    let hand_over = |held: &mut Made| {
-        if !held.is_empty() {
+    let mut kept = Made::new();
+    let mut until = Instant::now();
+    let hand_over = |kept: &mut Made| {
+        if !kept.is_empty() {
             // Nobody takes them any more where the runtime has ended.
-            let _ = made.send(std::mem::take(held));
+            let _ = made.send(std::mem::take(kept));
         }
     };
     loop {
         let next = queue.try_next().or_else(|| {
-            hand_over(&mut held);
+            hand_over(&mut kept);
             queue.wait()
         });
         let Some(job) = next else { return };
-        if since.elapsed() + job.cost > HELD_MAX {
-            hand_over(&mut held);
+        // Nor is any kept for a job that takes longer.
+        if Instant::now() + job.cost > until {
+            hand_over(&mut kept);
         }
         let SignJob { key, inputs, deadline, .. } = &job;
         let begun = Instant::now();
@@ -117,10 +119,9 @@ fn work(queue: &Queue, mut session: WorkerSession, made: &mpsc::UnboundedSender<
         if signatures.is_ok() {
             queue.worked(key, u32::try_from(inputs.len()).unwrap_or(u32::MAX), ended - begun);
         }
-        if held.is_empty() {
-            since = ended;
-        }
-        held.push((job, signatures));
+        let keep = (ended + job.keep_max()).min(*deadline);
+        until = if kept.is_empty() { keep } else { until.min(keep) };
+        kept.push((job, signatures));
     }
 }
 

@@ -18,11 +18,10 @@ use crate::token::queue::{self, SignJob};
 use crate::token::{KeyRef, TokenError};
 
 /// Orders that a process is given ahead: a second one where the first is done so soon that the time counts for which the process
-/// would idle while its answer travels; as many as take [`AHEAD_TIME`] together, so that short ones travel together, and nothing
-/// before it has but half of that left; and never more than these. A long one waits for whoever is free first.
+/// would idle while its answer travels; as many as take [`AHEAD_TIME`] together, or as long as a receipt may be kept, so that they travel
+/// together, and nothing before it has but half of that left; and never more than these. A long one waits for whoever is free first.
 const SOON: Duration = Duration::from_millis(2);
 const AHEAD_TIME: Duration = Duration::from_millis(2);
-const REFILL_TIME: Duration = Duration::from_millis(1);
 const AHEAD_MAX: usize = 32;
 
 /// When a call takes so long, and [`STALL_FACTOR`] times what it was estimated to take, what waits behind it in the same
@@ -86,6 +85,8 @@ struct Line<'a> {
     progress: Progress,
     /// How many orders have a receipt.
     settled: u64,
+    /// How much it is given ahead.
+    ahead: Duration,
     /// Whether it is given orders until it has enough, or works off what it has.
     filling: bool,
     /// Since when the first is.
@@ -116,6 +117,7 @@ impl<'a> Line<'a> {
             under_way: VecDeque::new(),
             progress,
             settled: 0,
+            ahead: AHEAD_TIME,
             filling: true,
             since: Instant::now(),
             stalled: false,
@@ -199,7 +201,7 @@ impl<'a> Line<'a> {
         let room = match self.under_way.len() {
             0 => true,
             1 => time() < SOON,
-            ahead => ahead < AHEAD_MAX && time() < if self.filling { AHEAD_TIME } else { REFILL_TIME },
+            ahead => ahead < AHEAD_MAX && time() < if self.filling { self.ahead } else { self.ahead / 2 },
         };
         self.filling = room;
         room && !self.stalled && !self.rests() && !given_away()
@@ -217,11 +219,13 @@ impl<'a> Line<'a> {
             return Ok(());
         }
         let order = Order {
-            patience_us: u64::try_from(patience.as_micros()).unwrap_or(u64::MAX),
-            cost_us: u64::try_from(job.cost.as_micros()).unwrap_or(u64::MAX),
+            patience_us: micros(patience),
+            cost_us: micros(job.cost),
+            keep_us: micros(job.keep_max()),
             key: self.keys.name(&job.key),
             inputs: std::mem::take(&mut job.inputs),
         };
+        self.ahead = AHEAD_TIME.max(job.keep_max());
         put(&mut self.outgoing, &order)?;
         // Lent for the frame: should the process end, another gets them.
         job.inputs = order.inputs;
@@ -377,4 +381,8 @@ impl<'a> Line<'a> {
             queue::answer(job, Err(TokenError::Unavailable(reason)));
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -85,6 +85,8 @@ pub(super) struct Order {
     pub(super) patience_us: u64,
     /// How long it will take, by estimate.
     pub(super) cost_us: u64,
+    /// How long its receipt may be kept for others to travel with it.
+    pub(super) keep_us: u64,
     pub(super) key: KeyName,
     pub(super) inputs: Vec<SignInput>,
 }

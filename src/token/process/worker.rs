@@ -19,7 +19,6 @@ use serde_bytes::ByteBuf;
 use super::names::Listener;
 use super::progress::Progress;
 use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, put, receive, send};
-use crate::token::HELD_MAX;
 use crate::token::alone::Administration;
 use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
@@ -86,42 +85,43 @@ fn harden(stream: &UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Receipts wait while more orders are there, for [`HELD_MAX`] at most, and never for a long one: they wake the service together.
+/// Receipts are kept while more orders are there, for as long as each may be, and not for an order that takes longer: they wake the
+/// service together.
 fn make_signatures(stream: &mut UnixStream, mut progress: Progress, module: &Arc<Module>) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadOnly);
     let mut incoming = BufReader::with_capacity(ORDERS_BYTES, stream.try_clone()?);
     let mut keys = Listener::default();
-    let (mut held, mut since) = (Vec::new(), Instant::now());
+    let (mut kept, mut until) = (Vec::new(), Instant::now());
     loop {
-        if !held.is_empty() && incoming.buffer().is_empty() && !has_come(stream)? {
-            hand_over(stream, &mut held)?;
+        if !kept.is_empty() && incoming.buffer().is_empty() && !has_come(stream)? {
+            hand_over(stream, &mut kept)?;
         }
-        let Some(Order { patience_us, cost_us, key, inputs }) = receive(&mut incoming)? else { return Ok(()) };
-        let key = keys.key(key)?;
-        if since.elapsed() + Duration::from_micros(cost_us) > HELD_MAX {
-            hand_over(stream, &mut held)?;
+        let Some(order) = receive::<Order>(&mut incoming)? else { return Ok(()) };
+        let key = keys.key(order.key)?;
+        if Instant::now() + Duration::from_micros(order.cost_us) > until {
+            hand_over(stream, &mut kept)?;
         }
         progress.begin()?;
         let begun = Instant::now();
-        let signatures = sign(&mut session, &key, &inputs, begun + Duration::from_micros(patience_us));
+        let deadline = begun + Duration::from_micros(order.patience_us);
+        let signatures = sign(&mut session, &key, &order.inputs, deadline);
         let signatures = signatures.map(|made| made.into_iter().map(ByteBuf::from).collect());
         let ended = Instant::now();
         let took_us = u64::try_from((ended - begun).as_micros()).unwrap_or(u64::MAX);
         let outcome = outcome(module, signatures);
         let is_last = matches!(outcome, Outcome::Spent(_));
-        if held.is_empty() {
-            since = ended;
-        }
-        put(&mut held, &Receipt { took_us, outcome })?;
+        let keep = (ended + Duration::from_micros(order.keep_us)).min(deadline);
+        until = if kept.is_empty() { keep } else { until.min(keep) };
+        put(&mut kept, &Receipt { took_us, outcome })?;
         if is_last {
-            return hand_over(stream, &mut held);
+            return hand_over(stream, &mut kept);
         }
     }
 }
 
-fn hand_over(stream: &mut UnixStream, held: &mut Vec<u8>) -> io::Result<()> {
-    stream.write_all(held)?;
-    held.clear();
+fn hand_over(stream: &mut UnixStream, kept: &mut Vec<u8>) -> io::Result<()> {
+    stream.write_all(kept)?;
+    kept.clear();
     Ok(())
 }
 

@@ -180,7 +180,8 @@ impl Lines {
         let least_load = self.least_load();
         while let (None, Some(&(turn, id))) = (&taken.job, self.turns.first()) {
             let job = self.change(id, |line| {
-                let job = line.pop_job(least_load)?;
+                let mut job = line.pop_job(least_load)?;
+                job.behind = line.waiting;
                 if !job.answer.is_closed() && now < job.deadline {
                     line.turn += job.cost;
                 }

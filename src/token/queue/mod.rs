@@ -23,6 +23,10 @@ use lines::{Because, Lines, Refused, Taken};
 /// hundred times what handing over costs, and not much more than one signature of a large RSA key.
 const JOB_COST_MAX: Duration = Duration::from_millis(5);
 
+/// How long any answer may be kept where more is to be signed at once: a fraction of what a caller notices, and several of the
+/// shortest signatures, each of which would else wake the serving thread for itself.
+const KEPT_MIN: Duration = Duration::from_micros(500);
+
 /// Least pause that a caller is asked for: shorter is not told apart from at once.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(1);
 
@@ -36,9 +40,19 @@ pub(super) struct SignJob {
     pub(super) cost: Duration,
     /// When it came.
     pub(super) pushed: Instant,
+    /// The token time that waited behind it in its line when a worker took it.
+    pub(super) behind: Duration,
     /// Whether a worker had it that could not do it.
     pub(super) given_away: bool,
     pub(super) answer: Answer,
+}
+
+impl SignJob {
+    /// How long its answer may be kept for others to travel with it: half of what its tenant waits for anyway, so that a flood's
+    /// answers travel together and a single one is not held up by others.
+    pub(super) fn keep_max(&self) -> Duration {
+        (self.behind / 2).clamp(KEPT_MIN, JOB_COST_MAX)
+    }
 }
 
 /// Where the signatures of a job's inputs go, in order.
@@ -251,7 +265,8 @@ impl Queue {
             let cost = each.saturating_mul(u32::try_from(inputs.len()).unwrap_or(u32::MAX));
             let (answer, answered) = oneshot::channel();
             let key = Arc::clone(key);
-            let job = SignJob { key, inputs, deadline, cost, pushed, given_away: false, answer };
+            let job =
+                SignJob { key, inputs, deadline, cost, pushed, behind: Duration::ZERO, given_away: false, answer };
             (!job.inputs.is_empty()).then_some((job, answered))
         };
         std::iter::from_fn(job).unzip()

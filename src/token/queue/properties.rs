@@ -72,7 +72,16 @@ impl World {
             let inputs = vec![SignInput::Message(self.next.to_be_bytes().to_vec())];
             let deadline = self.now + patience;
             let (key, pushed, given_away) = (Arc::clone(&key), self.now, false);
-            jobs.push(SignJob { key, inputs, deadline, cost: *cost, pushed, given_away, answer });
+            jobs.push(SignJob {
+                key,
+                inputs,
+                deadline,
+                cost: *cost,
+                pushed,
+                behind: Duration::ZERO,
+                given_away,
+                answer,
+            });
             callers.push((self.next, caller));
             self.next += 1;
         }
