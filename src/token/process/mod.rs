@@ -5,13 +5,14 @@
 //! find the token. Each has a latch of its own over the same file, which keeps their logins apart (R14).
 //!
 //! To read: `wire`, `names` and `progress` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
-//! service's end of a worker's life).
+//! service's end of a worker's life), `turns` (how many sign at the same time).
 
 mod child;
 mod errands;
 mod names;
 mod progress;
 mod signer;
+mod turns;
 mod wire;
 mod worker;
 
@@ -30,6 +31,7 @@ use super::repeats::{Repeats, warn_seldom};
 use super::task::Task;
 use super::{TokenConfig, TokenError, TokenIdentity, gone, tell_away};
 use child::Worker;
+use turns::Turns;
 use wire::Role;
 pub use worker::work_as_process;
 
@@ -67,6 +69,7 @@ struct Office {
     /// Whose turn it is to start a process.
     starting: Mutex<Starting>,
     seats: Vec<Mutex<Option<Seat>>>,
+    turns: Turns,
     /// Locked while the queue is told of it, so that what it is told last is true.
     signers: Mutex<Signers>,
     closing: CancellationToken,
@@ -115,6 +118,7 @@ impl Processes {
             starting: Mutex::default(),
             // The last one is the administration's.
             seats: (0..=signers).map(|_| Mutex::default()).collect(),
+            turns: Turns::new(signers),
             signers: Mutex::default(),
             closing: CancellationToken::new(),
             repeats: Repeats::default(),

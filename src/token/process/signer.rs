@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::child::Worker;
 use super::names::Teller;
 use super::progress::Progress;
-use super::wire::{Order, Outcome, Receipt, Role, put, take};
+use super::wire::{Order, Outcome, Receipt, Role, micros, put, take};
 use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
 use crate::token::{KeyRef, TokenError};
@@ -80,6 +81,8 @@ pub(super) async fn keep(office: Arc<Office>, seat: usize, mut first: Option<Wor
 struct Line<'a> {
     office: &'a Arc<Office>,
     seat: usize,
+    /// Its leave to sign beside the others; given back when it cannot.
+    turn: Option<OwnedSemaphorePermit>,
     /// Orders without a receipt, oldest first. The process says which it has begun.
     under_way: VecDeque<UnderWay>,
     progress: Progress,
@@ -114,6 +117,7 @@ impl<'a> Line<'a> {
         Self {
             office,
             seat,
+            turn: None,
             under_way: VecDeque::new(),
             progress,
             settled: 0,
@@ -166,6 +170,7 @@ impl<'a> Line<'a> {
                     Ok(written) => drop(self.outgoing.drain(..written)),
                     Err(_) => return Ok(End::Crashed),
                 },
+                turn = office.turns.take(), if self.turn.is_none() && self.is_fit() => self.turn = Some(turn),
                 job = office.queue.next(), if has_room => match job {
                     Some(job) => self.order(job)?,
                     None => return Ok(End::Closed),
@@ -195,16 +200,21 @@ impl<'a> Line<'a> {
 
     fn has_room(&mut self) -> bool {
         let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
-        // What was given to others cannot be called back: it is worked off before anything new, which would wait behind it and be
-        // given away as well.
-        let given_away = || self.under_way.iter().any(|order| order.job.is_none());
         let room = match self.under_way.len() {
             0 => true,
             1 => time() < SOON,
             ahead => ahead < AHEAD_MAX && time() < if self.filling { self.ahead } else { self.ahead / 2 },
         };
         self.filling = room;
-        room && !self.stalled && !self.rests() && !given_away()
+        room && self.turn.is_some() && self.is_fit()
+    }
+
+    /// Whether it can be given anything.
+    fn is_fit(&self) -> bool {
+        // What was given to others cannot be called back: it is worked off before anything new, which would wait behind it and be
+        // given away as well.
+        let given_away = || self.under_way.iter().any(|order| order.job.is_none());
+        !self.stalled && !self.rests() && !given_away()
     }
 
     /// Whether it leaves the jobs to others: not where there are none.
@@ -253,13 +263,14 @@ impl<'a> Line<'a> {
     }
 
     /// Hands out one receipt; the end, if it is the last.
-    fn settle(&mut self, Receipt { took_us, outcome }: Receipt) -> Option<End> {
+    fn settle(&mut self, Receipt { took_us, cpu_us, outcome }: Receipt) -> Option<End> {
         self.since = Instant::now();
         self.stalled = false;
         self.settled += 1;
         let UnderWay { job, key, inputs, .. } = self.under_way.pop_front()?;
         if let Outcome::Done(_) = outcome {
             self.is_well();
+            self.office.turns.learn(took_us, cpu_us);
             self.office.queue.worked(&key, inputs, Duration::from_micros(took_us));
         }
         match (outcome, job) {
@@ -297,6 +308,7 @@ impl<'a> Line<'a> {
     }
 
     fn is_unwell(&mut self) {
+        self.turn = None;
         if self.unwell.replace(Instant::now() + REST).is_none() {
             self.office.signer_is_unwell();
         }
@@ -351,6 +363,7 @@ impl<'a> Line<'a> {
     /// process says of that in the end is not heard any more.
     fn relieve(&mut self) {
         self.stalled = true;
+        self.turn = None;
         let in_module = self.in_module();
         let waiting = self.under_way.iter_mut().enumerate().rev().filter(|(index, _)| Some(*index) != in_module);
         waiting.filter_map(|(_, order)| order.job.take()).for_each(|job| self.office.queue.put_back(job));
@@ -381,8 +394,4 @@ impl<'a> Line<'a> {
             queue::answer(job, Err(TokenError::Unavailable(reason)));
         }
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

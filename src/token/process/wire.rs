@@ -96,6 +96,8 @@ pub(super) struct Order {
 pub(super) struct Receipt {
     /// How long the module and the ladder of recovery took.
     pub(super) took_us: u64,
+    /// How long the processor was busy with it.
+    pub(super) cpu_us: u64,
     pub(super) outcome: Outcome<Vec<ByteBuf>>,
 }
 
@@ -112,6 +114,11 @@ pub(super) enum Outcome<T> {
     Away(String),
     /// It was not done, and this process is of no more use: one that starts anew may do it.
     Spent(String),
+}
+
+/// A time as it travels.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Puts a message as one frame behind what is in `out`.

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
 use rustix::stdio::{dup2_stdin, dup2_stdout};
+use rustix::time::{ClockId, clock_gettime};
 use serde_bytes::ByteBuf;
 
 use super::names::Listener;
 use super::progress::Progress;
-use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, put, receive, send};
+use super::wire::{Hello, Order, Outcome, Receipt, Report, Role, micros, put, receive, send};
 use crate::token::alone::Administration;
 use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
@@ -102,21 +103,26 @@ fn make_signatures(stream: &mut UnixStream, mut progress: Progress, module: &Arc
             hand_over(stream, &mut kept)?;
         }
         progress.begin()?;
-        let begun = Instant::now();
+        let (begun, cpu) = (Instant::now(), cpu_time());
         let deadline = begun + Duration::from_micros(order.patience_us);
         let signatures = sign(&mut session, &key, &order.inputs, deadline);
         let signatures = signatures.map(|made| made.into_iter().map(ByteBuf::from).collect());
         let ended = Instant::now();
-        let took_us = u64::try_from((ended - begun).as_micros()).unwrap_or(u64::MAX);
+        let [took_us, cpu_us] = [ended - begun, cpu_time().saturating_sub(cpu)].map(micros);
         let outcome = outcome(module, signatures);
         let is_last = matches!(outcome, Outcome::Spent(_));
         let keep = (ended + Duration::from_micros(order.keep_us)).min(deadline);
         until = if kept.is_empty() { keep } else { until.min(keep) };
-        put(&mut kept, &Receipt { took_us, outcome })?;
+        put(&mut kept, &Receipt { took_us, cpu_us, outcome })?;
         if is_last {
             return hand_over(stream, &mut kept);
         }
     }
+}
+
+/// What this thread has had of a processor.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 fn hand_over(stream: &mut UnixStream, kept: &mut Vec<u8>) -> io::Result<()> {
