@@ -20,6 +20,37 @@ pub(super) struct Addressed {
 }
 
 impl Addressed {
+    /// The tenant of this id, or without one that of the domain that the request was made to.
+    ///
+    /// # Errors
+    /// There is none, or it is out of service.
+    pub(super) fn find(
+        keyrings: &Keyrings,
+        in_path: Option<&str>,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Self, Response> {
+        let snapshot = keyrings.snapshot();
+        let (view, by_domain) = match in_path {
+            Some(tenant) => {
+                let id = tenant.parse::<TenantId>().ok();
+                if id.as_ref().is_some_and(|id| snapshot.is_quarantined(id)) {
+                    return Err(out_of_service());
+                }
+                (id.and_then(|id| snapshot.tenant(&id).cloned()), false)
+            }
+            None => {
+                let domain = domain_of(uri, headers);
+                let view = domain.as_ref().and_then(|domain| snapshot.tenant_of_domain(domain).cloned());
+                if view.is_none() && domain.is_some_and(|domain| snapshot.is_quarantined_domain(&domain)) {
+                    return Err(out_of_service());
+                }
+                (view, true)
+            }
+        };
+        view.map(|view| Self { view, by_domain }).ok_or_else(no_tenant)
+    }
+
     /// The keys of the tenant's own that this address publishes.
     pub(super) fn custom_keys(&self) -> &[CustomKey] {
         if self.by_domain { &self.view.record.tenant.custom_keys } else { &[] }
@@ -37,25 +68,7 @@ impl FromRequestParts<Arc<Keyrings>> for Addressed {
     async fn from_request_parts(parts: &mut Parts, keyrings: &Arc<Keyrings>) -> Result<Self, Response> {
         let params = RawPathParams::from_request_parts(parts, keyrings).await.map_err(|_| no_tenant())?;
         let in_path = params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant);
-        let snapshot = keyrings.snapshot();
-        let (view, by_domain) = match in_path {
-            Some(tenant) => {
-                let id = tenant.parse::<TenantId>().ok();
-                if id.as_ref().is_some_and(|id| snapshot.is_quarantined(id)) {
-                    return Err(out_of_service());
-                }
-                (id.and_then(|id| snapshot.tenant(&id).cloned()), false)
-            }
-            None => {
-                let domain = domain_of(&parts.uri, &parts.headers);
-                let view = domain.as_ref().and_then(|domain| snapshot.tenant_of_domain(domain).cloned());
-                if view.is_none() && domain.is_some_and(|domain| snapshot.is_quarantined_domain(&domain)) {
-                    return Err(out_of_service());
-                }
-                (view, true)
-            }
-        };
-        view.map(|view| Self { view, by_domain }).ok_or_else(no_tenant)
+        Self::find(keyrings, in_path, &parts.uri, &parts.headers)
     }
 }
 
