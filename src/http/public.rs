@@ -50,7 +50,7 @@ fn fetched(keyrings: &Keyrings, request: &Request) -> Option<Response> {
         before => Some(before.strip_prefix('/').filter(|tenant| !tenant.is_empty() && !tenant.contains(['/', '%']))?),
     };
     let to = Addressed::find(keyrings, tenant, request.uri(), request.headers());
-    Some(to.map_or_else(|refused| refused, |to| answer(&to, request.headers())))
+    Some(to.map_or_else(IntoResponse::into_response, |to| answer(&to, request.headers())))
 }
 
 fn routes(keyrings: Arc<Keyrings>) -> Router {
