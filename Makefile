@@ -28,6 +28,6 @@ fuzz: ## each fuzz target for a minute; SECS=600 for longer, TARGETS="claims gra
 	@sh tests/setup fuzz
 	fuzz/run time $(or $(SECS),60) $(TARGETS)
 
-bench: ## measure signing beside the token's own speed, what TLS, authorisation and audit cost, and overload, in 8 minutes; FLAGS="--json FILE" keeps the figures
-	@sh tests/setup build
+bench: ## measure signing beside the token's own speed, the JWKS beside nginx, and overload, in 15 minutes; FLAGS="--json FILE" keeps the figures
+	@sh tests/setup bench
 	cargo bench --locked --bench signing -- $(FLAGS)

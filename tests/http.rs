@@ -149,6 +149,26 @@ async fn a_custom_domain_is_known_however_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_path_is_known_however_it_is_written() {
+    let (server, _clients) = tenants().await;
+    for document in [JWKS, DISCOVERY] {
+        let plain = get(&format!("{}/acme{document}", server.public()));
+        assert_eq!(plain.status, 200, "{document}");
+        // RFC 3986 section 2.3: the same address.
+        for written in ["/%61cme", "/ac%6De", "/acme"] {
+            let answer = get(&format!("{}{written}{document}?fresh=1", server.public()));
+            assert_eq!((answer.status.as_u16(), &answer.body), (200, &plain.body), "{written}{document}");
+            for name in ["content-type", "content-length", "cache-control", "etag", "access-control-allow-origin"] {
+                assert_eq!(answer.header(name), plain.header(name), "{written}{document}: {name}");
+            }
+        }
+        let refused = send("POST", &format!("{}/acme{document}", server.public()), &[]);
+        assert_eq!((refused.status.as_u16(), refused.header("allow")), (405, "GET,HEAD"), "{document}");
+        assert_eq!(get(&format!("{}/acme/acme{document}", server.public())).status, 404, "{document}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_but_tenants_is_found_and_nobody_sees_anothers_keys() {
     let (server, mut clients) = tenants().await;
     clients.force_rotation("acme", "EdDSA").await;

@@ -37,7 +37,8 @@ impl Call {
     /// The lines of the table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let unary = |method| ["RS256", "ES256", "EdDSA"].map(|algorithm| Self { method, algorithm, batch: None });
-        let batch = ["RS256", "ES256"].map(|algorithm| Self { method: "BatchSign", algorithm, batch: Some(64) });
+        let batch =
+            ["RS256", "ES256", "EdDSA"].map(|algorithm| Self { method: "BatchSign", algorithm, batch: Some(64) });
         unary("Sign").into_iter().chain(unary("SignJwt")).chain(batch)
     }
 

@@ -1,53 +1,51 @@
-//! `make bench`: signing through the service beside the token's own speed; docs/benchmarks.md tells what each column means.
+//! `make bench`: what Keyward costs beside the token's own speed, and beside nginx; docs/benchmarks.md tells what each
+//! column means.
 //!
-//! The released binary runs on one core and the load on another. "Raw" is a loop of C_Sign over the same token on the
-//! server's core. Raw and served take turns, so that what else the machine does meets both; so do the servers that have TLS, the
-//! proof of who calls and the record of it, and the one that has none of them. The third table is of servers that are asked for far
-//! more than they can do.
+//! The released binary runs on one core and the load on another. Those that are held against each other take turns, so
+//! that what else the machine does meets them alike: the service and a loop of C_Sign over the same token on the server's
+//! core, services that differ in one thing, Keyward and nginx.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod cores;
 mod costs;
+mod jwks;
 mod load;
+mod nginx;
 mod overload;
 mod pace;
+mod processes;
 mod raw;
+mod scaling;
+mod signing;
 mod table;
 mod variants;
 mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::Parser;
-use common::{Dial, Server};
+use clap::{Parser, ValueEnum};
 use cores::Cores;
 use costs::Costs;
-use load::{Call, Load};
+use jwks::Jwks;
 use overload::Overload;
-use pace::{Intervals, Pace};
-use serde_json::Value;
-use table::{Row, Table};
-use tokio::task::LocalSet;
+use scaling::Scaling;
+use serde_json::json;
+use signing::Signing;
+use table::{Bench, Table, processor};
 
-/// How long each figure is measured for: 900 RSA signatures or more, so that the slowest hundredth is nine of them.
-const RAW_DURATION: Duration = Duration::from_millis(1000);
-const SERVED_DURATION: Duration = Duration::from_millis(1200);
-/// Part of the measured throughput at which latency is looked at: busy, but not so busy that the queue alone is seen.
-const PACED_LOAD: f64 = 0.7;
-/// How long each load of the third table lasts, where it is measured alone and where it comes with the others.
+/// How long each load of the table "overload" lasts, where it is measured alone and where it comes with the others.
 const OVERLOAD_SECS: u32 = 60;
 const OVERLOAD_SECS_SHORT: u32 = 5;
 
-/// Signatures per second and latency, served and raw.
+/// What Keyward costs.
 #[derive(Parser)]
 struct Arguments {
     /// Writes the figures as JSON, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How often raw and served take turns; the medians are told.
+    /// How often those take turns who are held against each other; the medians are told.
     #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     repetitions: u32,
     /// Measures only the lines whose name begins with this, for example "Sign ES256".
@@ -63,17 +61,21 @@ struct Arguments {
     /// What cargo tells every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
-    /// The benchmark's own second process: the raw loop for this algorithm over the token of this state directory.
-    #[arg(long, hide = true, num_args = 2, value_names = ["ALGORITHM", "STATE_DIR"])]
+    /// The benchmark's own second process: the raw loop for this algorithm over the token of this directory, for so long.
+    #[arg(long, hide = true, num_args = 3, value_names = ["ALGORITHM", "DIR", "MILLISECONDS"])]
     raw: Option<Vec<String>>,
 }
 
 /// The tables.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Served beside raw.
     Signing,
-    /// TLS, authorisation and audit beside a service without them.
+    /// Two cores beside one.
+    Cores,
+    /// The JWKS beside nginx.
+    Jwks,
+    /// TLS, authorisation, audit and process isolation beside a service without them.
     Costs,
     /// Ten times the load that the token carries, and one tenant at ten times its share.
     Overload,
@@ -82,7 +84,7 @@ enum Part {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.raw {
-        Some(raw) => raw::run(&raw[0], raw[1].as_ref(), RAW_DURATION),
+        Some(raw) => raw::run(&raw[0], raw[1].as_ref(), &raw[2]),
         None if cfg!(debug_assertions) => Err("a debug build says nothing about speed: use `make bench`".into()),
         None => measure(&arguments),
     };
@@ -96,71 +98,50 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<(), String> {
-    let cores = Cores::choose()?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    let wants = |part| arguments.table.is_none_or(|wanted| wanted == part);
-    let calls = Call::all().filter(|call| wants(Part::Signing) && call.name().starts_with(&arguments.only));
-    let mut table = Table::new(cores.describe(), arguments.repetitions);
-    table.rows = calls.map(Row::new).collect();
-    let costs = wants(Part::Costs).then(|| Costs::new(&cores, &runtime, &arguments.only)).transpose()?;
-    let mut costs = costs.filter(|costs| !costs.is_empty());
-    let secs = if arguments.table.is_some() { OVERLOAD_SECS } else { OVERLOAD_SECS_SHORT };
-    let overload = wants(Part::Overload).then(|| Overload::new(&arguments.only, arguments.secs.unwrap_or(secs)));
-    let mut overload = overload.filter(|overload| !overload.is_empty());
-    if table.rows.is_empty() && costs.is_none() && overload.is_none() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let overload_secs = if arguments.table.is_some() { OVERLOAD_SECS } else { OVERLOAD_SECS_SHORT };
+    let bench = Bench {
+        cores: Cores::choose()?,
+        runtime: runtime.map_err(|error| error.to_string())?,
+        repetitions: arguments.repetitions,
+        only: arguments.only.clone(),
+        overload_secs: arguments.secs.unwrap_or(overload_secs),
+    };
+    let (processor, cores) = (processor(), bench.cores.describe());
+    println!("{processor}; {cores}; medians of {} repetitions\n", bench.repetitions);
+    let mut json = json!({ "processor": processor, "cores": cores, "repetitions": bench.repetitions });
+    let mut measured = false;
+    for part in Part::value_variants().iter().filter(|part| arguments.table.is_none_or(|wanted| wanted == **part)) {
+        let Some(mut table) = part.start(&bench)? else { continue };
+        table.measure(&bench)?;
+        println!("{table}");
+        json[part.name()] = table.json();
+        measured = true;
+    }
+    if !measured {
         return Err(format!("no line begins with {:?}", arguments.only));
     }
-    if !table.rows.is_empty() {
-        serve_beside_raw(arguments, &cores, &runtime, &mut table)?;
-    }
-    println!("{table}");
-    if let Some(costs) = &mut costs {
-        for repetition in 1..=arguments.repetitions {
-            eprintln!("bench: {repetition} of {}: costs", arguments.repetitions);
-            costs.repeat(&cores, &runtime, repetition)?;
-        }
-        println!("{costs}");
-    }
-    // The servers of the table before have come to their end.
-    let costs = costs.map_or(Value::Null, |costs| costs.json());
-    if let Some(overload) = &mut overload {
-        overload.measure(&cores, &runtime)?;
-        println!("{overload}");
-    }
     let Some(path) = &arguments.json else { return Ok(()) };
-    let mut json = table.json();
-    json["costs"] = costs;
-    json["overload"] = overload.map_or(Value::Null, |overload| overload.json());
     let json = serde_json::to_vec_pretty(&json).map_err(|error| error.to_string())?;
     std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn serve_beside_raw(
-    arguments: &Arguments,
-    cores: &Cores,
-    runtime: &tokio::runtime::Runtime,
-    table: &mut Table,
-) -> Result<(), String> {
-    let server = cores.on_servers(Server::dev)?;
-    let (tenant, issuer, _) = server.demo();
-    let load = runtime.block_on(Load::connect(&Dial::tcp(server.grpc()), tenant, issuer, &[]));
-    for repetition in 1..=arguments.repetitions {
-        for row in &mut table.rows {
-            let call = row.call;
-            eprintln!("bench: {repetition} of {}: {}", arguments.repetitions, call.name());
-            let raw = cores.on_servers(|| raw::measure(call.algorithm, server.state_dir()))??;
-            let served = runtime.block_on(load.flat_out(call, call.flights(), SERVED_DURATION))?;
-            // A batch is not a call that somebody waits for one by one.
-            let paced = match call.batch {
-                None => {
-                    let pace = Pace { call, per_second: served.per_second * PACED_LOAD, intervals: Intervals::Even };
-                    Some(LocalSet::new().block_on(runtime, pace.keep(std::slice::from_ref(&load), SERVED_DURATION))?)
-                }
-                Some(_) => None,
-            };
-            row.add(raw, served, paced);
-        }
+impl Part {
+    fn name(self) -> String {
+        self.to_possible_value().expect("none is skipped").get_name().to_owned()
     }
-    Ok(())
+
+    /// The table with its servers, which go with it; `None` if no line of it is wanted.
+    fn start(self, bench: &Bench) -> Result<Option<Box<dyn Table>>, String> {
+        fn boxed<T: Table + 'static>(table: Option<T>) -> Option<Box<dyn Table>> {
+            table.map(|table| Box::new(table) as Box<dyn Table>)
+        }
+        Ok(match self {
+            Self::Signing => boxed(Signing::new(bench)?),
+            Self::Cores => boxed(Scaling::new(bench)?),
+            Self::Jwks => boxed(Jwks::new(bench)?),
+            Self::Costs => boxed(Costs::new(bench)?),
+            Self::Overload => boxed(Overload::new(bench)),
+        })
+    }
 }

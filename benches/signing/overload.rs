@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 use tokio::try_join;
 
 use crate::common::{Clients, Dial, Installation, Server, short_policy};
-use crate::cores::Cores;
 use crate::load::{CALLS_IN_FLIGHT, Call, Load};
 use crate::pace::{Intervals, Pace, Paced};
-use crate::watch::{Watch, memory_kib};
+use crate::processes::memory_kib;
+use crate::table::{Bench, Table};
+use crate::variants::Isolation;
+use crate::watch::Watch;
 
 /// How many times its peak a server is offered, and how many times its share of that a tenant asks for.
 const TIMES: f64 = 10.0;
@@ -38,7 +39,7 @@ struct Line {
     algorithm: &'static str,
     /// Of RSA keys.
     bits: u32,
-    isolation: &'static str,
+    isolation: Isolation,
     /// What the fault module does before it goes on.
     delay: Option<&'static str>,
 }
@@ -51,39 +52,33 @@ pub(crate) struct Overload {
 }
 
 impl Overload {
-    /// To measure the calls whose names begin with `only`, each load for so many seconds.
-    pub(crate) fn new(only: &str, secs: u32) -> Self {
+    /// `None` if no line is wanted.
+    pub(crate) fn new(bench: &Bench) -> Option<Self> {
         // A device; and on the server's core a token that is slower than refusing a call, one that is faster, and one that is
         // faster than the client.
         let keys = [("ES256", 2048, Some(DEVICE)), ("RS256", 4096, None), ("RS256", 2048, None), ("ES256", 2048, None)];
         let lines = keys.into_iter().flat_map(|(algorithm, bits, delay)| {
-            ["thread", "process"].map(|isolation| Line { algorithm, bits, isolation, delay })
+            [Isolation::Thread, Isolation::Process].map(|isolation| Line { algorithm, bits, isolation, delay })
         });
-        let lines = lines.filter(|line| line.name().starts_with(only)).collect();
-        Self { lines, secs, figures: Vec::new() }
+        let lines: Vec<Line> = lines.filter(|line| bench.wants(&line.name())).collect();
+        (!lines.is_empty()).then(|| Self { lines, secs: bench.overload_secs, figures: Vec::new() })
     }
+}
 
-    /// Whether no call was asked for.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
-
-    /// Measures all lines, each with a server of its own.
-    ///
-    /// # Errors
-    /// What a server answered, but for refusals.
-    pub(crate) fn measure(&mut self, cores: &Cores, runtime: &Runtime) -> Result<(), String> {
+impl Table for Overload {
+    /// Each line has a server of its own, and is measured once.
+    fn measure(&mut self, bench: &Bench) -> Result<(), String> {
         let duration = Duration::from_secs(self.secs.into());
         for line in &self.lines {
             let whose = format!("{}, {}", line.name(), line.isolation);
             eprintln!("bench: overload: {whose}, {} s each", self.secs);
-            let subject = Subject::start(*line, cores, runtime).map_err(|problem| format!("{whose}: {problem}"))?;
-            self.figures.push(subject.measure(runtime, duration).map_err(|problem| format!("{whose}: {problem}"))?);
+            let subject = Subject::start(*line, bench).map_err(|problem| format!("{whose}: {problem}"))?;
+            self.figures.push(subject.measure(bench, duration).map_err(|problem| format!("{whose}: {problem}"))?);
         }
         Ok(())
     }
 
-    pub(crate) fn json(&self) -> Value {
+    fn json(&self) -> Value {
         json!({ "secs": self.secs, "rows": self.figures })
     }
 }
@@ -113,9 +108,9 @@ struct Subject {
 }
 
 impl Subject {
-    fn start(line: Line, cores: &Cores, runtime: &Runtime) -> Result<Self, String> {
+    fn start(line: Line, bench: &Bench) -> Result<Self, String> {
         let installation = Installation::bare()
-            .set("token.isolation", &format!("{:?}", line.isolation))
+            .set("token.isolation", &format!("{:?}", line.isolation.to_string()))
             .set("signing.rsa_bits", &line.bits.to_string());
         let installation = match line.delay {
             Some(delay) => {
@@ -126,9 +121,9 @@ impl Subject {
             }
             None => installation.init(),
         };
-        let server = cores.on_servers(|| installation.serve())?;
+        let server = bench.cores.on_servers(|| installation.serve())?;
         let dial = Dial::tcp(server.grpc());
-        let mut flood = runtime.block_on(async {
+        let mut flood = bench.runtime.block_on(async {
             let mut clients = Clients::over(dial.connect().await.expect("a connection"));
             let mut tenants = Vec::new();
             for tenant in (0..TENANTS).map(|number| format!("bench-{number}")) {
@@ -141,8 +136,8 @@ impl Subject {
         Ok(Self { line, server, flood, others, _installation: installation })
     }
 
-    fn measure(&self, runtime: &Runtime, duration: Duration) -> Result<Figures, String> {
-        let call = self.line.call();
+    fn measure(&self, bench: &Bench, duration: Duration) -> Result<Figures, String> {
+        let (call, runtime) = (self.line.call(), &bench.runtime);
         let peak = self.flood[0].flat_out(call, CALLS_IN_FLIGHT, duration / PEAK_PART);
         let peak = runtime.block_on(peak)?.per_second;
         let alone = |times: f64, duration| {
@@ -209,7 +204,7 @@ fn percent(paced: &Paced) -> f64 {
 #[derive(Serialize)]
 struct Figures {
     call: String,
-    isolation: &'static str,
+    isolation: Isolation,
     /// In a second.
     peak: f64,
     /// Of the peak.

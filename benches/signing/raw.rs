@@ -11,6 +11,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use cryptoki::session::UserType;
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::common::tools::SOFTHSM_MODULE;
@@ -22,17 +23,20 @@ const WARM_UP: Duration = Duration::from_millis(100);
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Raw {
     pub(crate) per_second: f64,
+    /// What the process had of its core for a signature.
+    pub(crate) cpu_us: f64,
     pub(crate) latency: Latency,
 }
 
-/// Runs the loop in a new process.
+/// Runs the loop in a new process, over the token of the installation in `dir`.
 ///
 /// # Errors
 /// The process failed; it said why on standard error.
-pub(crate) fn measure(algorithm: &str, state_dir: &str) -> Result<Raw, String> {
+pub(crate) fn measure(algorithm: &str, dir: &Path, duration: Duration) -> Result<Raw, String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut child = Command::new(this);
-    child.args(["--raw", algorithm, state_dir]).env("SOFTHSM2_CONF", Path::new(state_dir).join("softhsm2.conf"));
+    child.args(["--raw", algorithm]).arg(dir).arg(duration.as_millis().to_string());
+    child.env("SOFTHSM2_CONF", dir.join("module.conf"));
     let output = child.output().map_err(|error| format!("{child:?}: {error}"))?;
     serde_json::from_slice(&output.stdout)
         .map_err(|_| format!("the raw loop for {algorithm} failed: {}", String::from_utf8_lossy(&output.stderr)))
@@ -42,8 +46,9 @@ pub(crate) fn measure(algorithm: &str, state_dir: &str) -> Result<Raw, String> {
 ///
 /// # Errors
 /// Of the module, or there is no key.
-pub(crate) fn run(algorithm: &str, state_dir: &Path, duration: Duration) -> Result<(), String> {
-    let pin = std::fs::read_to_string(state_dir.join("pin")).map_err(|error| format!("the PIN: {error}"))?;
+pub(crate) fn run(algorithm: &str, dir: &Path, millis: &str) -> Result<(), String> {
+    let duration = Duration::from_millis(millis.parse().map_err(|error| format!("{millis}: {error}"))?);
+    let pin = std::fs::read_to_string(dir.join("pin")).map_err(|error| format!("the PIN: {error}"))?;
     let raw = sign(algorithm, pin.trim(), duration).map_err(|error| error.to_string())?;
     println!("{}", serde_json::to_string(&raw).map_err(|error| error.to_string())?);
     Ok(())
@@ -74,6 +79,7 @@ fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn s
         }
     }
     let mut calls = Vec::new();
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let start = Instant::now();
     let mut last = start;
     while last < start + duration {
@@ -82,7 +88,8 @@ fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn s
         calls.push(now - last);
         last = now;
     }
-    #[expect(clippy::cast_precision_loss, reason = "far fewer calls than 2^52")]
-    let per_second = calls.len() as f64 / (last - start).as_secs_f64();
-    Ok(Raw { per_second, latency: Latency::of(calls) })
+    let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime) - cpu)?;
+    let count = calls.len() as f64;
+    let (per_second, cpu_us) = (count / (last - start).as_secs_f64(), cpu.as_secs_f64() * 1e6 / count);
+    Ok(Raw { per_second, cpu_us, latency: Latency::of(calls) })
 }

@@ -1,19 +1,24 @@
-//! The same service with one thing more in each: what safety costs.
+//! The same service with one thing more in each, up to the complete one.
 
+use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use serde_json::json;
 
 use crate::common::{Authority, Clients, Dial, Identity, Installation, Issuer, Server, short_policy};
-use crate::cores::Cores;
-use crate::load::Load;
+use crate::cores::Place;
+use crate::load::{Call, Load, Served};
+use crate::processes;
+use crate::table::Bench;
 
 const TENANT: &str = "bench";
 const ISSUER: &str = "https://issuer.example/";
 const AUDIENCE: &str = "keyward";
+const ALGORITHMS: [&str; 3] = ["RS256", "ES256", "EdDSA"];
 
 /// Longer than any run.
 const JWT_LIFE_SECS: u64 = 24 * 60 * 60;
@@ -23,9 +28,26 @@ const JWTS_NEW: usize = 2048;
 /// A server of its own, on a token and a store of its own, and clients that it lets in.
 pub(crate) struct Variant {
     pub(crate) with: &'static str,
+    pub(crate) isolation: Isolation,
     pub(crate) load: Rc<Load>,
     server: Server,
     installation: Installation,
+}
+
+/// Where the token's module runs (`token.isolation`).
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Isolation {
+    /// The default.
+    Process,
+    Thread,
+}
+
+/// What a server did at full speed.
+pub(crate) struct Turn {
+    pub(crate) served: Served,
+    /// What it had of its core for a signature, in all its processes.
+    pub(crate) cpu_us: f64,
 }
 
 /// What callers show.
@@ -43,26 +65,45 @@ struct Plan {
     grants: bool,
     jwts: Jwts,
     audit: &'static str,
+    isolation: Isolation,
 }
 
-/// Without TLS, for everybody, and no signature is recorded.
-const BASE: Plan =
-    Plan { with: "base: TCP, auth none, audit off", tls: false, grants: false, jwts: Jwts::None, audit: "off" };
+/// Without TLS, for everybody, no signature is recorded, and the module is in the process that serves.
+const BASE: Plan = Plan {
+    with: "base: TCP, auth none, audit off, token in a thread",
+    tls: false,
+    grants: false,
+    jwts: Jwts::None,
+    audit: "off",
+    isolation: Isolation::Thread,
+};
+
+/// What a service for other machines runs with: all else is as it is where nothing is set.
+const COMPLETE: Plan = Plan {
+    with: "all: TLS, grants, audit async, token in a process",
+    tls: true,
+    grants: true,
+    jwts: Jwts::None,
+    audit: "async",
+    isolation: Isolation::Process,
+};
 
 /// The base, what changes one thing of it, and what people run. Grants need client certificates, and so come with TLS.
-const PLANS: [Plan; 8] = [
+const PLANS: [Plan; 10] = [
     BASE,
+    Plan { with: "token in a process", isolation: Isolation::Process, ..BASE },
     Plan { with: "TLS, client certificates", tls: true, ..BASE },
     Plan { with: "TLS, client certificates, grants", tls: true, grants: true, ..BASE },
     Plan { with: "a JWT on each call, the same", jwts: Jwts::Same, ..BASE },
     Plan { with: "a JWT on each call, a new one", jwts: Jwts::New, ..BASE },
     Plan { with: "audit async", audit: "async", ..BASE },
     Plan { with: "audit durable", audit: "durable", ..BASE },
-    Plan { with: "all: TLS, grants, audit async", tls: true, grants: true, jwts: Jwts::None, audit: "async" },
+    Plan { with: "all, but the token in a thread", isolation: Isolation::Thread, ..COMPLETE },
+    COMPLETE,
 ];
 
 /// Which of them the grants alone can be told from: the second has nothing else that the first has not.
-pub(crate) const GRANTS_ALONE: [usize; 2] = [1, 2];
+pub(crate) const GRANTS_ALONE: [usize; 2] = [2, 3];
 
 /// Who is who in every variant.
 struct People {
@@ -73,25 +114,35 @@ struct People {
     jwts: Issuer,
 }
 
+impl Isolation {
+    pub(crate) const BOTH: [Self; 2] = [Self::Process, Self::Thread];
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Process => "process",
+            Self::Thread => "thread",
+        })
+    }
+}
+
 impl Variant {
     /// Starts all of them. Those that are not called do next to nothing.
     ///
     /// # Errors
     /// The system does not let the process choose its core.
-    pub(crate) async fn start_all(cores: &Cores) -> Result<Vec<Self>, String> {
-        let authority = Authority::new();
-        let people = People {
-            server: authority.issue("server"),
-            admin: authority.client("admin", "URI:spiffe://example.com/admin"),
-            issuer: authority.client("issuer", "URI:spiffe://example.com/issuer"),
-            jwts: Issuer::new(),
-            authority,
-        };
-        let mut variants = Vec::new();
-        for plan in &PLANS {
-            variants.push(plan.start(&people, cores).await?);
-        }
-        Ok(variants)
+    pub(crate) fn start_all(bench: &Bench) -> Result<Vec<Self>, String> {
+        let people = People::new();
+        PLANS.iter().map(|plan| plan.start(&people, bench, Place::Server)).collect()
+    }
+
+    /// Starts the complete service, on the core or cores of this place.
+    ///
+    /// # Errors
+    /// The system does not let the process choose its core.
+    pub(crate) fn start_complete(bench: &Bench, place: Place, isolation: Isolation) -> Result<Self, String> {
+        Plan { isolation, ..COMPLETE }.start(&People::new(), bench, place)
     }
 
     /// Where its token is.
@@ -99,30 +150,39 @@ impl Variant {
         self.installation.dir()
     }
 
-    /// What the threads of the server have had of their core so far (proc_pid_schedstat: nanoseconds come first).
+    /// What all its processes hold now.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        processes::memory_kib(self.server.pid())
+    }
+
+    /// As many calls as it answers, with so many under way.
     ///
     /// # Errors
-    /// The system does not tell.
-    pub(crate) fn cpu_time(&self) -> Result<Duration, String> {
-        let tasks = PathBuf::from(format!("/proc/{}/task", self.server.pid()));
-        let tasks = fs::read_dir(&tasks).map_err(|error| format!("{}: {error}", tasks.display()))?;
-        // A thread may end between the two looks.
-        let texts = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
-        let nanos: u64 = texts.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum();
-        if nanos == 0 {
-            Err("the system does not tell what threads have had of their cores".into())
-        } else {
-            Ok(Duration::from_nanos(nanos))
-        }
+    /// What the server answered.
+    pub(crate) fn flat_out(
+        &self,
+        bench: &Bench,
+        call: Call,
+        flights: usize,
+        duration: Duration,
+    ) -> Result<Turn, String> {
+        let before = processes::cpu_time(self.server.pid())?;
+        let served = bench.runtime.block_on(self.load.flat_out(call, flights, duration));
+        let served = served.map_err(|problem| format!("{}: {problem}", self.with))?;
+        let cpu = processes::cpu_time(self.server.pid())?.saturating_sub(before);
+        let cpu_us = cpu.as_secs_f64() * 1e6 / (served.calls as f64 * call.signatures());
+        Ok(Turn { served, cpu_us })
     }
 }
 
 impl Plan {
-    async fn start(&self, people: &People, cores: &Cores) -> Result<Variant, String> {
+    fn start(&self, people: &People, bench: &Bench, place: Place) -> Result<Variant, String> {
         let required = self.grants || self.jwts != Jwts::None;
         let auth = if required { r#""required""# } else { r#""none""# };
-        let mut installation =
-            Installation::bare().set("grpc.auth", auth).set("audit.signing", &format!("{:?}", self.audit));
+        let mut installation = Installation::bare()
+            .set("grpc.auth", auth)
+            .set("audit.signing", &format!("{:?}", self.audit))
+            .set("token.isolation", &format!("{:?}", self.isolation.to_string()));
         if self.tls {
             installation = installation.with_grpc_tls(&people.server, Some(&people.authority));
         }
@@ -140,34 +200,34 @@ impl Plan {
                 .set("grpc.jwt.jwks_file", r#""issuer.json""#);
         }
         let installation = installation.init();
-        let server = cores.on_servers(|| installation.serve())?;
+        let server = bench.cores.within(place, || installation.serve())?;
         let dial = |client| match self.tls {
             true => Dial::tls(server.grpc(), &people.authority, Some(client)),
             false => Dial::tcp(server.grpc()),
         };
-        let issuer = self.tenant(&dial(&people.admin), people).await;
+        let issuer = bench.runtime.block_on(self.tenant(&dial(&people.admin), people));
         let count = match self.jwts {
             Jwts::None => 0,
             Jwts::Same => 1,
             Jwts::New => JWTS_NEW,
         };
         let jwts: Vec<String> = (0..count).map(|number| people.jwt(&format!("issuer:{TENANT}"), number)).collect();
-        let load = Load::connect(&dial(&people.issuer), TENANT, &issuer, &jwts).await;
-        Ok(Variant { with: self.with, load, server, installation })
+        let load = bench.runtime.block_on(Load::connect(&dial(&people.issuer), TENANT, &issuer, &jwts));
+        Ok(Variant { with: self.with, isolation: self.isolation, load, server, installation })
     }
 
     /// Makes the tenant, and tells its issuer.
     async fn tenant(&self, dial: &Dial, people: &People) -> String {
         let channel = dial.connect().await.expect("a connection");
         if self.jwts == Jwts::None {
-            return Clients::over(channel).create_tenant(TENANT, &["RS256", "ES256"], short_policy()).await.issuer;
+            return Clients::over(channel).create_tenant(TENANT, &ALGORITHMS, short_policy()).await.issuer;
         }
         // The harness's own call brings no JWT.
         let bearer = format!("Bearer {}", people.jwt("admin", 0)).parse::<tonic::metadata::MetadataValue<_>>();
         let bearer = bearer.expect("ASCII");
         let tenant = keyward::grpc::proto::Tenant {
             id: TENANT.into(),
-            algorithms: vec!["RS256".into(), "ES256".into()],
+            algorithms: ALGORITHMS.map(str::to_owned).into(),
             rotation_policy: Some(short_policy()),
             ..keyward::grpc::proto::Tenant::default()
         };
@@ -179,6 +239,17 @@ impl Plan {
 }
 
 impl People {
+    fn new() -> Self {
+        let authority = Authority::new();
+        Self {
+            server: authority.issue("server"),
+            admin: authority.client("admin", "URI:spiffe://example.com/admin"),
+            issuer: authority.client("issuer", "URI:spiffe://example.com/issuer"),
+            jwts: Issuer::new(),
+            authority,
+        }
+    }
+
     fn jwt(&self, scope: &str, number: usize) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let exp = now + JWT_LIFE_SECS;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::Server;
 use crate::common::http::get;
+use crate::processes::memory_kib;
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -59,11 +60,4 @@ impl Watched {
         self.slowest = self.slowest.max(begun.elapsed());
         self.memory_peak_kib = self.memory_peak_kib.max(memory_kib(pid));
     }
-}
-
-/// What the process holds now (VmRSS in proc_pid_status(5)); 0 if the system does not tell.
-pub(crate) fn memory_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    held.and_then(|held| held.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
 
 use crate::domain::{CustomKey, Domain, TenantId};
 use crate::keyring::Keyrings;
@@ -19,7 +19,61 @@ pub(super) struct Addressed {
     pub(super) by_domain: bool,
 }
 
+/// Why there is no tenant.
+pub(super) enum Missing {
+    /// Nobody has this path or domain.
+    NoTenant,
+    /// Its record is not to be believed.
+    OutOfService,
+}
+
+impl IntoResponse for Missing {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NoTenant => not_found("no tenant has this path or domain"),
+            // 503 and not 404: caches may go on serving what they have (RFC 5861 section 4).
+            Self::OutOfService => {
+                let problem = "this tenant's keys are out of service for now";
+                let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, problem);
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+                response
+            }
+        }
+    }
+}
+
 impl Addressed {
+    /// The tenant of this id, or without one that of the domain that the request was made to.
+    ///
+    /// # Errors
+    /// There is none, or it is out of service.
+    pub(super) fn find(
+        keyrings: &Keyrings,
+        in_path: Option<&str>,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Self, Missing> {
+        let snapshot = keyrings.snapshot();
+        let (view, by_domain) = match in_path {
+            Some(tenant) => {
+                let id = tenant.parse::<TenantId>().ok();
+                if id.as_ref().is_some_and(|id| snapshot.is_quarantined(id)) {
+                    return Err(Missing::OutOfService);
+                }
+                (id.and_then(|id| snapshot.tenant(&id).cloned()), false)
+            }
+            None => {
+                let domain = domain_of(uri, headers);
+                let view = domain.as_ref().and_then(|domain| snapshot.tenant_of_domain(domain).cloned());
+                if view.is_none() && domain.is_some_and(|domain| snapshot.is_quarantined_domain(&domain)) {
+                    return Err(Missing::OutOfService);
+                }
+                (view, true)
+            }
+        };
+        view.map(|view| Self { view, by_domain }).ok_or(Missing::NoTenant)
+    }
+
     /// The keys of the tenant's own that this address publishes.
     pub(super) fn custom_keys(&self) -> &[CustomKey] {
         if self.by_domain { &self.view.record.tenant.custom_keys } else { &[] }
@@ -35,27 +89,10 @@ impl FromRequestParts<Arc<Keyrings>> for Addressed {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, keyrings: &Arc<Keyrings>) -> Result<Self, Response> {
-        let params = RawPathParams::from_request_parts(parts, keyrings).await.map_err(|_| no_tenant())?;
+        let params =
+            RawPathParams::from_request_parts(parts, keyrings).await.map_err(|_| Missing::NoTenant.into_response())?;
         let in_path = params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant);
-        let snapshot = keyrings.snapshot();
-        let (view, by_domain) = match in_path {
-            Some(tenant) => {
-                let id = tenant.parse::<TenantId>().ok();
-                if id.as_ref().is_some_and(|id| snapshot.is_quarantined(id)) {
-                    return Err(out_of_service());
-                }
-                (id.and_then(|id| snapshot.tenant(&id).cloned()), false)
-            }
-            None => {
-                let domain = domain_of(&parts.uri, &parts.headers);
-                let view = domain.as_ref().and_then(|domain| snapshot.tenant_of_domain(domain).cloned());
-                if view.is_none() && domain.is_some_and(|domain| snapshot.is_quarantined_domain(&domain)) {
-                    return Err(out_of_service());
-                }
-                (view, true)
-            }
-        };
-        view.map(|view| Self { view, by_domain }).ok_or_else(no_tenant)
+        Self::find(keyrings, in_path, &parts.uri, &parts.headers).map_err(Missing::into_response)
     }
 }
 
@@ -68,20 +105,9 @@ pub(super) fn domain_of(uri: &Uri, headers: &HeaderMap) -> Option<Domain> {
     Domain::try_from(name).ok()
 }
 
-fn no_tenant() -> Response {
-    not_found("no tenant has this path or domain")
-}
-
 /// 404, with a word on what would be found.
 pub(super) fn not_found(problem: &str) -> Response {
     refusal(StatusCode::NOT_FOUND, problem)
-}
-
-/// 503 and not 404: caches may go on serving what they have (RFC 5861 section 4).
-fn out_of_service() -> Response {
-    let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, "this tenant's keys are out of service for now");
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
-    response
 }
 
 fn refusal(status: StatusCode, problem: &str) -> Response {

@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
+use http::HeaderValue;
 
-use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, SigningKey, TenantId};
+use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, RotationPolicy, SigningKey, TenantId};
 use crate::jose::{self, BadPublicKey, Jwk, Verifier};
 use crate::store::TenantRecord;
 use crate::token::KeyRef;
@@ -36,6 +37,8 @@ pub struct TenantView {
     pub canonical: Site,
     /// What is served on the custom domain, if there is one.
     pub custom: Option<Site>,
+    /// How long caches may keep all of that: the value of Cache-Control.
+    pub cache_control: HeaderValue,
 }
 
 /// The documents of a tenant as one of its addresses serves them.
@@ -73,8 +76,8 @@ pub struct Signer {
 pub struct Document {
     /// The body.
     pub body: Bytes,
-    /// Strong entity tag (RFC 9110 section 8.8.3), quotes included.
-    pub etag: String,
+    /// Strong entity tag (RFC 9110 section 8.8.3), quotes included: the value of ETag.
+    pub etag: HeaderValue,
 }
 
 impl Snapshot {
@@ -200,7 +203,7 @@ impl TenantView {
             let all = jwks(&record.keyrings, &tenant.custom_keys);
             site(issuer.clone(), issuer, all)
         });
-        Ok(Self { canonical, custom, signers, record })
+        Ok(Self { canonical, custom, signers, cache_control: cache_control(&tenant.policy), record })
     }
 
     /// What is served on the custom domain, or under the canonical base URL.
@@ -248,8 +251,18 @@ impl Document {
     #[must_use]
     pub fn new(body: Vec<u8>) -> Self {
         let etag = format!("\"{}\"", jose::encode_segment(&jose::digest(crate::domain::Digest::Sha256, &body)));
+        let etag = HeaderValue::try_from(etag).expect("base64url");
         Self { body: body.into(), etag }
     }
+}
+
+/// RFC 9111 section 5.2.2 and RFC 5861. `publish_lead` covers max-age plus `clock_skew`, so a cache may be `clock_skew`
+/// late at most; where this service is away, an old set is better than none, for as long as a new key takes to be used.
+fn cache_control(policy: &RotationPolicy) -> HeaderValue {
+    let (max_age, late, lead) =
+        (policy.jwks_max_age.as_secs(), policy.clock_skew.as_secs(), policy.publish_lead.as_secs());
+    let value = format!("public, max-age={max_age}, stale-while-revalidate={late}, stale-if-error={lead}");
+    HeaderValue::try_from(value).expect("words and digits in ASCII")
 }
 
 /// The set of the keys that stand published: current, next, previous, custom.

@@ -1,0 +1,47 @@
+//! What a server takes of the machine, with the processes that it started: its token's module may run in some of its own.
+
+use std::fs;
+use std::time::Duration;
+
+/// What all threads have had of their cores so far (proc_pid_schedstat: nanoseconds come first).
+///
+/// # Errors
+/// The system does not tell.
+pub(crate) fn cpu_time(server: u32) -> Result<Duration, String> {
+    let had = |task: &str| -> Option<u64> {
+        fs::read_to_string(format!("{task}/schedstat")).ok()?.split(' ').next()?.parse().ok()
+    };
+    let nanos: u64 = family(server).into_iter().flat_map(tasks).filter_map(|task| had(&task)).sum();
+    if nanos == 0 {
+        Err("the system does not tell what threads have had of their cores".into())
+    } else {
+        Ok(Duration::from_nanos(nanos))
+    }
+}
+
+/// What they hold now (VmRSS in proc_pid_status(5)); pages that several hold count for each. 0 if the system does not tell.
+pub(crate) fn memory_kib(server: u32) -> u64 {
+    let held = |process| -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        held.trim().trim_end_matches(" kB").parse().ok()
+    };
+    family(server).into_iter().filter_map(held).sum()
+}
+
+/// The process, and whom it and they started.
+fn family(process: u32) -> Vec<u32> {
+    let mut family = vec![process];
+    for task in tasks(process) {
+        let children = fs::read_to_string(format!("{task}/children")).unwrap_or_default();
+        let children = children.split_ascii_whitespace().filter_map(|child| child.parse().ok());
+        family.extend(children.flat_map(self::family));
+    }
+    family
+}
+
+/// The directories of its threads. One may end between two looks.
+fn tasks(process: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    tasks.map(|task| task.path().to_string_lossy().into_owned()).collect()
+}

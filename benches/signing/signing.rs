@@ -1,0 +1,182 @@
+//! Signing through the service beside the token's own speed.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::task::LocalSet;
+
+use crate::cores::Place;
+use crate::load::Call;
+use crate::pace::{Intervals, Pace, Paced};
+use crate::raw::{self, Raw};
+use crate::table::{Bench, Latency, Ratio, Table, least, median};
+use crate::variants::{Isolation, Turn, Variant};
+
+/// How long each figure is measured for: a thousand RSA signatures, so that the slowest thousandth is one of them.
+const RAW_DURATION: Duration = Duration::from_millis(1500);
+const SERVED_DURATION: Duration = Duration::from_millis(1200);
+const PACED_DURATION: Duration = Duration::from_millis(2000);
+/// Part of the measured throughput at which latency is looked at: busy, but not so busy that the queue alone is seen.
+const PACED_LOAD: f64 = 0.7;
+
+/// All lines, and the complete service with its token's module in processes and in threads.
+pub(crate) struct Signing {
+    servers: Vec<Variant>,
+    rows: Vec<Row>,
+}
+
+/// A call, and what each repetition showed of it: the raw loop, and each of the servers.
+struct Row {
+    call: Call,
+    raw: Vec<Raw>,
+    served: Vec<Vec<(Turn, Option<Paced>)>>,
+}
+
+impl Signing {
+    /// Starts the servers; `None` if no line is wanted.
+    ///
+    /// # Errors
+    /// The system does not let the process choose its core.
+    pub(crate) fn new(bench: &Bench) -> Result<Option<Self>, String> {
+        let calls: Vec<Call> = Call::all().filter(|call| bench.wants(&call.name())).collect();
+        if calls.is_empty() {
+            return Ok(None);
+        }
+        let servers = Isolation::BOTH.map(|isolation| Variant::start_complete(bench, Place::Server, isolation));
+        let servers: Vec<Variant> = servers.into_iter().collect::<Result<_, _>>()?;
+        let rows = calls.into_iter().map(|call| Row {
+            call,
+            raw: Vec::new(),
+            served: servers.iter().map(|_| Vec::new()).collect(),
+        });
+        Ok(Some(Self { rows: rows.collect(), servers }))
+    }
+
+    fn figures(&self) -> impl Iterator<Item = Figures> {
+        let lines = self.rows.iter().flat_map(|row| self.servers.iter().zip(&row.served).map(move |pair| (row, pair)));
+        lines.map(|(row, (server, turns))| {
+            let served = |figure: fn(&Turn) -> f64| turns.iter().map(move |(turn, _)| figure(turn));
+            let raw = |figure: fn(&Raw) -> f64| row.raw.iter().map(figure);
+            let paced = turns.iter().filter_map(|(_, paced)| paced.as_ref());
+            let (raw_cpu_us, served_cpu_us) = (least(raw(|raw| raw.cpu_us)), least(served(|turn| turn.cpu_us)));
+            Figures {
+                call: row.call.name(),
+                isolation: server.isolation,
+                raw_per_second: median(raw(|raw| raw.per_second)),
+                served_per_second: median(served(|turn| turn.served.per_second)),
+                of_raw: Ratio::of(served(|turn| turn.served.per_second).zip(raw(|raw| raw.per_second))),
+                raw_cpu_us,
+                served_cpu_us,
+                cpu_of_raw: raw_cpu_us / served_cpu_us,
+                load_busy: median(served(|turn| turn.served.load_busy)),
+                raw_latency: Latency::median(row.raw.iter().map(|raw| raw.latency)),
+                paced_latency: (row.call.batch.is_none())
+                    .then(|| Latency::median(paced.clone().map(|paced| paced.latency))),
+                refused: paced.map(|paced| paced.refused).sum::<usize>()
+                    + turns.iter().map(|(turn, _)| turn.served.refused).sum::<usize>(),
+            }
+        })
+    }
+
+    fn memory(&self) -> impl Iterator<Item = Memory> {
+        let memory = |server: &Variant| Memory { isolation: server.isolation, held_kib: server.memory_kib() };
+        self.servers.iter().map(memory)
+    }
+}
+
+impl Table for Signing {
+    fn measure(&mut self, bench: &Bench) -> Result<(), String> {
+        for repetition in 1..=bench.repetitions {
+            for Row { call, raw, served } in &mut self.rows {
+                bench.say(repetition, &call.name());
+                raw.push(
+                    bench.cores.on_servers(|| raw::measure(call.algorithm, self.servers[0].dir(), RAW_DURATION))??,
+                );
+                // Who begins changes, so that neither always comes after the other.
+                for turn in 0..self.servers.len() {
+                    let number = (turn + repetition as usize) % self.servers.len();
+                    served[number].push(turn_of(bench, &self.servers[number], *call)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> Value {
+        let (rows, memory): (Vec<Figures>, Vec<Memory>) = (self.figures().collect(), self.memory().collect());
+        json!({ "rows": rows, "memory": memory })
+    }
+}
+
+fn turn_of(bench: &Bench, server: &Variant, call: Call) -> Result<(Turn, Option<Paced>), String> {
+    let turn = server.flat_out(bench, call, call.flights(), SERVED_DURATION)?;
+    // A batch is not a call that somebody waits for one by one.
+    if call.batch.is_some() {
+        return Ok((turn, None));
+    }
+    let pace = Pace { call, per_second: turn.served.per_second * PACED_LOAD, intervals: Intervals::Even };
+    let load = std::slice::from_ref(&server.load);
+    let paced = LocalSet::new().block_on(&bench.runtime, pace.keep(load, PACED_DURATION))?;
+    Ok((turn, Some(paced)))
+}
+
+#[derive(Serialize)]
+struct Figures {
+    call: String,
+    isolation: Isolation,
+    raw_per_second: f64,
+    served_per_second: f64,
+    of_raw: Ratio,
+    /// For a signature, in the repetition where it was least.
+    raw_cpu_us: f64,
+    served_cpu_us: f64,
+    cpu_of_raw: f64,
+    load_busy: f64,
+    raw_latency: Latency,
+    paced_latency: Option<Latency>,
+    refused: usize,
+}
+
+/// What all processes of a server hold at the end.
+#[derive(Serialize)]
+struct Memory {
+    isolation: Isolation,
+    held_kib: u64,
+}
+
+impl fmt::Display for Signing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "| call | token in a | raw /s | served /s | served / raw (min to max) | CPU µs raw, served | by CPU | load busy | \
+             raw p50, p99, p99.9 µs | served at 70 % | p99 above raw's, ms |"
+        )?;
+        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        for figures in self.figures() {
+            let Figures { call, isolation, raw_per_second, served_per_second, of_raw, .. } = &figures;
+            let Figures { raw_cpu_us, served_cpu_us, cpu_of_raw, load_busy, raw_latency, .. } = &figures;
+            let (paced, above) = match figures.paced_latency {
+                Some(paced) => (paced.to_string(), format!("{:.2}", (paced.p99_us - raw_latency.p99_us) / 1000.0)),
+                None => ("-".to_owned(), "-".to_owned()),
+            };
+            writeln!(
+                f,
+                "| {call} | {isolation} | {raw_per_second:.0} | {served_per_second:.0} | {of_raw} | {raw_cpu_us:.0}, \
+                 {served_cpu_us:.0} | {cpu_of_raw:.2} | {load_busy:.2} | {raw_latency} | {paced} | {above} |"
+            )?;
+        }
+        writeln!(f)?;
+        for Memory { isolation, held_kib } in self.memory() {
+            writeln!(f, "Memory, token in a {isolation}: {} MiB in all processes of the server", held_kib >> 10)?;
+        }
+        for Figures { call, isolation, refused, .. } in self.figures().filter(|figures| figures.refused > 0) {
+            writeln!(
+                f,
+                "{call}, {isolation}: {refused} calls were refused because too much waited; at full speed they are made again"
+            )?;
+        }
+        Ok(())
+    }
+}
