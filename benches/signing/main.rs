@@ -9,6 +9,7 @@
 mod common;
 mod cores;
 mod costs;
+mod growth;
 mod load;
 mod overload;
 mod pace;
@@ -25,6 +26,7 @@ use clap::Parser;
 use common::{Dial, Server};
 use cores::Cores;
 use costs::Costs;
+use growth::Growth;
 use load::{Call, Load};
 use overload::Overload;
 use pace::{Intervals, Pace};
@@ -77,11 +79,14 @@ enum Part {
     Costs,
     /// Ten times the load that the token carries, and one tenant at ten times its share.
     Overload,
+    /// One tenant and ten thousand. Only where it is asked for: making them takes a quarter of an hour, once.
+    Growth,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.raw {
+        Some(raw) if raw[0] == "list" => growth::list(raw[1].as_ref()),
         Some(raw) => raw::run(&raw[0], raw[1].as_ref(), RAW_DURATION),
         None if cfg!(debug_assertions) => Err("a debug build says nothing about speed: use `make bench`".into()),
         None => measure(&arguments),
@@ -99,6 +104,13 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
     let cores = Cores::choose()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    if arguments.table == Some(Part::Growth) {
+        let growth = Growth::measure(&arguments.only, &cores, &runtime)?;
+        println!("{growth}");
+        let Some(path) = &arguments.json else { return Ok(()) };
+        return std::fs::write(path, format!("{:#}", growth.json()))
+            .map_err(|error| format!("{}: {error}", path.display()));
+    }
     let wants = |part| arguments.table.is_none_or(|wanted| wanted == part);
     let calls = Call::all().filter(|call| wants(Part::Signing) && call.name().starts_with(&arguments.only));
     let mut table = Table::new(cores.describe(), arguments.repetitions);
