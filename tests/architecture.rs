@@ -49,7 +49,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 33] = [
+const HOMES: [(&str, &str); 34] = [
     ("arc_swap", "keyring"),
     ("argon2", "token"),
     ("askama", "http"),
@@ -70,6 +70,7 @@ const HOMES: [(&str, &str); 33] = [
     ("prost", "grpc"),
     ("prost_types", "grpc"),
     ("rmp_serde", "token"),
+    ("rpds", "keyring"),
     ("rsa", "jose"),
     ("rustls_native_certs", "tls"),
     ("serde_bytes", "token"),

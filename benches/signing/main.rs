@@ -9,6 +9,7 @@
 mod common;
 mod cores;
 mod costs;
+mod growth;
 mod jwks;
 mod load;
 mod nginx;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use cores::Cores;
 use costs::Costs;
+use growth::Growth;
 use jwks::Jwks;
 use overload::Overload;
 use scaling::Scaling;
@@ -79,11 +81,14 @@ enum Part {
     Costs,
     /// Ten times the load that the token carries, and one tenant at ten times its share.
     Overload,
+    /// One tenant and ten thousand. Only where it is asked for: making them takes a quarter of an hour, once.
+    Growth,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.raw {
+        Some(raw) if raw[0] == "list" => growth::list(raw[1].as_ref()),
         Some(raw) => raw::run(&raw[0], raw[1].as_ref(), &raw[2]),
         None if cfg!(debug_assertions) => Err("a debug build says nothing about speed: use `make bench`".into()),
         None => measure(&arguments),
@@ -112,7 +117,7 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
     let mut json = json!({ "processor": processor, "cores": cores, "repetitions": bench.repetitions });
     let mut measured = false;
     for part in Part::value_variants().iter().filter(|part| arguments.table.is_none_or(|wanted| wanted == **part)) {
-        let Some(mut table) = part.start(&bench)? else { continue };
+        let Some(mut table) = part.start(&bench, arguments.table.is_some())? else { continue };
         table.measure(&bench)?;
         println!("{table}");
         json[part.name()] = table.json();
@@ -132,7 +137,7 @@ impl Part {
     }
 
     /// The table with its servers, which go with it; `None` if no line of it is wanted.
-    fn start(self, bench: &Bench) -> Result<Option<Box<dyn Table>>, String> {
+    fn start(self, bench: &Bench, asked_for: bool) -> Result<Option<Box<dyn Table>>, String> {
         fn boxed<T: Table + 'static>(table: Option<T>) -> Option<Box<dyn Table>> {
             table.map(|table| Box::new(table) as Box<dyn Table>)
         }
@@ -142,6 +147,7 @@ impl Part {
             Self::Jwks => boxed(Jwks::new(bench)?),
             Self::Costs => boxed(Costs::new(bench)?),
             Self::Overload => boxed(Overload::new(bench)),
+            Self::Growth => boxed(Growth::new(bench, asked_for)),
         })
     }
 }

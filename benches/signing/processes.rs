@@ -21,12 +21,28 @@ pub(crate) fn cpu_time(server: u32) -> Result<Duration, String> {
 
 /// What they hold now (VmRSS in proc_pid_status(5)); pages that several hold count for each. 0 if the system does not tell.
 pub(crate) fn memory_kib(server: u32) -> u64 {
-    let held = |process| -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-        let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        held.trim().trim_end_matches(" kB").parse().ok()
-    };
-    family(server).into_iter().filter_map(held).sum()
+    family(server).into_iter().filter_map(|process| status_kib(process, "VmRSS:")).sum()
+}
+
+/// What one of them holds.
+pub(crate) fn own_memory_kib(process: u32) -> u64 {
+    status_kib(process, "VmRSS:").unwrap_or(0)
+}
+
+/// What each held at its most, together.
+pub(crate) fn memory_peak_kib(server: u32) -> u64 {
+    family(server).into_iter().filter_map(|process| status_kib(process, "VmHWM:")).sum()
+}
+
+/// How many they are.
+pub(crate) fn count(server: u32) -> usize {
+    family(server).len()
+}
+
+fn status_kib(process: u32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let held = status.lines().find_map(|line| line.strip_prefix(name))?;
+    held.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// The process, and whom it and they started.

@@ -81,6 +81,36 @@ pub fn plan(keyring: &Keyring, tenant: &Tenant, now: Timestamp, claim: Claim) ->
     if over { Plan::Ended } else { Plan::Wait(wake) }
 }
 
+/// When somebody has to look at a tenant next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// Now: one of its keyrings has something to be done, or nothing of a deleted tenant is left.
+    Due,
+    /// Not before this time, as long as nothing of the tenant changes.
+    At(Timestamp),
+    /// Not before something of the tenant changes.
+    Nothing,
+}
+
+/// When somebody has to look at `tenant` next: what [`plan`] says of all its keyrings, so that nobody need ask it until then.
+#[must_use]
+pub fn outlook(tenant: &Tenant, keyrings: &[Keyring], now: Timestamp, claim: impl Fn(&Keyring) -> Claim) -> Outlook {
+    let mut over = tenant.delete_time.is_some();
+    // With the floor, what it makes wait may come earlier than planned under it.
+    let mut wake = tenant.policy_floor.as_ref().map(|floor| floor.until).filter(|until| *until > now);
+    for keyring in keyrings {
+        match plan(keyring, tenant, now, claim(keyring)) {
+            Plan::Act(_) => return Outlook::Due,
+            Plan::Wait(time) => {
+                over = false;
+                wake = wake.into_iter().chain(time).min();
+            }
+            Plan::Ended => {}
+        }
+    }
+    if over { Outlook::Due } else { wake.map_or(Outlook::Nothing, Outlook::At) }
+}
+
 /// What one concern asks for.
 enum Slot {
     Due(Action),

@@ -2,9 +2,10 @@
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
-//! operators ask for), `saml` (signed metadata), `tend` (the timer), `quarantine` (of tenants), `key_quarantine`, `service_key`,
+//! operators ask for), `saml` (signed metadata), `tend` (the timer) and `agenda` (when it looks at whom), `quarantine` (of tenants), `key_quarantine`, `service_key`,
 //! `standing` and `attended` (how the token is), `health`, `reconcile` (the token against the store).
 
+mod agenda;
 mod attended;
 mod clock;
 mod custom;
@@ -31,7 +32,6 @@ mod update;
 mod verify;
 
 use std::collections::HashSet;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ pub struct Keyrings {
     published: Published,
     quarantine: quarantine::Quarantine,
     key_quarantine: key_quarantine::KeyQuarantine,
-    /// Whether every record was read once.
-    loaded: AtomicBool,
+    /// Up to when the snapshot knows of the store's changes; `None` until every record was read once.
+    known: tokio::sync::Mutex<Option<tend::Known>>,
     sampling: sign::Sampling,
     locks: locks::Locks,
     metadata_turns: locks::Locks,
@@ -109,7 +109,7 @@ impl Keyrings {
             published: Published::new(settings.base_url.clone()),
             quarantine: quarantine::Quarantine::default(),
             key_quarantine: key_quarantine::KeyQuarantine::default(),
-            loaded: AtomicBool::new(false),
+            known: tokio::sync::Mutex::default(),
             sampling: sign::Sampling::new(settings.verify_share),
             locks: locks::Locks::default(),
             metadata_turns: locks::Locks::default(),

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ pub(super) struct Published {
     writing: Mutex<()>,
     /// Signers that the snapshot has let go and a request may still hold (R10).
     let_go: Mutex<Vec<Weak<Signer>>>,
+    /// Tenants of which something changed since the timer asked.
+    touched: Mutex<BTreeSet<TenantId>>,
     started: Instant,
     /// When the store last confirmed the snapshot: milliseconds after `started`, plus one; 0: never.
     confirmed_ms: AtomicU64,
@@ -29,6 +32,7 @@ impl Published {
             snapshot: ArcSwap::default(),
             writing: Mutex::new(()),
             let_go: Mutex::default(),
+            touched: Mutex::default(),
             started: Instant::now(),
             confirmed_ms: AtomicU64::new(0),
         }
@@ -57,15 +61,28 @@ impl Published {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot();
         let earlier = snapshot.view(&record.tenant.id);
-        if earlier.is_some_and(|view| is_later(&view.record, record)) {
+        // Or the same: who reads a record again does not make its documents again.
+        if earlier.is_some_and(|view| view.record == *record || is_later(&view.record, record)) {
             return Ok(());
         }
         let view = TenantView::new(record.clone(), &self.base_url, earlier.map(AsRef::as_ref))?;
         let kept = |old: &&Arc<Signer>| view.signers.iter().any(|signer| Arc::ptr_eq(signer, old));
         let let_go = earlier.iter().flat_map(|view| &view.signers).filter(|old| !kept(old)).map(Arc::downgrade);
         self.lock_let_go().extend(let_go);
-        self.snapshot.store(Arc::new(snapshot.with(view)));
+        self.put(snapshot.with(view), &record.tenant.id);
         Ok(())
+    }
+
+    /// The tenants of which something changed since this was asked last.
+    pub(super) fn take_touched(&self) -> BTreeSet<TenantId> {
+        std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Publishes a snapshot that differs from the one before in this tenant. In the writer's turn.
+    fn put(&self, snapshot: Snapshot, changed: &TenantId) {
+        self.snapshot.store(Arc::new(snapshot));
+        // Afterwards, so that whoever takes it up finds the new snapshot.
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(changed.clone());
     }
 
     /// Whether a request may still sign with this key, although the snapshot has let it go.
@@ -87,7 +104,7 @@ impl Published {
             if let Some(view) = snapshot.view(tenant) {
                 self.lock_let_go().extend(view.signers.iter().map(Arc::downgrade));
             }
-            self.snapshot.store(Arc::new(snapshot.quarantining(tenant)));
+            self.put(snapshot.quarantining(tenant), tenant);
         }
     }
 
@@ -96,7 +113,7 @@ impl Published {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot();
         if snapshot.view(tenant).is_some() || snapshot.is_quarantined(tenant) {
-            self.snapshot.store(Arc::new(snapshot.without(tenant)));
+            self.put(snapshot.without(tenant), tenant);
         }
     }
 }

@@ -41,6 +41,11 @@ impl Quarantine {
         self.entries().get(tenant).is_some_and(|entry| entry.looked.elapsed() < RETRY_EVERY)
     }
 
+    /// Whether nobody is kept out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries().is_empty()
+    }
+
     /// Those of whom nothing is in the store, believed or not, any more.
     pub(super) fn gone(&self, is_there: impl Fn(&str) -> bool) -> Vec<String> {
         self.entries().keys().filter(|tenant| !is_there(tenant)).cloned().collect()

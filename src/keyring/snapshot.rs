@@ -1,29 +1,31 @@
 //! The immutable view of all keyrings that this replica signs and publishes from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::ops::Bound;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use http::HeaderValue;
+use rpds::RedBlackTreeMapSync;
 
 use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, RotationPolicy, SigningKey, TenantId};
 use crate::jose::{self, BadPublicKey, Jwk, Verifier};
 use crate::store::TenantRecord;
 use crate::token::KeyRef;
 
-/// All tenants at one moment. Made anew when something changes; a change in one tenant shares the others' views.
+/// All tenants at one moment. Made anew when something changes: a change in one tenant shares the others' views and, but for the
+/// way to that tenant, the maps themselves, so that it costs the same beside ten thousand tenants as beside one.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    tenants: HashMap<TenantId, Arc<TenantView>>,
-    domains: HashMap<Domain, TenantId>,
+    tenants: RedBlackTreeMapSync<TenantId, Arc<TenantView>>,
+    domains: RedBlackTreeMapSync<Domain, TenantId>,
     /// Tenants whose records are not to be believed (R15), and the domain that each was served on.
-    quarantined: HashMap<TenantId, Option<Domain>>,
+    quarantined: RedBlackTreeMapSync<TenantId, Option<Domain>>,
     /// Those among them of which this process never had a view: nobody knows their keys.
-    unseen: HashSet<TenantId>,
-    /// The keys that stood in a view once and do in none now, for as long as the process runs. One set for all snapshots that
-    /// were made from each other; it only grows, by some 150 octets for each key that is destroyed, deleted with its tenant or
-    /// quarantined: a hundred thousand rotations are 15 MB.
-    withdrawn: Arc<RwLock<HashSet<Kid>>>,
+    unseen: RedBlackTreeMapSync<TenantId, ()>,
+    /// The keys that stand in a view, or stood in one for as long as the process runs. One set for all snapshots that were made
+    /// from each other; it only grows, by some 150 octets a key: a hundred thousand rotations are 15 MB.
+    served: Arc<RwLock<HashSet<Kid>>>,
 }
 
 /// One tenant: its record, what signs, and the documents that verifiers fetch.
@@ -93,9 +95,15 @@ impl Snapshot {
         self.domains.get(domain).and_then(|id| self.tenant(id))
     }
 
-    /// Every tenant, those that are being deleted included; in no order.
+    /// Every tenant, those that are being deleted included; ordered by id.
     pub fn all(&self) -> impl Iterator<Item = &Arc<TenantView>> {
         self.tenants.values()
+    }
+
+    /// Those whose ids come after this one; `None`: all.
+    pub fn after(&self, id: Option<&TenantId>) -> impl Iterator<Item = &Arc<TenantView>> {
+        let start = id.map_or(Bound::Unbounded, Bound::Excluded);
+        self.tenants.range((start, Bound::Unbounded)).map(|(_, view)| view)
     }
 
     /// The view of this tenant, even if it is being deleted.
@@ -107,26 +115,34 @@ impl Snapshot {
     /// This snapshot with one tenant's view put in place of the old one.
     #[must_use]
     pub fn with(&self, view: TenantView) -> Self {
-        let mut snapshot = self.clone();
-        snapshot.remove(&view.record.tenant.id, Some(&view));
         let tenant = &view.record.tenant;
-        if let (Some(domain), None) = (&tenant.custom_domain, tenant.delete_time) {
-            snapshot.domains.insert(domain.clone(), tenant.id.clone());
+        let mut snapshot = self.without(&tenant.id);
+        if let Some(domain) = served_on(&view) {
+            snapshot.domains.insert_mut(domain.clone(), tenant.id.clone());
         }
-        snapshot.tenants.insert(tenant.id.clone(), Arc::new(view));
+        let kids = view.record.keyrings.iter().flat_map(|keyring| &keyring.keys).map(|key| &key.kid);
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        for kid in kids {
+            if !served.contains(kid) {
+                served.insert(kid.clone());
+            }
+        }
+        drop(served);
+        snapshot.tenants.insert_mut(tenant.id.clone(), Arc::new(view));
         snapshot
     }
 
     /// This snapshot with one tenant out of service.
     #[must_use]
     pub fn quarantining(&self, id: &TenantId) -> Self {
-        let unseen = self.unseen.contains(id) || !(self.quarantined.contains_key(id) || self.tenants.contains_key(id));
+        let view = self.tenants.get(id);
+        let known = self.quarantined.get(id);
+        let unseen = self.unseen.contains_key(id) || (known.is_none() && view.is_none());
         let mut snapshot = self.without(id);
-        let served_on = self.domains.iter().find(|(_, tenant)| *tenant == id).map(|(domain, _)| domain.clone());
-        let known = self.quarantined.get(id).cloned().flatten();
-        snapshot.quarantined.insert(id.clone(), served_on.or(known));
+        let served_on = view.and_then(|view| served_on(view).filter(|domain| self.domains.get(domain) == Some(id)));
+        snapshot.quarantined.insert_mut(id.clone(), served_on.or(known.and_then(Option::as_ref)).cloned());
         if unseen {
-            snapshot.unseen.insert(id.clone());
+            snapshot.unseen.insert_mut(id.clone(), ());
         }
         snapshot
     }
@@ -140,6 +156,7 @@ impl Snapshot {
     /// Whether a tenant that is out of service was served on this domain, as far as this process knows.
     #[must_use]
     pub fn is_quarantined_domain(&self, domain: &Domain) -> bool {
+        // They are a handful, or the service has other troubles than this walk.
         self.quarantined.values().any(|served_on| served_on.as_ref() == Some(domain))
     }
 
@@ -147,7 +164,14 @@ impl Snapshot {
     #[must_use]
     pub fn without(&self, id: &TenantId) -> Self {
         let mut snapshot = self.clone();
-        snapshot.remove(id, None);
+        snapshot.quarantined.remove_mut(id);
+        snapshot.unseen.remove_mut(id);
+        if let Some(domain) = self.tenants.get(id).and_then(|view| served_on(view))
+            && self.domains.get(domain) == Some(id)
+        {
+            snapshot.domains.remove_mut(domain);
+        }
+        snapshot.tenants.remove_mut(id);
         snapshot
     }
 
@@ -155,8 +179,7 @@ impl Snapshot {
     /// while it is quarantined.
     #[must_use]
     pub fn has_served(&self, kid: &Kid) -> bool {
-        self.all().any(|view| view.key(kid).is_some())
-            || self.withdrawn.read().unwrap_or_else(PoisonError::into_inner).contains(kid)
+        self.served.read().unwrap_or_else(PoisonError::into_inner).contains(kid)
     }
 
     /// Whether there is a tenant whose keys nobody knows: it was quarantined when this process started.
@@ -164,16 +187,12 @@ impl Snapshot {
     pub fn has_unseen(&self) -> bool {
         !self.unseen.is_empty()
     }
+}
 
-    fn remove(&mut self, id: &TenantId, next: Option<&TenantView>) {
-        self.quarantined.remove(id);
-        self.unseen.remove(id);
-        self.domains.retain(|_, tenant| tenant != id);
-        let Some(view) = self.tenants.remove(id) else { return };
-        let kids = view.record.keyrings.iter().flat_map(|keyring| &keyring.keys).map(|key| &key.kid);
-        let gone = kids.filter(|kid| next.is_none_or(|next| next.key(kid).is_none()));
-        self.withdrawn.write().unwrap_or_else(PoisonError::into_inner).extend(gone.cloned());
-    }
+/// The domain that a tenant is served on, if it has one and is not being deleted.
+fn served_on(view: &TenantView) -> Option<&Domain> {
+    let tenant = &view.record.tenant;
+    tenant.custom_domain.as_ref().filter(|_| tenant.delete_time.is_none())
 }
 
 impl TenantView {

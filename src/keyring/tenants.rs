@@ -58,9 +58,9 @@ impl Keyrings {
     #[must_use]
     pub fn list_tenants(&self, page_size: usize, after: Option<&TenantId>) -> TenantPage {
         let snapshot = self.snapshot();
-        let shown = snapshot.all().map(|view| &view.record.tenant).filter(|tenant| tenant.delete_time.is_none());
-        let mut tenants: Vec<&Tenant> = shown.filter(|tenant| after.is_none_or(|after| tenant.id > *after)).collect();
-        tenants.sort_by(|a, b| a.id.cmp(&b.id));
+        let there = snapshot.after(after).map(|view| &view.record.tenant);
+        let shown = there.filter(|tenant| tenant.delete_time.is_none());
+        let mut tenants: Vec<&Tenant> = shown.take(page_size + 1).collect();
         let more = tenants.len() > page_size;
         tenants.truncate(page_size);
         let next = tenants.last().filter(|_| more).map(|tenant| tenant.id.clone());

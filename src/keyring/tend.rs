@@ -2,22 +2,27 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::agenda::Agenda;
+use super::snapshot::TenantView;
 use super::{Error, Keyrings, TokenState};
-use crate::domain::rotation::{Plan, plan};
+use crate::domain::rotation::{Outlook, Plan, outlook, plan};
 use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
-use crate::store::{Damage, StoreError, TenantRecord, TenantRevisions};
+use crate::store::{Damage, Moment, StoreError, TenantRecord, TenantRevisions};
 
 /// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Tenants whose keyrings are brought to rest side by side, so that a slow generation delays no revocation elsewhere.
 const TENANTS_AT_ONCE_MAX: usize = 8;
+
+/// How often all revisions are compared, although the store says what changed: it knows of those who ask the database, and not
+/// of those who write past it.
+const COMPARE_EVERY: Duration = Duration::from_secs(60);
 
 /// First and longest pause after a failure for one tenant: soon enough to go unnoticed, seldom enough not to press a token
 /// that is unwell.
@@ -30,12 +35,22 @@ struct Pause {
     until: Instant,
 }
 
+/// Up to when the snapshot agrees with the store.
+#[derive(Debug)]
+pub(super) struct Known {
+    until: Moment,
+    /// When all revisions were compared last.
+    compared: Instant,
+}
+
 /// Runs the timer until `shutdown`.
 pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
     let mut pauses: HashMap<TenantId, Pause> = HashMap::new();
     let mut working: JoinSet<Result<(), Error>> = JoinSet::new();
     let mut busy: HashMap<task::Id, TenantId> = HashMap::new();
     let mut looked_at = None;
+    let mut agenda = Agenda::default();
+    let mut planned = keyrings.now();
     let mut token = keyrings.token.watch();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -72,12 +87,23 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
             // Each step wants a seal, and with it the token.
             continue;
         }
-        for tenant in keyrings.due() {
-            let paused = pauses.get(&tenant).is_some_and(|pause| Instant::now() < pause.until);
-            if working.len() < TENANTS_AT_ONCE_MAX && !paused && !busy.values().any(|other| *other == tenant) {
+        let now = keyrings.now();
+        keyrings.look_ahead(&mut agenda, now, now < planned);
+        planned = now;
+        while working.len() < TENANTS_AT_ONCE_MAX {
+            let waits = |tenant: &TenantId| {
+                pauses.get(tenant).is_some_and(|pause| Instant::now() < pause.until)
+                    || busy.values().any(|other| other == tenant)
+            };
+            let Some(tenant) = agenda.due().find(|tenant| !waits(tenant)).cloned() else { break };
+            let outlook =
+                keyrings.snapshot().view(&tenant).map_or(Outlook::Nothing, |view| keyrings.outlook(view, now));
+            if outlook == Outlook::Due {
                 let (keyrings, id) = (Arc::clone(&keyrings), tenant.clone());
                 let task = working.spawn(async move { keyrings.tend_tenant(&id).await });
                 busy.insert(task.id(), tenant);
+            } else {
+                agenda.put(tenant, outlook);
             }
         }
     }
@@ -101,21 +127,52 @@ impl Keyrings {
     /// Brings the snapshot up to date with the store.
     ///
     /// A record that is not to be believed takes its tenant out of the snapshot and into quarantine; the others are brought up to
-    /// date.
+    /// date. What this costs while nothing changes does not grow with the number of tenants, but once a minute.
     ///
     /// # Errors
     /// Of the store. The snapshot is then not confirmed, so that signing ends with `snapshot_max_age` (R10).
     pub async fn refresh(&self) -> Result<(), Error> {
+        let mut known = self.known.lock().await;
         let asked = Instant::now();
-        if !self.loaded.load(Ordering::Acquire) {
-            // The first load, in one go.
-            let loaded = self.store.load_all().await?;
-            for record in &loaded.records {
-                self.publish_or_quarantine(record)?;
+        // Before anything is read: what changes meanwhile is read again.
+        let changes = self.store.changes(known.as_ref().map(|known| known.until)).await?;
+        let compared = match (&*known, changes.tenants) {
+            (None, _) => {
+                self.load_all().await?;
+                self.compare().await?;
+                asked
             }
-            loaded.damaged.iter().for_each(|damage| self.keep_out(damage));
-            self.loaded.store(true, Ordering::Release);
+            // Who is in quarantine is looked at each time: an operator waits for him.
+            (Some(before), Some(tenants))
+                if before.compared.elapsed() < COMPARE_EVERY && self.quarantine.is_empty() =>
+            {
+                for tenant in &tenants {
+                    self.reload(tenant).await?;
+                }
+                before.compared
+            }
+            (Some(_), _) => {
+                self.compare().await?;
+                asked
+            }
+        };
+        *known = Some(Known { until: changes.until, compared });
+        self.published.confirm(asked);
+        Ok(())
+    }
+
+    /// The first load, in one go.
+    async fn load_all(&self) -> Result<(), Error> {
+        let loaded = self.store.load_all().await?;
+        for record in &loaded.records {
+            self.publish_or_quarantine(record)?;
         }
+        loaded.damaged.iter().for_each(|damage| self.keep_out(damage));
+        Ok(())
+    }
+
+    /// Compares the snapshot with the revisions of all tenants, and loads what differs.
+    async fn compare(&self) -> Result<(), Error> {
         let stored = self.store.revisions().await?;
         stored.damaged.iter().for_each(|damage| self.keep_out(damage));
         let snapshot = self.snapshot();
@@ -145,7 +202,6 @@ impl Keyrings {
                 self.published.withdraw(&id);
             }
         }
-        self.published.confirm(asked);
         Ok(())
     }
 
@@ -153,8 +209,8 @@ impl Keyrings {
     /// alone.
     pub(super) async fn look_again(&self, after: &mut Option<TenantId>) -> Result<(), Error> {
         let snapshot = self.snapshot();
-        let ids = || snapshot.all().map(|view| &view.record.tenant.id);
-        let next = ids().filter(|id| after.as_ref().is_none_or(|after| *id > after)).min().or_else(|| ids().min());
+        let next = snapshot.after(after.as_ref()).next().or_else(|| snapshot.all().next());
+        let next = next.map(|view| &view.record.tenant.id);
         *after = next.cloned();
         let Some(tenant) = next else { return Ok(()) };
         self.believed(tenant, self.store.load(tenant).await)?;
@@ -196,17 +252,25 @@ impl Keyrings {
         }
     }
 
-    /// The tenants for which there is something to do now.
-    fn due(&self) -> Vec<TenantId> {
-        let now = self.clock.now();
+    /// Writes down when to look at the tenants that changed, or at all of them, and which are due now.
+    fn look_ahead(&self, agenda: &mut Agenda, now: Timestamp, all: bool) {
+        let touched = self.published.take_touched();
         let snapshot = self.snapshot();
-        let due = snapshot.all().filter(|view| {
-            let (tenant, keyrings) = (&view.record.tenant, &view.record.keyrings);
-            let ended = || keyrings.iter().all(|keyring| self.is_ended(keyring, tenant, now));
-            keyrings.iter().any(|keyring| matches!(plan(keyring, tenant, now, self.claim(keyring)), Plan::Act(_)))
-                || (tenant.delete_time.is_some() && ended())
-        });
-        due.map(|view| view.record.tenant.id.clone()).collect()
+        if all {
+            // The clock was set back: what was planned for an earlier time may not be right any more.
+            for view in snapshot.all() {
+                agenda.put(view.record.tenant.id.clone(), self.outlook(view, now));
+            }
+        }
+        for tenant in touched {
+            let outlook = snapshot.view(&tenant).map_or(Outlook::Nothing, |view| self.outlook(view, now));
+            agenda.put(tenant, outlook);
+        }
+        agenda.wake(now);
+    }
+
+    fn outlook(&self, view: &TenantView, now: Timestamp) -> Outlook {
+        outlook(&view.record.tenant, &view.record.keyrings, now, |keyring| self.claim(keyring))
     }
 
     pub(super) fn is_ended(&self, keyring: &Keyring, tenant: &Tenant, now: Timestamp) -> bool {

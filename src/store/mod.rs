@@ -14,6 +14,7 @@ pub use self::sqlite::{Guard, LogReader, Restored, SqliteStore};
 use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant, TenantId};
 use crate::tlog::{Entry, Tip};
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 
 /// Where tenants and keyrings are kept.
 ///
@@ -30,6 +31,12 @@ pub trait Store: Send + Sync + 'static {
     /// The revisions of all tenants: what a snapshot compares itself with. They are as the rows say them: whoever finds another
     /// revision than his own loads the record, and so has it checked.
     async fn revisions(&self) -> Result<Revisions, StoreError>;
+
+    /// Which tenants' records may be others than they were at `since`, a moment that this store told this process before. What
+    /// that costs does not grow with the number of tenants. A store that cannot tell says that any may be.
+    async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
+        Ok(Changes { until: since.unwrap_or_default(), tenants: None })
+    }
 
     /// Seals the records in `change` and commits everything in it, or nothing. Once it answers Ok the change survives a crash;
     /// after [`StoreError::Unavailable`] it may or may not have been made.
@@ -109,6 +116,26 @@ pub struct Revisions {
     pub tenants: Vec<TenantRevisions>,
     /// Tenants whose rows say nothing that could be a revision, or that have none although they should.
     pub damaged: Vec<Damage>,
+}
+
+/// A moment of a store, in its own counting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// Which connection counts the commits of others; they mean nothing on another one.
+    connection: u64,
+    /// Counts the commits of others.
+    others: i64,
+    /// Counts the records that this process wrote.
+    own: u64,
+}
+
+/// What may have changed since a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// The moment up to which this tells of changes.
+    pub until: Moment,
+    /// Those tenants and no other; `None`: any.
+    pub tenants: Option<BTreeSet<TenantId>>,
 }
 
 /// A tenant whose record is not to be believed.

@@ -56,6 +56,19 @@ impl Sight {
     }
 }
 
+impl Sight {
+    /// Whose record it is of.
+    pub(super) fn tenant(&self) -> Option<&TenantId> {
+        match self {
+            Self::Tenant { tenant, .. }
+            | Self::Keyring { tenant, .. }
+            | Self::Leaving { tenant, .. }
+            | Self::Removed { tenant, .. } => Some(tenant),
+            Self::Administration { .. } => None,
+        }
+    }
+}
+
 /// A record as it is, for comparison with what was seen.
 pub(super) struct Shown<'a> {
     pub(super) tenant: &'a TenantId,

@@ -130,20 +130,22 @@ async fn fail<T>(mood: Mood) -> Result<T, TokenError> {
 fn shown(pair: &EcdsaKeyPair) -> TokenKey {
     let (x, y) = pair.public_key().as_ref()[1..].split_at(32);
     let (x, y) = (Octets(x.to_vec()), Octets(y.to_vec()));
+    TokenKey { public: Some(PublicKey::Ec { crv: Curve::P256, x, y }), protection: protection() }
+}
+
+/// What a good key's token says of it.
+pub(crate) fn protection() -> Protection {
     let text = || "memory".to_owned();
-    TokenKey {
-        public: Some(PublicKey::Ec { crv: Curve::P256, x, y }),
-        protection: Protection {
-            token_label: text(),
-            token_serial: text(),
-            token_manufacturer: text(),
-            token_model: text(),
-            sensitive: true,
-            always_sensitive: true,
-            extractable: false,
-            never_extractable: true,
-            local: true,
-        },
+    Protection {
+        token_label: text(),
+        token_serial: text(),
+        token_manufacturer: text(),
+        token_model: text(),
+        sensitive: true,
+        always_sensitive: true,
+        extractable: false,
+        never_extractable: true,
+        local: true,
     }
 }
 

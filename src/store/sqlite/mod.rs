@@ -4,6 +4,7 @@
 //! the writer's way. `synchronous = FULL` puts every commit on disk before it is acknowledged.
 
 mod error;
+mod ledger;
 mod offline;
 mod place;
 mod read;
@@ -11,7 +12,8 @@ mod restore;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,12 +24,16 @@ use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _, SqliteConnecti
 use tokio::sync::RwLock;
 
 use self::error::{migrate_error, store_error};
+use self::ledger::Ledger;
 pub use self::offline::LogReader;
 use self::place::{Anchor, Place};
 use self::read::column;
 pub use self::restore::Restored;
 use super::witness::{Sight, Witness};
-use super::{Change, EventPage, EventRow, Loaded, Revisions, Seals, Store, StoreError, TenantRecord, TokenBinding};
+use super::{
+    Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
+    TokenBinding,
+};
 use crate::domain::TenantId;
 use crate::tlog::Tip;
 
@@ -38,6 +44,9 @@ const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long a call waits for a connection: more than one LOCK_WAIT_MAX, so that a write queued behind a waiting one has its
 /// turn, and less than the callers' deadlines.
 const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long the look at what changed waits for the connection that writes; after that all revisions are read, by another one.
+const COUNTER_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// Connections for reading, one thread each. Signing reads nothing here (R9); four let a long list run beside the rest.
 const READERS: u32 = 4;
@@ -56,7 +65,11 @@ pub struct Guard {
 /// A commit is carried out even if the caller's future is dropped meanwhile; all of it is made or nothing. After
 /// [`StoreError::ReadOnly`] reads go on, and writes do too once the operator has acted, without opening again.
 pub struct SqliteStore {
+    /// One connection, which counts the commits of all others (`pragma data_version`).
     writer: SqlitePool,
+    /// How many such connections there were so far.
+    connections: Arc<AtomicU64>,
+    ledger: Arc<Mutex<Ledger>>,
     readers: SqlitePool,
     place: Arc<Place>,
     anchor: Arc<Anchor>,
@@ -117,7 +130,13 @@ impl SqliteStore {
     async fn connect(place: Place, seals: Arc<dyn Seals>, witness: Witness) -> Result<Self, StoreError> {
         let options = options(place.path());
         let writing = options.clone().journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
-        let writer = pool(1).connect_with(writing).await.map_err(store_error)?;
+        let connections = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&connections);
+        let writer = pool(1).after_connect(move |_, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::ready(Ok(())))
+        });
+        let writer = writer.connect_with(writing).await.map_err(store_error)?;
         migrate(&mut *writer.acquire().await.map_err(store_error)?).await?;
         let readers = pool(READERS).connect_with(options.pragma("query_only", "ON")).await.map_err(store_error)?;
         // All of them now, and each to its first read, where SQLite opens the log: later, the path could lead elsewhere.
@@ -130,7 +149,8 @@ impl SqliteStore {
         drop(opened);
         let anchor = Arc::new(Anchor::new(place.path())?);
         let witness = Arc::new(RwLock::new(witness));
-        let store = Self { writer, readers, place: Arc::new(place), anchor, seals, witness };
+        let ledger = Arc::default();
+        let store = Self { writer, connections, ledger, readers, place: Arc::new(place), anchor, seals, witness };
         store.binding().await?;
         Ok(store)
     }
@@ -145,15 +165,34 @@ impl SqliteStore {
         self.anchor.check()?;
         let connection = self.writer.acquire().await.map_err(store_error)?;
         let (place, anchor, witness) = (Arc::clone(&self.place), Arc::clone(&self.anchor), Arc::clone(&self.witness));
+        let ledger = Arc::clone(&self.ledger);
         // A task of its own goes on when the caller's future is dropped: no transaction is left half done on the connection.
         // It keeps the lock, so that nobody else opens the file under a commit whose store was dropped.
         let task = tokio::spawn(async move {
             let mut witness = witness.write_owned().await;
+            // While it has the connection: whoever asks what changed waits for it, and finds the write and its note or neither.
+            {
+                let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+                work.tenants().for_each(|tenant| ledger.note(tenant));
+            }
             let outcome = write::transact(connection, &anchor, &mut witness, work).await;
             drop(place);
             outcome
         });
         task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("the write was interrupted: {error}"))))
+    }
+
+    /// The moment now: which connection counts, and what it has counted. `None` if it cannot be asked at once.
+    async fn moment(&self) -> Option<Moment> {
+        // A new connection would open whatever the path leads to now.
+        if self.writer.is_closed() || self.anchor.check().is_err() {
+            return None;
+        }
+        let mut connection = tokio::time::timeout(COUNTER_WAIT_MAX, self.writer.acquire()).await.ok()?.ok()?;
+        let row = query("pragma data_version").fetch_one(&mut *connection).await.ok()?;
+        let others = column(&row, "data_version").ok()?;
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(ledger.moment(self.connections.load(Ordering::Relaxed), others))
     }
 
     async fn read_tip(&self) -> Result<Tip, StoreError> {
@@ -196,6 +235,13 @@ impl Store for SqliteStore {
     async fn revisions(&self) -> Result<Revisions, StoreError> {
         let witness = self.witness.read().await;
         read::revisions(&self.readers, &witness).await
+    }
+
+    async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
+        // Whoever cannot be told reads the revisions, and learns there what is wrong.
+        let Some(until) = self.moment().await else { return Ok(Changes { until: Moment::default(), tenants: None }) };
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Changes { until, tenants: since.and_then(|since| ledger.between(since, until)) })
     }
 
     async fn commit(&self, change: &Change) -> Result<(), StoreError> {

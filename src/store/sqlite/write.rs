@@ -70,6 +70,13 @@ impl Work {
         Self { probe: true, ..Self::default() }
     }
 
+    /// The tenants whose records it writes.
+    pub(super) fn tenants(&self) -> impl Iterator<Item = TenantId> {
+        let of_record = |sight: &Sight| sight.tenant().cloned();
+        let removed = self.remove.iter().map(|(tenant, _)| tenant.clone());
+        self.sights.iter().filter_map(of_record).chain(removed)
+    }
+
     /// Seals its records.
     pub(super) async fn seal(&mut self, seals: &dyn Seals) -> Result<(), StoreError> {
         let tenant = self.tenant.iter_mut().map(|(row, _)| (row.message(), &mut row.seal));

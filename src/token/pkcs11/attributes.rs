@@ -88,6 +88,13 @@ pub(super) fn under(object: ObjectId) -> Attribute {
     Attribute::Id(object.octets().to_vec())
 }
 
+/// Class and id of an object that has an id of our length; `None` of any other, and of one that shows nothing.
+pub(super) fn read_place(session: &Session, handle: ObjectHandle) -> Option<(ObjectClass, ObjectId)> {
+    let shown = session.get_attributes(handle, &[AttributeType::Class, AttributeType::Id]).ok()?;
+    let [Attribute::Class(class), Attribute::Id(id)] = shown.as_slice() else { return None };
+    Some((*class, ObjectId::new(id.as_slice().try_into().ok()?)))
+}
+
 /// Class and key type of an object, as far as it shows them: a write that was cut off leaves objects that show neither.
 pub(super) fn read_kind(
     session: &Session,

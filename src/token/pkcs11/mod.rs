@@ -1,12 +1,13 @@
 //! Everything that knows cryptoki: calls into the module, and what its answers mean.
 //!
-//! To read: `module` (initialisation) and `connect` (login), `session` (the ladder of recovery), `sign` and `administration`
+//! To read: `module` (initialisation) and `connect` (login), `session` (the ladder of recovery), `index` (of objects), `sign` and `administration`
 //! (the verbs), then what they speak: `mechanism`, `attributes`, `failure`.
 
 mod administration;
 mod attributes;
 mod connect;
 mod failure;
+mod index;
 mod mechanism;
 mod module;
 mod provision;

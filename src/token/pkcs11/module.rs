@@ -15,6 +15,7 @@ use secrecy::SecretString;
 
 use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys};
 use super::failure::Failure;
+use super::index::Index;
 use crate::token::latch::Latch;
 use crate::token::repeats::{Repeats, warn_seldom};
 use crate::token::{TokenConfig, TokenError, TokenIdentity};
@@ -50,6 +51,8 @@ pub(in crate::token) struct Module {
     /// Whether nothing has worked since a time, and which.
     failing: AtomicBool,
     failing_since: Mutex<Option<Instant>>,
+    /// What the token's sessions have found, all of one initialisation.
+    index: Mutex<Index>,
     repeats: Repeats,
 }
 
@@ -106,6 +109,7 @@ impl Module {
             doubted: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             failing_since: Mutex::default(),
+            index: Mutex::default(),
             repeats,
         };
         let serial = config.serial.as_deref();
@@ -197,6 +201,11 @@ impl Module {
     /// The token showed a private key: see [`Module::check`].
     pub(super) fn saw_key(&self) {
         self.holds_keys.store(true, Ordering::Relaxed);
+    }
+
+    /// What is known of the token's objects. A session that waits for it waits for a listing that serves it too.
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().expect(NO_PANIC)
     }
 
     /// Second rung of the ladder: logs in on a new anchor.
@@ -361,6 +370,7 @@ impl Module {
     fn start(&self) -> Result<Slot, Failure> {
         // C_Finalize closes it; its handle must not be closed after that.
         *self.anchor.lock().expect(NO_PANIC) = None;
+        *self.index() = Index::default();
         finalise(&self.pkcs11);
         initialise(&self.pkcs11)?;
         let slot = self.enter(Some(&self.identity().serial))?;
@@ -372,10 +382,14 @@ impl Module {
     fn enter(&self, serial: Option<&str>) -> Result<Slot, Failure> {
         let (slot, found) = find_token(&self.pkcs11, &self.expected.label, serial)?;
         let anchor = log_in(&self.pkcs11, slot, &self.pin, &self.latch)?;
+        let asked = Instant::now();
         // Never the other way: a token that comes back empty is not the one that went away (R8).
         if shows_keys(&anchor)? {
             self.holds_keys.store(true, Ordering::Relaxed);
         }
+        let search = asked.elapsed();
+        // Without one, keys are searched for.
+        *self.index() = Index::begin(&anchor, search).unwrap_or_default();
         self.found.get_or_init(|| found);
         *self.anchor.lock().expect(NO_PANIC) = Some(anchor);
         Ok(slot)

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
 
 use super::failure::Failure;
+use super::index::Index;
 use super::module::Module;
 use super::session::{OpenSession, WorkerSession};
 use super::{attributes, mechanism};
-use crate::domain::PublicKey;
+use crate::domain::{ObjectId, PublicKey};
 use crate::token::{KeyRef, SignInput, TokenError};
 
 /// Most keys whose handles one session remembers, and that have numbers between a service and its processes: four for each of 4,096 keyrings. Beyond that it starts anew, which
@@ -107,14 +109,42 @@ fn compare_key(module: &Module, open: &OpenSession, key: &KeyRef) -> Result<Obje
     Ok(signing)
 }
 
+/// The one object of a class under the key's id: from the index of the token's objects, or by a search.
 fn find_one(module: &Module, open: &OpenSession, key: &KeyRef, class: ObjectClass) -> Result<ObjectHandle, Failure> {
-    match open.session.find_objects(&[Attribute::Class(class), attributes::under(key.object)])?.as_slice() {
+    let session = &open.session;
+    if let Some(handle) = indexed(module, session, key.object, class)? {
+        return Ok(handle);
+    }
+    let asked = Instant::now();
+    let found = session.find_objects(&[Attribute::Class(class), attributes::under(key.object)])?;
+    module.index().searched(asked.elapsed());
+    match found.as_slice() {
         [handle] => Ok(*handle),
         [] => {
             // Either the key is not there or the token is not. The second can be mended.
-            module.check_for_keys(&open.session)?;
+            module.check_for_keys(session)?;
             Err(Failure::Answer(TokenError::Unavailable(format!("C_FindObjects: no {class} under {}", key.object))))
         }
         _ => Err(Failure::Answer(TokenError::Mismatch(format!("more than one {class} under {}", key.object)))),
     }
+}
+
+/// What the index has, if it still is what it was when it was listed.
+fn indexed(
+    module: &Module,
+    session: &Session,
+    object: ObjectId,
+    class: ObjectClass,
+) -> Result<Option<ObjectHandle>, Failure> {
+    let mut index = module.index();
+    if index.find(object, class).is_none() && index.pays() {
+        index.list(session)?;
+    }
+    let Some(handle) = index.find(object, class) else { return Ok(None) };
+    if attributes::read_place(session, handle) == Some((class, object)) {
+        return Ok(Some(handle));
+    }
+    // Objects were destroyed, and perhaps others have their handles.
+    *index = Index::default();
+    Ok(None)
 }

@@ -1,0 +1,86 @@
+//! Which tenants the timer has to look at, and when: it plans for those alone, and not for all of them each second.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::domain::rotation::Outlook;
+use crate::domain::{TenantId, Timestamp};
+
+/// Every tenant for which something is due, or will be.
+#[derive(Debug, Default)]
+pub(super) struct Agenda {
+    due: BTreeSet<TenantId>,
+    wakes: BTreeSet<(Timestamp, TenantId)>,
+    /// The time of each tenant among `wakes`.
+    times: HashMap<TenantId, Timestamp>,
+}
+
+impl Agenda {
+    /// What is known of a tenant from now on.
+    pub(super) fn put(&mut self, tenant: TenantId, outlook: Outlook) {
+        if let Some(time) = self.times.remove(&tenant) {
+            self.wakes.remove(&(time, tenant.clone()));
+        }
+        match outlook {
+            Outlook::Due => {
+                self.due.insert(tenant);
+            }
+            Outlook::At(time) => {
+                self.due.remove(&tenant);
+                self.wakes.insert((time, tenant.clone()));
+                self.times.insert(tenant, time);
+            }
+            Outlook::Nothing => {
+                self.due.remove(&tenant);
+            }
+        }
+    }
+
+    /// Those whose time has come are due.
+    pub(super) fn wake(&mut self, now: Timestamp) {
+        while let Some((time, _)) = self.wakes.first()
+            && *time <= now
+            && let Some((_, tenant)) = self.wakes.pop_first()
+        {
+            self.times.remove(&tenant);
+            self.due.insert(tenant);
+        }
+    }
+
+    /// Those that are due, ordered by id.
+    pub(super) fn due(&self) -> impl Iterator<Item = &TenantId> {
+        self.due.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::after;
+    use std::time::Duration;
+
+    #[test]
+    fn a_tenant_is_due_when_its_time_has_come_and_for_as_long_as_nobody_says_otherwise() {
+        let (one, two): (TenantId, TenantId) = ("one".parse().expect("an id"), "two".parse().expect("an id"));
+        let now = Timestamp::now();
+        let at = |secs| after(now, Duration::from_secs(secs));
+        let due = |agenda: &Agenda| agenda.due().map(ToString::to_string).collect::<Vec<_>>();
+        let mut agenda = Agenda::default();
+        agenda.put(one.clone(), Outlook::At(at(5)));
+        agenda.put(two.clone(), Outlook::Due);
+        agenda.wake(at(4));
+        assert_eq!(due(&agenda), ["two"]);
+        agenda.wake(at(5));
+        assert_eq!(due(&agenda), ["one", "two"]);
+        agenda.put(one.clone(), Outlook::At(at(9)));
+        agenda.put(two.clone(), Outlook::At(at(7)));
+        // A later word takes the place of an earlier one.
+        agenda.put(two, Outlook::Nothing);
+        agenda.wake(at(8));
+        assert!(due(&agenda).is_empty());
+        agenda.wake(at(100));
+        assert_eq!(due(&agenda), ["one"]);
+        agenda.put(one, Outlook::Nothing);
+        agenda.wake(at(200));
+        assert!(due(&agenda).is_empty());
+    }
+}
