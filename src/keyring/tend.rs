@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Keyrings, TokenState};
+use super::{Attended, Error, Keyrings, TokenHealth, TokenState};
 use crate::domain::rotation::{Plan, plan};
 use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
 use crate::store::{Damage, StoreError, TenantRecord, TenantRevisions};
@@ -16,7 +16,7 @@ use crate::store::{Damage, StoreError, TenantRecord, TenantRevisions};
 /// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Tenants whose keyrings are brought to rest side by side, so that a slow generation delays no revocation elsewhere.
+/// Tenants of one token whose keyrings are brought to rest side by side, so that a slow generation delays no revocation elsewhere.
 const TENANTS_AT_ONCE_MAX: usize = 8;
 
 /// First and longest pause after a failure for one tenant: soon enough to go unnoticed, seldom enough not to press a token
@@ -34,9 +34,9 @@ struct Pause {
 pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
     let mut pauses: HashMap<TenantId, Pause> = HashMap::new();
     let mut working: JoinSet<Result<(), Error>> = JoinSet::new();
-    let mut busy: HashMap<task::Id, TenantId> = HashMap::new();
+    let mut busy: HashMap<task::Id, (TenantId, Arc<Attended>)> = HashMap::new();
     let mut looked_at = None;
-    let mut token = keyrings.token.watch();
+    let mut token = keyrings.tokens.news();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -49,9 +49,11 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                 }
             }
             _ = token.changed() => {
-                let state = token.borrow_and_update().as_ref().map(|health| health.state);
-                if state == Some(TokenState::Recovering) {
-                    // What failed for want of the token need not wait any longer.
+                let is_recovering = |health: &Option<TokenHealth>| {
+                    matches!(health, Some(TokenHealth { state: TokenState::Recovering, .. }))
+                };
+                if keyrings.tokens.health().values().any(is_recovering) {
+                    // What failed for want of its token need not wait any longer.
                     pauses.clear();
                 }
             }
@@ -60,7 +62,7 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                     Ok((task, result)) => (task, result),
                     Err(panic) => (panic.id(), Err(Error::Internal(format!("a bug: {panic}")))),
                 };
-                if let Some(tenant) = busy.remove(&task) {
+                if let Some((tenant, _)) = busy.remove(&task) {
                     note(&mut pauses, tenant, result);
                 }
             }
@@ -68,16 +70,17 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
         if let Err(error) = keyrings.record_quarantined_keys().await {
             tracing::warn!(error = error.for_log(), "a key in quarantine is not in the administration log yet");
         }
-        if keyrings.token.is_down() {
-            // Each step wants a seal, and with it the token.
+        if keyrings.tokens.home().is_down() {
+            // Each step wants a seal, and with it the home token.
             continue;
         }
-        for tenant in keyrings.due() {
+        for (tenant, token) in keyrings.due() {
             let paused = pauses.get(&tenant).is_some_and(|pause| Instant::now() < pause.until);
-            if working.len() < TENANTS_AT_ONCE_MAX && !paused && !busy.values().any(|other| *other == tenant) {
+            let beside = busy.values().filter(|(_, other)| Arc::ptr_eq(other, &token)).count();
+            if beside < TENANTS_AT_ONCE_MAX && !paused && !busy.values().any(|(other, _)| *other == tenant) {
                 let (keyrings, id) = (Arc::clone(&keyrings), tenant.clone());
                 let task = working.spawn(async move { keyrings.tend_tenant(&id).await });
-                busy.insert(task.id(), tenant);
+                busy.insert(task.id(), (tenant, token));
             }
         }
     }
@@ -196,17 +199,20 @@ impl Keyrings {
         }
     }
 
-    /// The tenants for which there is something to do now.
-    fn due(&self) -> Vec<TenantId> {
+    /// The tenants for which there is something to do now that can be done, and their tokens.
+    fn due(&self) -> Vec<(TenantId, Arc<Attended>)> {
         let now = self.clock.now();
         let snapshot = self.snapshot();
         let due = snapshot.all().filter(|view| {
             let (tenant, keyrings) = (&view.record.tenant, &view.record.keyrings);
             let ended = || keyrings.iter().all(|keyring| self.is_ended(keyring, tenant, now));
-            keyrings.iter().any(|keyring| matches!(plan(keyring, tenant, now, self.claim(keyring)), Plan::Act(_)))
-                || (tenant.delete_time.is_some() && ended())
+            let is_due = |keyring: &Keyring| match plan(keyring, tenant, now, self.claim(keyring)) {
+                Plan::Act(action) => !(action.asks_token() && view.token.is_down()),
+                Plan::Wait(_) | Plan::Ended => false,
+            };
+            keyrings.iter().any(is_due) || (tenant.delete_time.is_some() && ended())
         });
-        due.map(|view| view.record.tenant.id.clone()).collect()
+        due.map(|view| (view.record.tenant.id.clone(), Arc::clone(&view.token))).collect()
     }
 
     pub(super) fn is_ended(&self, keyring: &Keyring, tenant: &Tenant, now: Timestamp) -> bool {
