@@ -26,7 +26,7 @@ use config::{Environment, File, FileFormat, Value, ValueKind};
 use secrecy::SecretString;
 
 use crate::files::directory_of;
-use crate::token::{PIN_VARIABLE, TokenConfig};
+use crate::token::TokenConfig;
 
 /// A configuration in which every value and every relation was checked.
 #[derive(Debug)]
@@ -41,8 +41,10 @@ pub struct Config {
     pub ops_listen: SocketAddr,
     /// The Management API; off unless it is configured.
     pub management: Option<ManagementSettings>,
-    /// The token.
+    /// The home token, which has the service key.
     pub token: TokenConfig,
+    /// The others, on which tenants can be placed, ordered by name.
+    pub further_tokens: Vec<TokenConfig>,
     /// Whether a start tells how token and store differ.
     pub reconcile_at_start: bool,
     /// The SQLite file.
@@ -99,7 +101,8 @@ impl Config {
             public_base_url: reader.base_url("public.base_url"),
             ops_listen: reader.address("ops.listen", "127.0.0.1:9090"),
             management: reader.management(),
-            token: reader.token(),
+            token: reader.home_token(),
+            further_tokens: reader.further_tokens(),
             reconcile_at_start: reader.flag("token.reconcile_at_start", true),
             store_path: reader.required_path("store.path"),
             store_witness_path: reader.path("store.witness_file", "store-witness.jsonl"),
@@ -118,6 +121,7 @@ impl Config {
         if !matches!(config.rsa_bits, 2048 | 3072 | 4096) {
             reader.problem("signing.rsa_bits", "must be 2048, 3072 or 4096");
         }
+        reader.tokens_apart(&config);
         reader.finish(config)
     }
 }
@@ -265,13 +269,13 @@ impl Reader {
     }
 
     /// The PIN, from the file or the environment: never from the TOML, which people copy and commit.
-    fn pin(&mut self, key: &str) -> SecretString {
+    fn pin(&mut self, key: &str, variable: &str) -> SecretString {
         let file = self.text(key).map(|path| self.directory.join(path));
-        let pin = match (file, std::env::var(PIN_VARIABLE)) {
-            (Some(_), Ok(_)) => Err(format!("must not be set together with {PIN_VARIABLE} in the environment")),
+        let pin = match (file, std::env::var(variable)) {
+            (Some(_), Ok(_)) => Err(format!("must not be set together with {variable} in the environment")),
             (Some(file), Err(_)) => read_pin(&file),
             (None, Ok(pin)) => Ok(pin),
-            (None, Err(_)) => Err(format!("must name a file that holds the PIN, or {PIN_VARIABLE} be set")),
+            (None, Err(_)) => Err(format!("must name a file that holds the PIN, or {variable} be set")),
         };
         let pin =
             pin.and_then(|pin| if pin.is_empty() { Err("must not name an empty file".to_owned()) } else { Ok(pin) });

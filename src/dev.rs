@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::domain::{Algorithm, Caller, RotationPolicy};
+use crate::domain::{Algorithm, Caller, RotationPolicy, TokenName};
 use crate::keyring::{Error, Keyrings, TenantSpec};
 use crate::token::{TokenError, provision};
 
@@ -129,6 +129,7 @@ pub async fn create_demo(keyrings: &Arc<Keyrings>) -> Result<(), Error> {
     let spec = TenantSpec {
         id,
         issuer: None,
+        token: TokenName::default(),
         custom_domain: None,
         saml_sso_url: None,
         algorithms: vec![Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA],

@@ -10,8 +10,8 @@ use keyward::config::{CallerSettings, Config};
 use keyward::dev;
 use keyward::domain::{Caller, Principal};
 use keyward::serve::{self, Addresses, Listeners, Metrics};
-use keyward::setup::{self, Opened};
-use keyward::token::{Pkcs11Token, Token as _};
+use keyward::setup::{self, Opened, OpenedTokens};
+use keyward::token::{Pkcs11Token, Token as _, TokenConfig, TokenError, TokenIdentity};
 use rustix::process::{DumpableBehavior, getuid, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -151,10 +151,14 @@ fn operator(command: &'static str) -> Caller {
     Caller { principals: Arc::from([principal]), method: command, request_id: None }
 }
 
-/// Opens the token, with worker processes that the runtime looks after, if they are configured.
+/// Opens the home token, with worker processes that the runtime looks after, if they are configured.
 fn open_token(runtime: &tokio::runtime::Runtime, config: &Config) -> Result<Arc<Pkcs11Token>, Failure> {
+    open(runtime, &config.token).map(Arc::new).map_err(|error| error.to_string())
+}
+
+fn open(runtime: &tokio::runtime::Runtime, config: &TokenConfig) -> Result<Pkcs11Token, TokenError> {
     let _inside = runtime.enter();
-    Pkcs11Token::open(config.token.clone()).map(Arc::new).map_err(|error| error.to_string())
+    Pkcs11Token::open(config.clone())
 }
 
 /// A service manager that ends all processes of a service tells them so: this one ends when its service does, which may have
@@ -184,28 +188,42 @@ fn init(config: &Config) -> Result<(), Failure> {
 
 fn check(config: &Config) -> Result<(), Failure> {
     let runtime = runtime()?;
-    let token = open_token(&runtime, config)?;
-    let identity = token.identity().clone();
-    let support = runtime.block_on(token.mechanisms());
-    token.close();
-    say!("configuration: ok");
-    say!("token: {} (serial {}, {} {})", identity.label, identity.serial, identity.manufacturer, identity.model);
-    for (algorithm, supported) in support.map_err(|error| error.to_string())? {
-        say!("  {algorithm}: {}", supported.err().unwrap_or_else(|| "ok".to_owned()));
+    let mut failures = Vec::new();
+    for (index, token) in std::iter::once(&config.token).chain(&config.further_tokens).enumerate() {
+        let name = if token.name.is_home() { "token".to_owned() } else { format!("token {}", token.name) };
+        let looked_at = open(&runtime, token).and_then(|opened| {
+            let support = runtime.block_on(opened.mechanisms());
+            opened.close();
+            Ok((opened.identity().clone(), support?))
+        });
+        if index == 0 && looked_at.is_ok() {
+            say!("configuration: ok");
+        }
+        match looked_at {
+            Ok((identity, support)) => {
+                let TokenIdentity { label, serial, manufacturer, model } = identity;
+                say!("{name}: {label} (serial {serial}, {manufacturer} {model})");
+                for (algorithm, supported) in support {
+                    say!("  {algorithm}: {}", supported.err().unwrap_or_else(|| "ok".to_owned()));
+                }
+            }
+            Err(error) if token.name.is_home() => failures.push(error.to_string()),
+            Err(error) => failures.push(format!("{name}: {error}")),
+        }
     }
-    Ok(())
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
 }
 
 fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     let runtime = runtime()?;
     // The token counts, too.
     let metrics = Metrics::install()?;
-    let token = runtime.block_on(setup::open_token(config)).map_err(|error| error.to_string())?;
+    let tokens = runtime.block_on(setup::open_tokens(config)).map_err(|error| error.to_string())?;
     // Only now: a start that hangs in the module has nothing to drain, and SIGTERM ends it as it ends any process.
     let shutdown = runtime.block_on(on_signal())?;
     runtime.block_on(run(
         config,
-        token,
+        tokens,
         metrics,
         shutdown,
         |addresses| {
@@ -217,11 +235,11 @@ fn serve(config: &Config, announce: bool) -> Result<(), Failure> {
     ))
 }
 
-/// Everything from the opened token to the last answer. `ready` is told the addresses once the service can sign, or waits
+/// Everything from the opened tokens to the last answer. `ready` is told the addresses once the service can sign, or waits
 /// for its token alone.
 async fn run(
     config: &Config,
-    token: Arc<Pkcs11Token>,
+    tokens: OpenedTokens,
     metrics: Metrics,
     shutdown: CancellationToken,
     ready: impl FnOnce(Addresses),
@@ -231,7 +249,7 @@ async fn run(
     serve::raise_open_files_limit(config);
     let listeners = Listeners::bind(config).await?;
     let addresses = listeners.addresses().map_err(|error| error.to_string())?;
-    let Opened { token: attended, store, service_key } = setup::open(config, &token).await.map_err(text)?;
+    let Opened { tokens: attended, store, service_key } = setup::open(config, &tokens).await.map_err(text)?;
     let keeper = setup::open_audit(config, &service_key)?;
     let keyrings = serve::keyrings(config, addresses, attended, Arc::clone(&store) as _);
     keyrings.refresh().await.map_err(|error| error.for_log())?;
@@ -247,14 +265,14 @@ async fn run(
         tracing::info!(%management, "the Management API is served");
     }
     let grpc = grpc_address(config, addresses);
-    tracing::info!(grpc, public = %addresses.public, ops = %addresses.ops, token = %token.identity().label, "serving");
+    tracing::info!(grpc, public = %addresses.public, ops = %addresses.ops, token = %tokens.home.identity().label, "serving");
     if !shutdown.is_cancelled() {
         ready(addresses);
     }
     let served = serve::run(config, keyrings, service_key, keeper, listeners, metrics, shutdown).await;
     store.close().await;
     // C_Finalize blocks, and nothing else is left to do.
-    tokio::task::block_in_place(|| token.close());
+    tokio::task::block_in_place(|| tokens.close());
     tracing::info!("stopped");
     served
 }

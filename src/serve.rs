@@ -15,7 +15,7 @@ use crate::audit::{Administration, CallLog, Keeper, Sign};
 use crate::auth::{Bearer, Callers, Fetched, IssuerKeys, Jwts};
 use crate::config::{CallerSettings, Config, JwtKeys, JwtSettings, ManagementSettings, Watched};
 use crate::domain::Algorithm;
-use crate::keyring::{Attended, Clock, Health, Keyrings, ServiceKey, Settings, TokenState, tend};
+use crate::keyring::{Clock, Health, Keyrings, ServiceKey, Settings, TokenState, Tokens, tend};
 use crate::serving::{Bounds, Greeter, Listener, NoGreeter, serve};
 use crate::store::{EventPage, Start, Store};
 pub use crate::telemetry::Metrics;
@@ -131,9 +131,9 @@ pub fn management_url(settings: &ManagementSettings, address: SocketAddr) -> Str
     format!("{scheme}://{address}")
 }
 
-/// The keyrings of a configuration, on this token and store, served at these addresses. Nothing is loaded yet.
+/// The keyrings of a configuration, on these tokens and this store, served at these addresses. Nothing is loaded yet.
 #[must_use]
-pub fn keyrings(config: &Config, addresses: Addresses, token: Arc<Attended>, store: Arc<dyn Store>) -> Arc<Keyrings> {
+pub fn keyrings(config: &Config, addresses: Addresses, tokens: Arc<Tokens>, store: Arc<dyn Store>) -> Arc<Keyrings> {
     let base_url = config.public_base_url.clone().unwrap_or_else(|| format!("http://{}", addresses.public));
     let settings = Settings {
         base_url,
@@ -145,7 +145,7 @@ pub fn keyrings(config: &Config, addresses: Addresses, token: Arc<Attended>, sto
         // SQLite is opened by one process alone.
         sole: true,
     };
-    Arc::new(Keyrings::new(token, store, Clock::system(), settings))
+    Arc::new(Keyrings::new(tokens, store, Clock::system(), settings))
 }
 
 /// Serves until `shutdown`; then takes no more calls, answers those under way, and finishes what they began.
@@ -202,12 +202,23 @@ pub async fn run(
     let watched = Arc::clone(&keyrings);
     let stop = shutdown.clone();
     let watching = tokio::spawn(async move { watched.watch_health(tell, stop).await });
-    if config.reconcile_at_start {
-        let (reporting, object, stop) = (Arc::clone(&keyrings), service_key.object(), shutdown.clone());
-        tokio::spawn(async move { stop.run_until_cancelled(reporting.report_at_start(object)).await });
+    let mut attending = JoinSet::new();
+    for token in keyrings.tokens().configured() {
+        if config.reconcile_at_start {
+            let (reporting, token, stop) = (Arc::clone(&keyrings), Arc::clone(token), shutdown.clone());
+            let object = service_key.object();
+            tokio::spawn(async move { stop.run_until_cancelled(reporting.report_at_start(&token, object)).await });
+        }
+        let (keyrings, token, stop) = (Arc::clone(&keyrings), Arc::clone(token), shutdown.clone());
+        let service_key = Arc::clone(&service_key);
+        attending.spawn(async move {
+            if token.name().is_home() {
+                token.attend(service_key.canary(), stop).await;
+            } else {
+                keyrings.attend_further(&token, stop).await;
+            }
+        });
     }
-    let (token, stop) = (Arc::clone(keyrings.token()), shutdown.clone());
-    let attending = tokio::spawn(async move { token.attend(&service_key, stop).await });
 
     let mut outcome = Ok(());
     // A face that fails takes the others down in order: half a service is noticed by nobody.
@@ -232,7 +243,7 @@ pub async fn run(
     // A token that hangs in the middle of a change must not keep the process: recovery is for the next start.
     let ended = async {
         keyrings.finish().await;
-        let _ = tokio::join!(timer, watching, attending);
+        let _ = tokio::join!(timer, watching, attending.join_all());
     };
     if tokio::time::timeout(DRAIN_MAX, ended).await.is_err() {
         tracing::warn!(
@@ -363,17 +374,20 @@ async fn tell_health(mut health: watch::Receiver<Health>) {
     loop {
         {
             let health = health.borrow_and_update();
-            let parts = [
-                ("token", health.token().is_ok()),
-                ("store", health.store.is_ok()),
-                ("snapshot", health.snapshot.is_ok()),
-            ];
-            for (part, is_well) in parts {
-                metrics::gauge!("keyward_ready", "part" => part).set(if is_well { 1.0 } else { 0.0 });
+            let number = |is_so: bool| if is_so { 1.0 } else { 0.0 };
+            for (part, is_well) in [("store", health.store.is_ok()), ("snapshot", health.snapshot.is_ok())] {
+                metrics::gauge!("keyward_ready", "part" => part).set(number(is_well));
             }
-            for state in TokenState::ALL {
-                let is_it = health.token.as_ref().is_some_and(|token| token.state == state);
-                metrics::gauge!("keyward_token_state", "state" => state.word()).set(if is_it { 1.0 } else { 0.0 });
+            for (name, token) in health.tokens() {
+                metrics::gauge!("keyward_ready", "part" => "token", "token" => name.to_string())
+                    .set(number(token.is_ok()));
+            }
+            for (name, token) in &health.tokens {
+                for state in TokenState::ALL {
+                    let is_it = token.as_ref().is_some_and(|token| token.state == state);
+                    let labels = [("state", state.word().to_owned()), ("token", name.to_string())];
+                    metrics::gauge!("keyward_token_state", &labels).set(number(is_it));
+                }
             }
             // Their number is far below where a float becomes inexact.
             metrics::gauge!("keyward_tenants_quarantined").set(health.quarantined.len() as f64);

@@ -1,5 +1,9 @@
 //! What is made once, before the service can run: the store, the service key and the file that pins it; and their opening.
 
+mod tokens;
+
+pub use tokens::{OpenedTokens, open_tokens};
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,13 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::Keeper;
 use crate::config::{AuditSettings, Config};
-use crate::domain::{Event, ObjectId, PublicKey};
+use crate::domain::{Event, ObjectId, PublicKey, TokenName};
 use crate::files::put_whole;
 use crate::jose::BadPublicKey;
 use crate::keyring::reconcile::{self, ReconcileError, Report};
-use crate::keyring::{Attended, ServiceKey, new_object};
-use crate::store::{Guard, LogReader, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
-use crate::token::{Found, KeySpec, Pkcs11Token, Token, TokenConfig, TokenError, TokenKey};
+use crate::keyring::{Canary, ServiceKey, Tokens, new_object};
+use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
+use crate::token::{Pkcs11Token, Token, TokenError};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -46,11 +50,11 @@ pub enum SetupError {
 
 /// What a service runs on.
 pub struct Opened {
-    /// The token, attended from the moment that [`Attended::attend`] runs.
-    pub token: Arc<Attended>,
+    /// The tokens, each attended from the moment that somebody attends it.
+    pub tokens: Arc<Tokens>,
     /// The store, which believes what the service key sealed.
     pub store: Arc<SqliteStore>,
-    /// The service key, on this token.
+    /// The service key, on the home token.
     pub service_key: Arc<ServiceKey>,
 }
 
@@ -83,8 +87,8 @@ pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), Setup
     }
     // 1. The intent: under which id the service key will be. A crash from here on leaves at most that id on the token.
     let object = if resuming { read_pin(&begun)?.cka_id } else { new_intent(&begun)? };
-    // 2. The key. After a crash it is there, half there, or not there.
-    let public_key = service_key(token, object).await?;
+    // 2. The key.
+    let public_key = Canary::make(&**token, object).await?.public().clone();
     // 3. The store, bound to the token. It appears whole or not at all.
     let identity = token.identity();
     let binding = TokenBinding { serial: identity.serial.clone(), label: identity.label.clone() };
@@ -112,59 +116,18 @@ fn new_intent(begun: &Path) -> Result<ObjectId, SetupError> {
     Ok(file.cka_id)
 }
 
-async fn service_key(token: &Arc<Pkcs11Token>, object: ObjectId) -> Result<PublicKey, SetupError> {
-    let TokenKey { public, protection } = match token.find(object, ServiceKey::ALGORITHM).await? {
-        Found::Key(key) => key,
-        Found::Absent | Found::Remains => {
-            token.destroy(object).await?;
-            token.generate(object, KeySpec { algorithm: ServiceKey::ALGORITHM, rsa_bits: 0 }).await?
-        }
-    };
-    if !protection.holds() {
-        let text =
-            "the token made a key that could leave it (SENSITIVE, EXTRACTABLE or LOCAL is wrong); use another token";
-        return Err(SetupError::Refused(text.to_owned()));
-    }
-    let public = public.ok_or_else(|| SetupError::Refused("the token made a key without a public half".to_owned()))?;
-    let key = ServiceKey::new(Arc::clone(token) as _, object, public.clone())?;
-    match key.sign(b"keyward: test of the service key").await {
-        Ok(_) => Ok(public),
-        Err(TokenError::Mismatch(_)) => {
-            Err(SetupError::Refused("the token's signatures do not verify; use another token".to_owned()))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Opens the token that serves the store. One that is away is looked for until it is there: what is published needs no token, and
-/// a service that does not start for want of it would publish nothing. Blocks on the module.
-///
-/// # Errors
-/// Those of the token, if it is there and not as it should be, or if there is no module or no store that names it.
-pub async fn open_token(config: &Config) -> Result<Arc<Pkcs11Token>, SetupError> {
-    // A path that leads nowhere is a mistake; a token that is away is not.
-    tracing::info!(label = config.token.label, "opening the token");
-    let may_come = config.token.module.exists() && config.store_path.exists();
-    match Pkcs11Token::open(config.token.clone()) {
-        Err(TokenError::Unavailable(_)) if may_come => {}
-        opened => return Ok(Arc::new(opened?)),
-    }
-    // By serial number, so that no other token of this label is taken for it meanwhile.
-    let binding = LogReader::open(&config.store_path).await?.binding().await?;
-    let serial = config.token.serial.clone().or(Some(binding.serial));
-    Ok(Arc::new(Pkcs11Token::attach(TokenConfig { serial, ..config.token.clone() })?))
-}
-
-/// Opens the store, sees that it belongs to the token, and reads the pinned service key.
+/// Opens the store, sees that it belongs to the tokens, and reads the pinned service key.
 ///
 /// # Errors
 /// Says what is missing, or what does not fit together.
-pub async fn open(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Opened, SetupError> {
-    let attended = Arc::new(Attended::new(Arc::clone(token) as _));
-    let service_key = pinned_key(config, Arc::clone(&attended) as _)?;
+pub async fn open(config: &Config, opened: &OpenedTokens) -> Result<Opened, SetupError> {
+    let mut further = opened.by_name();
+    let home = further.remove(&TokenName::default()).expect("it is among them");
+    let tokens = Tokens::new(home, further);
+    let service_key = pinned_key(config, Arc::clone(tokens.home()) as _)?;
     let store = SqliteStore::open(&config.store_path, guard(config, &service_key)).await?;
     let binding = store.binding().await?;
-    let serial = &token.identity().serial;
+    let serial = &opened.home.identity().serial;
     if binding.serial != *serial {
         return Err(SetupError::Refused(format!(
             "the store was made with token {} (serial {}), and this token has serial {serial}: its keys are not here; \
@@ -172,7 +135,8 @@ pub async fn open(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Opened, S
             binding.label, binding.serial
         )));
     }
-    Ok(Opened { token: attended, store: Arc::new(store), service_key })
+    opened.check(config, &store).await?;
+    Ok(Opened { tokens, store: Arc::new(store), service_key })
 }
 
 /// Compares the store with what this replica has seen of it; with `accept`, makes it hold as it is.
@@ -184,23 +148,24 @@ pub async fn restore(config: &Config, token: &Arc<Pkcs11Token>, accept: Option<E
     Ok(SqliteStore::restore(&config.store_path, guard(config, &key), accept).await?)
 }
 
-/// Compares the token with what the store accounts for; destroys the named objects, of which `event` tells. The report of what is
+/// Compares the tokens with what the store accounts for; destroys the named objects, of which `event` tells. The report of what is
 /// left.
 ///
 /// # Errors
 /// As [`open`], and if a named object must stay: then nothing was destroyed.
 pub async fn reconcile(
     config: &Config,
-    token: &Arc<Pkcs11Token>,
+    tokens: &OpenedTokens,
     objects: &[ObjectId],
     event: &Event,
 ) -> Result<Report, SetupError> {
-    let Opened { store, service_key, .. } = open(config, token).await?;
+    let Opened { store, service_key, .. } = open(config, tokens).await?;
+    let tokens = tokens.by_name();
     let done = async {
-        let report = reconcile::reconcile(&**token, &*store, service_key.object()).await?;
+        let report = reconcile::reconcile(&tokens, &*store, service_key.object()).await?;
         match objects {
             [] => Ok(report),
-            objects => reconcile::destroy(&**token, &*store, report, objects, event).await,
+            objects => reconcile::destroy(&tokens, &*store, report, objects, event).await,
         }
     };
     let done = done.await;

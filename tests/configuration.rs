@@ -212,6 +212,51 @@ async fn the_environment_overrides_the_file_and_is_checked_like_it() {
     assert_eq!(modulus.len() * 8, 3072);
 }
 
+#[test]
+fn each_token_has_its_own_section_and_no_two_are_one() {
+    let installation = Installation::bare().with_token("west");
+    // What SoftHSM's module is called by somebody else.
+    std::os::unix::fs::symlink(common::tools::SOFTHSM_MODULE, installation.dir().join("module.so")).expect("linked");
+    let said = success(installation.command("check"));
+    for line in ["token: keyward (serial ", "token west: west (serial "] {
+        assert!(said.contains(line), "{line:?} is not in {said}");
+    }
+    let threads = installation.set("token.isolation", r#""thread""#).set("tokens.west.isolation", r#""thread""#);
+    let threads = threads.set("tokens.west.module", r#""module.so""#);
+    refused_by_all(&threads, &["tokens.west.isolation must be \"process\"", "[token] has the same module"]);
+    success(threads.set("token.isolation", r#""process""#).command("check"));
+
+    let wrong = Installation::bare()
+        .set("tokens.home.module", "\"a\"")
+        .set("tokens.North.module", "\"a\"")
+        .set("tokens.east.label", "\"one\"")
+        .set("tokens.east.workers", "0")
+        .set("tokens.east.reconcile_at_start", "true")
+        .set("tokens.south.module", "\"a\"")
+        .set("tokens.south.label", "\"two\"")
+        .set("tokens.south.serial", "\"1\"")
+        .set("tokens.south.pin_file", "\"pin\"")
+        .set("tokens.south.pin_refused_file", "\"token-pin-refused\"")
+        .set("tokens.south-2.module", "\"a\"")
+        .set("tokens.south-2.label", "\"two\"")
+        .set("tokens.south-2.serial", "\"1\"")
+        .set("tokens.loose", "1");
+    let problems = [
+        "tokens.home must have another name: home is the token of [token]",
+        "tokens.North has a name that cannot be",
+        "tokens.east.module must be set",
+        "tokens.east.serial must be set",
+        "tokens.east.workers must be a whole number from 1",
+        "tokens.east.pin_file must name a file that holds the PIN, or KEYWARD_TOKEN_PIN_EAST be set",
+        "tokens.east.reconcile_at_start is not a key",
+        "tokens.south.pin_refused_file must not be that of [token]",
+        "tokens.south-2.serial must not be that of [tokens.south]",
+        "or KEYWARD_TOKEN_PIN_SOUTH_2 be set",
+        "tokens.loose is not a key",
+    ];
+    refused_by_all(&wrong, &problems);
+}
+
 /// As docs/tokens.md has it, of the modules that tests have.
 #[test]
 fn check_tells_what_the_token_can_do() {

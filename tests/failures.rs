@@ -75,7 +75,7 @@ impl Stand {
 
     /// Waits until metrics tell that the token entered this state so often.
     fn token_goes_through(&self, state: &str, times: u32) {
-        let line = format!("keyward_token_state_changes_total{{state=\"{state}\"}} {times}");
+        let line = format!("keyward_token_state_changes_total{{state=\"{state}\",token=\"home\"}} {times}");
         let deadline = Instant::now() + WAIT_MAX;
         loop {
             let answer = get(&format!("{}/metrics", self.server.ops()));
@@ -268,7 +268,7 @@ async fn the_jwks_is_served_with_the_token_gone_and_signing_comes_back_with_it()
     stand.readyz_tells(Some("token"));
     assert_eq!(stand.jwks(), jwks);
     let shown: Value = get(&format!("{}/readyz", stand.server.ops())).json();
-    assert_eq!(shown["token"]["state"], "down", "{shown}");
+    assert_eq!(shown["tokens"]["home"]["state"], "down", "{shown}");
     let asked = Instant::now();
     let status = stand.sign().await.expect_err("signing with a token that is down");
     assert!(asked.elapsed() < REFUSAL_AT_ONCE_MAX, "answered after {:?}", asked.elapsed());

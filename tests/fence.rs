@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keyward::domain::{Algorithm, Caller, KeyState, ObjectId, TenantId, Trigger};
-use keyward::keyring::{Attended, Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys};
+use keyward::keyring::{Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Tokens};
 use keyward::store::{SqliteStore, TokenBinding};
 use keyward::token::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
@@ -82,8 +82,7 @@ async fn keyrings(token: &Arc<HoldingToken>, folder: &std::path::Path, sign_wait
     SqliteStore::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
     let store = SqliteStore::open(&path, seals::guard(&path)).await.expect("a store");
     let settings = memory::settings(sign_wait_max, WAIT_MAX);
-    let keyrings =
-        Arc::new(Keyrings::new(Arc::new(Attended::new(token.clone())), Arc::new(store), Clock::system(), settings));
+    let keyrings = Arc::new(Keyrings::new(Tokens::new(token.clone(), []), Arc::new(store), Clock::system(), settings));
     keyrings.refresh().await.expect("loaded");
     keyrings.create_tenant(memory::tenant(tenant()), &Caller::timer()).await.expect("created");
     keyrings

@@ -17,13 +17,13 @@ use common::{Clients, Installation, claims, short_policy};
 use keyward::domain::rotation::{Claim, Outlook, outlook};
 use keyward::domain::{
     Algorithm, Caller, Certificate, Generated, Keyring, Kid, ObjectId, Revision, RotationPolicy, Tenant, TenantId,
-    Timestamp, Trigger, after,
+    Timestamp, TokenName, Trigger, after,
 };
 use keyward::keyring::snapshot::TenantView;
-use keyward::keyring::{Attended, Clock, Keyrings, RotateKeys};
+use keyward::keyring::{Clock, Keyrings, RotateKeys, Tokens};
 use keyward::store::{
     Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, SqliteStore, Store, StoreError, TenantRecord,
-    TokenBinding,
+    TokenBinding, TokenRecord,
 };
 use keyward::tlog::Tip;
 use memory::MemoryToken;
@@ -83,6 +83,10 @@ impl Store for Counting {
         self.store.binding().await
     }
 
+    async fn tokens(&self) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError> {
+        self.store.tokens().await
+    }
+
     async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
         self.store.events(page).await
     }
@@ -108,9 +112,9 @@ impl Stand {
         SqliteStore::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
         let store = SqliteStore::open(&path, seals::guard(&path)).await.expect("a store");
         let store = Arc::new(Counting { store, loads: Mutex::default(), readings: AtomicUsize::new(0) });
-        let token = Arc::new(Attended::new(Arc::new(MemoryToken::default()) as _));
+        let tokens = Tokens::new(Arc::new(MemoryToken::default()) as _, []);
         let settings = memory::settings(Duration::from_secs(30), Duration::from_secs(30));
-        let keyrings = Arc::new(Keyrings::new(token, Arc::clone(&store) as _, Clock::system(), settings));
+        let keyrings = Arc::new(Keyrings::new(tokens, Arc::clone(&store) as _, Clock::system(), settings));
         keyrings.refresh().await.expect("loaded");
         for number in 0..TENANTS {
             keyrings.create_tenant(memory::tenant(tenant(number)), &Caller::timer()).await.expect("created");
@@ -292,7 +296,7 @@ proptest! {
         let tenant = Tenant {
             id: id.clone(), issuer: "https://acme.example".parse().expect("an issuer"), custom_domain: None,
             saml_sso_url: None, algorithms: vec![Algorithm::HS256], default_algorithm: Algorithm::HS256, policy: old,
-            custom_keys: Vec::new(), policy_floor: None, create_time: at(0), delete_time: None,
+            token: TokenName::default(), custom_keys: Vec::new(), policy_floor: None, create_time: at(0), delete_time: None,
             revision: Revision::FIRST,
         };
         let object = |number| ObjectId::new([number; 16]);

@@ -41,7 +41,7 @@ fn every_difference_is_told_and_only_what_nobody_needs_is_destroyed() {
     have("make foreign");
     let clean = reconcile(&[]);
     assert_eq!(clean.status.code(), Some(0), "{}", said(&clean));
-    shows(&clean, "findings: 0; objects on the token: 12, not Keyward's: 2; ids in the store: 5");
+    shows(&clean, "findings: 0; objects on the tokens: 12, not Keyward's: 2; ids in the store: 5");
 
     // 2. Somebody was there.
     let [missing, half, duplicate] = [("ES256", "current"), ("ES256", "next"), ("EdDSA", "current")]
@@ -54,10 +54,10 @@ fn every_difference_is_told_and_only_what_nobody_needs_is_destroyed() {
     let told = reconcile(&[]);
     assert_eq!(told.status.code(), DIFFERENT, "{}", said(&told));
     for line in [
-        format!("missing {missing}: nothing on the token, current key "),
-        format!("half {half}: 1 public key on the token, next key "),
-        format!("duplicate {duplicate}: 2 private keys, 2 public keys on the token, current key "),
-        format!("orphan {ORPHAN}: 1 private key, 1 public key on the token, and no row accounts for it"),
+        format!("missing {missing}: nothing on token home, current key "),
+        format!("half {half}: 1 public key on token home, next key "),
+        format!("duplicate {duplicate}: 2 private keys, 2 public keys on token home, current key "),
+        format!("orphan {ORPHAN}: 1 private key, 1 public key on token home, and no row accounts for it"),
         "findings: 4".to_owned(),
     ] {
         assert_eq!(said(&told).matches(&line).count(), 1, "{line:?} in {}", said(&told));
@@ -77,19 +77,19 @@ fn every_difference_is_told_and_only_what_nobody_needs_is_destroyed() {
         (half, "is accounted for: next key"),
         (service["cka_id"].as_str().expect("an id"), "is accounted for: the service key"),
         (FOREIGN, "is not Keyward's"),
-        ("ffffffffffffffffffffffffffffffff", "is not on the token"),
+        ("ffffffffffffffffffffffffffffffff", "is not on a token"),
     ] {
         let refused = reconcile(&["--destroy", ORPHAN, "--destroy", object]);
         assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
         shows(&refused, &format!("{object} {why}"));
-        shows(&reconcile(&[]), "findings: 4; objects on the token: 13");
+        shows(&reconcile(&[]), "findings: 4; objects on the tokens: 13");
     }
 
     // 4. The orphan alone goes, and the log of administration says who did it.
     let destroyed = reconcile(&["--destroy", ORPHAN]);
     assert_eq!(destroyed.status.code(), DIFFERENT, "the other differences stay: {}", said(&destroyed));
     shows(&destroyed, &format!("destroyed {ORPHAN}"));
-    shows(&reconcile(&[]), "findings: 3; objects on the token: 11, not Keyward's: 2");
+    shows(&reconcile(&[]), "findings: 3; objects on the tokens: 11, not Keyward's: 2");
     let mut list = Command::new(env!("CARGO_BIN_EXE_keyward"));
     let list = output(list.args(["audit", "list", "--config"]).arg(installation.config_file()));
     shows(&list, &format!("method=keyward reconcile detail=is to destroy objects {ORPHAN}"));
@@ -109,14 +109,14 @@ fn a_start_tells_what_differs_and_changes_nothing() {
     let server = installation.serve();
     until_logged(&server, &format!("token and store differ: orphan {ORPHAN}"));
     until_logged(&server, "findings=1");
-    assert!((server.metric("keyward_reconcile_findings{kind=\"orphan\"}") - 1.0).abs() < f64::EPSILON);
-    assert!(server.metric("keyward_reconcile_findings{kind=\"missing\"}").abs() < f64::EPSILON);
+    assert!((server.metric("keyward_reconcile_findings{kind=\"orphan\",token=\"home\"}") - 1.0).abs() < f64::EPSILON);
+    assert!(server.metric("keyward_reconcile_findings{kind=\"missing\",token=\"home\"}").abs() < f64::EPSILON);
     // The store is in use: the command says so, and what to do.
     let busy = output(&mut installation.command("reconcile"));
     assert_eq!(busy.status.code(), Some(1), "{}", said(&busy));
     shows(&busy, "in use by another Keyward process; stop that one first");
     assert!(server.terminate().success());
-    shows(&output(&mut installation.command("reconcile")), "findings: 1; objects on the token: 12");
+    shows(&output(&mut installation.command("reconcile")), "findings: 1; objects on the tokens: 12");
 
     let quiet = installation.set("token.reconcile_at_start", "false");
     let server = quiet.serve();
@@ -144,7 +144,7 @@ fn nothing_is_destroyed_while_a_record_is_not_believed() {
             assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
             shows(&refused, "may be of tenant acme, whose record is not believed");
         }
-        shows(&output(&mut installation.command("reconcile")), "objects on the token: 12");
+        shows(&output(&mut installation.command("reconcile")), "objects on the tokens: 12");
     }
 }
 

@@ -8,10 +8,10 @@ mod memory;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::domain::{Algorithm, Caller, ObjectId, SigningKey, TenantId, Trigger};
+use keyward::domain::{Algorithm, Caller, ObjectId, SigningKey, TenantId, TokenName, Trigger};
 use keyward::keyring::{
-    Attended, Choice, Clock, Error, Health, Input, Keyrings, ListKeys, ListedState, Part, RotateKeys, ServiceKey,
-    TokenState, new_object, tend,
+    Choice, Clock, Error, Health, Input, Keyrings, ListKeys, ListedState, Part, RotateKeys, ServiceKey, TokenState,
+    Tokens, new_object, tend,
 };
 use keyward::store::{Guard, SqliteStore, TokenBinding};
 use keyward::token::{KeySpec, Token as _};
@@ -49,11 +49,12 @@ impl Stand {
 
     async fn without_tenants() -> Self {
         let token = Arc::new(MemoryToken::default());
-        let attended = Arc::new(Attended::new(Arc::clone(&token) as _));
+        let tokens = Tokens::new(Arc::clone(&token) as _, []);
         let object = new_object();
         let spec = KeySpec { algorithm: Algorithm::ES256, rsa_bits: 0 };
         let public = token.generate(object, spec).await.expect("the service key").public.expect("its public half");
-        let service_key = Arc::new(ServiceKey::new(Arc::clone(&attended) as _, object, public).expect("a P-256 key"));
+        let service_key =
+            Arc::new(ServiceKey::new(Arc::clone(tokens.home()) as _, object, public).expect("a P-256 key"));
         let folder = tempfile::tempdir().expect("a folder");
         let (path, witness) = (folder.path().join("store.sqlite"), folder.path().join("witness"));
         let binding = TokenBinding { serial: "memory".to_owned(), label: "memory".to_owned() };
@@ -61,11 +62,11 @@ impl Stand {
         let guard = Guard { seals: Arc::clone(&service_key) as _, witness };
         let store = SqliteStore::open(&path, guard).await.expect("a store");
         let settings = memory::settings(Duration::from_secs(1), WAIT_MAX);
-        let keyrings = Arc::new(Keyrings::new(attended, Arc::new(store), Clock::system(), settings));
+        let keyrings = Arc::new(Keyrings::new(tokens, Arc::new(store), Clock::system(), settings));
         keyrings.refresh().await.expect("loaded");
         let (stop, (tell, health)) = (CancellationToken::new(), watch::channel(Health::unknown()));
         let (this, ending) = (Arc::clone(&keyrings), stop.clone());
-        tokio::spawn(async move { this.token().attend(&service_key, ending).await });
+        tokio::spawn(async move { this.tokens().home().attend(service_key.canary(), ending).await });
         let (this, ending) = (Arc::clone(&keyrings), stop.clone());
         tokio::spawn(async move { this.watch_health(tell, ending).await });
         tokio::spawn(tend(Arc::clone(&keyrings), stop.clone()));
@@ -86,7 +87,10 @@ impl Stand {
     }
 
     async fn token_becomes(&mut self, state: TokenState) {
-        self.health_tells(|health| health.token.as_ref().is_some_and(|token| token.state == state)).await;
+        self.health_tells(|health| {
+            health.tokens[&TokenName::default()].as_ref().is_some_and(|token| token.state == state)
+        })
+        .await;
     }
 
     /// Signs for a tenant; the kid that signed.
@@ -168,7 +172,7 @@ async fn a_key_that_is_missing_takes_no_other_key_away() {
     while stand.token.asked(stand.service_key) < canaries + 4 {
         away(stand.sign("acme").await);
         stand.sign("other").await.expect("the token signs with other keys");
-        assert!(!stand.keyrings.token().is_down());
+        assert!(!stand.keyrings.tokens().home().is_down());
         assert!(Instant::now() < until, "no canary comes");
         tokio::task::yield_now().await;
     }
@@ -197,7 +201,7 @@ async fn a_refused_pin_takes_the_token_down_and_no_canary_is_sent() {
     stand.token.becomes(Mood::PinRefused);
     away(stand.sign("acme").await);
     stand.token_becomes(TokenState::Down).await;
-    let problem = stand.health.borrow().token().expect_err("it is down").to_owned();
+    let problem = stand.health.borrow().home().expect_err("it is down").to_owned();
     assert!(problem.contains("PIN") && problem.contains("restart"), "{problem}");
     stand.token.becomes(Mood::Well);
     let canaries = stand.token.asked(stand.service_key);
@@ -240,7 +244,7 @@ async fn a_canary_that_finds_no_place_to_wait_says_nothing_of_a_token_that_signs
         assert!(Instant::now() < until, "no canary comes");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let health = stand.health.borrow().token.clone().expect("it was asked");
+    let health = stand.health.borrow().tokens[&TokenName::default()].clone().expect("it was asked");
     assert_eq!(health.state, TokenState::Up, "{}", health.problem);
 }
 

@@ -146,7 +146,7 @@ async fn a_pin_that_a_new_process_is_refused_takes_no_signature_from_those_that_
 
     clients.sign_jwt("acme", "ES256", claims(&issuer, 600)).await.expect("signed");
     assert_eq!(get(&format!("{}/readyz", server.ops())).status, 200);
-    assert!(server.metric(r#"keyward_token_state_changes_total{state="down"}"#).abs() < f64::EPSILON);
+    assert!(server.metric(r#"keyward_token_state_changes_total{state="down",token="home"}"#).abs() < f64::EPSILON);
     assert_eq!(faults.calls("C_Login"), before + WORKERS + 1, "once (R14)");
 }
 

@@ -17,7 +17,9 @@ pub use custom_key::{CustomKey, Signatures, Verify};
 pub use event::{Caller, Event, Principal, UnknownPrincipal};
 pub use key::{Certificate, Ed25519, KeyState, Octets, Protection, PublicKey, SigningKey};
 pub use keyring::{Abandoned, Generated, Keyring, Pending, RevokeRefused, RotateRefused, Rotation, Trigger};
-pub use names::{CustomKid, Domain, InvalidName, Issuer, Kid, ObjectId, RequestId, Revision, TenantId, WebUrl};
+pub use names::{
+    CustomKid, Domain, InvalidName, Issuer, Kid, ObjectId, RequestId, Revision, TenantId, TokenName, WebUrl,
+};
 pub use tenant::{InvalidPolicy, PolicyFloor, RotationPolicy, Tenant};
 
 pub use jiff::Timestamp;

@@ -66,14 +66,31 @@ macro_rules! checked_text {
 checked_text!(
     /// A tenant's id: a DNS label in lower case (RFC 1035 section 2.3.1, digits allowed first).
     TenantId,
-    |text| {
-        if is_dns_label(text) {
-            Ok(())
-        } else {
-            Err(InvalidName("must be a DNS label: 1 to 63 of a-z, 0-9 and inner hyphens"))
-        }
-    }
+    dns_label
 );
+
+checked_text!(
+    /// The name of a token in the configuration: a DNS label.
+    TokenName,
+    dns_label
+);
+
+impl TokenName {
+    /// The token that has the service key. Tenants are placed there unless they say otherwise.
+    pub const HOME: &str = "home";
+
+    /// Whether it is the token that has the service key.
+    #[must_use]
+    pub fn is_home(&self) -> bool {
+        self.0 == Self::HOME
+    }
+}
+
+impl Default for TokenName {
+    fn default() -> Self {
+        Self(Self::HOME.to_owned())
+    }
+}
 
 checked_text!(
     /// A domain name of a tenant's own, in lower case and without a trailing dot.
@@ -180,6 +197,11 @@ checked_text!(
         }
     }
 );
+
+fn dns_label(text: &str) -> Result<(), InvalidName> {
+    let wanted = InvalidName("must be a DNS label: 1 to 63 of a-z, 0-9 and inner hyphens");
+    if is_dns_label(text) { Ok(()) } else { Err(wanted) }
+}
 
 fn is_dns_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';

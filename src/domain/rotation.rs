@@ -36,6 +36,17 @@ pub enum Action {
     Sweep(ObjectId),
 }
 
+impl Action {
+    /// Whether it has an effect on the token that the keyring is on: not to be had while that one is away.
+    #[must_use]
+    pub fn asks_token(&self) -> bool {
+        match self {
+            Self::Generate(_) | Self::Recover(_) | Self::Destroy(_) | Self::Sweep(_) => true,
+            Self::ActivateFirst | Self::Retire(_) | Self::Rotate | Self::Begin | Self::BeginDestroy(_) => false,
+        }
+    }
+}
+
 /// What the planning process knows of a pending key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, CustomKey, Domain, Issuer, Revision, TenantId, Timestamp, WebUrl, after};
+use super::{Algorithm, CustomKey, Domain, Issuer, Revision, TenantId, Timestamp, TokenName, WebUrl, after};
 
 /// One issuer of JWTs or SAML assertions. Keys are never shared between tenants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,9 @@ pub struct Tenant {
     pub issuer: Issuer,
     /// A domain of its own on which its documents are served too.
     pub custom_domain: Option<Domain>,
+    /// The token that its keys are on, for life. Left out where it is home, as in records from before there were others.
+    #[serde(default, skip_serializing_if = "TokenName::is_home")]
+    pub token: TokenName,
     /// Where its SAML identity provider takes requests, if it has one.
     pub saml_sso_url: Option<WebUrl>,
     /// Its algorithms, one keyring each; never empty, no repetition.

@@ -83,21 +83,24 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
-/// Tells grpc.health.v1 what each service can do: signing needs no store (R9), administration needs everything.
+/// Tells grpc.health.v1 what each service can do, and each token by its name: signing needs no store (R9) and one token,
+/// administration needs store and home token.
 async fn tell_health(reporter: tonic_health::server::HealthReporter, mut health: watch::Receiver<Health>) {
     loop {
-        let (ready, can_sign) = {
+        let (can_change, can_sign, tokens) = {
             let health = health.borrow_and_update();
-            (health.is_ready(), health.can_sign())
+            let tokens = health.tokens().map(|(name, token)| (format!("token/{name}"), token.is_ok()));
+            (health.can_change(), health.can_sign(), tokens.collect::<Vec<_>>())
         };
         let services = [
             ("", can_sign),
             (SIGNING_SERVICE, can_sign),
-            (KEY_SERVICE, ready),
-            (TENANT_SERVICE, ready),
-            (AUDIT_SERVICE, ready),
+            (KEY_SERVICE, can_change),
+            (TENANT_SERVICE, can_change),
+            (AUDIT_SERVICE, can_change),
         ];
-        for (service, serving) in services {
+        let services = services.map(|(service, serving)| (service.to_owned(), serving));
+        for (service, serving) in services.into_iter().chain(tokens) {
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             reporter.set_service_status(service, status).await;
         }

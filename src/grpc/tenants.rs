@@ -85,6 +85,7 @@ pub(super) fn spec(request: CreateTenantRequest) -> Result<TenantSpec, Error> {
     Ok(TenantSpec {
         id: door::required("tenant.id", &tenant.id)?,
         issuer: issuer(&tenant.issuer)?,
+        token: door::optional("tenant.token", &tenant.token)?.unwrap_or_default(),
         custom_domain: custom_domain(&tenant.custom_domain)?,
         saml_sso_url: door::optional("tenant.saml_sso_url", &tenant.saml_sso_url)?,
         algorithms: algorithms(&tenant.algorithms)?,
@@ -157,6 +158,11 @@ pub(super) fn update(wanted: &Tenant, mask: &[String], present: RotationPolicy) 
             "algorithms" => update.algorithms = Some(algorithms(&wanted.algorithms)?),
             "default_algorithm" => {
                 update.default_algorithm = Some(door::required("tenant.default_algorithm", &wanted.default_algorithm)?);
+            }
+            "token" => {
+                let problem =
+                    "cannot be changed: a tenant's keys stay on the token that they were made on; make another tenant";
+                return Err(Error::invalid("tenant.token", problem));
             }
             "rotation_policy" => changed_policy = Some(whole_policy(&policy)?),
             path => {

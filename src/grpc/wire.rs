@@ -77,6 +77,7 @@ pub(super) fn tenant(tenant: domain::Tenant) -> proto::Tenant {
         }),
         create_time: Some(timestamp(tenant.create_time)),
         revision: tenant.revision.number(),
+        token: tenant.token.into(),
     }
 }
 

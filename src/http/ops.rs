@@ -3,13 +3,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use crate::keyring::{Health, QuarantinedKey};
+use crate::keyring::{Health, QuarantinedKey, TokenHealth};
 use crate::telemetry::{Metrics, Warnings};
 
-/// `/healthz`: the process is alive, whatever the token does. `/readyz`: token, store and snapshot, each by name, and what is
+/// `/healthz`: the process is alive, whatever the token does. `/readyz`: tokens, store and snapshot, each by name, and what is
 /// not as it should be besides, which takes no replica out of service: a mistyped file is no reason for an outage.
 pub fn ops_router(health: watch::Receiver<Health>, warnings: Warnings, metrics: Metrics) -> Router {
     let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(readyz));
@@ -21,11 +21,11 @@ async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warni
     let health = health.borrow().clone();
     let ready = health.is_ready();
     let say = |part: Result<(), String>| part.err().unwrap_or_else(|| "ok".to_owned());
-    let token = say(health.token().map_err(str::to_owned));
+    let one = say(health.token().map_err(str::to_owned));
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
-        "checks": {"token": token, "store": say(health.store), "snapshot": say(health.snapshot)},
-        "token": health.token.map(|token| json!({"state": token.state.word(), "since": token.since.to_string()})),
+        "checks": {"token": one, "store": say(health.store), "snapshot": say(health.snapshot)},
+        "tokens": health.tokens.iter().map(|(name, health)| (name.to_string(), token(health.as_ref()))).collect::<Map<_, _>>(),
         "quarantined": health.quarantined,
         "quarantined_keys": health.quarantined_keys.iter().map(quarantined_key).collect::<Vec<_>>(),
         "warnings": warnings.all(),
@@ -34,7 +34,12 @@ async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warni
     (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 
-fn quarantined_key(key: &QuarantinedKey) -> serde_json::Value {
+fn token(health: Option<&TokenHealth>) -> Value {
+    let Some(TokenHealth { state, since, problem }) = health else { return json!({"problem": "not probed yet"}) };
+    json!({"state": state.word(), "since": since.to_string(), "problem": problem})
+}
+
+fn quarantined_key(key: &QuarantinedKey) -> Value {
     let QuarantinedKey { kid, tenant, algorithm, since } = key;
     json!({"kid": kid.as_str(), "tenant": tenant.as_str(), "algorithm": algorithm.name(), "since": since.to_string()})
 }

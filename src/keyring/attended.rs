@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::ServiceKey;
+use super::Canary;
 use super::standing::{Seen, Standing, TokenState};
-use crate::domain::{Algorithm, ObjectId, Timestamp};
+use crate::domain::{Algorithm, ObjectId, Timestamp, TokenName};
 use crate::token::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
 };
@@ -27,11 +27,14 @@ const OVERDUE_MIN: Duration = Duration::from_millis(250);
 /// While it is down, every verb is answered at once, [`TokenError::Down`], without it. Signatures are answered at their
 /// deadline, whatever the token does.
 pub struct Attended {
+    name: TokenName,
     token: Arc<dyn Token>,
     standing: Mutex<Standing>,
     /// Whether the state is down; beside the lock, because each signature asks.
     is_down: AtomicBool,
     told: watch::Sender<Option<TokenHealth>>,
+    /// For whoever looks at several tokens.
+    news: watch::Sender<()>,
     /// There is a reason to ask the canary sooner.
     suspected: Notify,
     started: Instant,
@@ -51,11 +54,13 @@ pub struct TokenHealth {
 }
 
 impl Attended {
-    /// The token, of which nothing is known yet: calls go to it until the canary says otherwise.
+    /// The token, of which nothing is known yet: calls go to it until the canary says otherwise. What becomes known is `news`, too.
     #[must_use]
-    pub fn new(token: Arc<dyn Token>) -> Self {
+    pub(super) fn new(name: TokenName, token: Arc<dyn Token>, news: watch::Sender<()>) -> Self {
         Self {
+            name,
             token,
+            news,
             standing: Mutex::new(Standing::new()),
             is_down: AtomicBool::new(false),
             told: watch::Sender::new(None),
@@ -65,9 +70,20 @@ impl Attended {
         }
     }
 
+    /// What it is called in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &TokenName {
+        &self.name
+    }
+
+    /// The token itself, which is asked whatever is known of it.
+    pub(super) fn unattended(&self) -> &dyn Token {
+        &*self.token
+    }
+
     /// Signs with the canary until `shutdown`: seldom while all is well, at once when something is not, and with growing pauses
     /// while the token is down. It alone asks a token that is down, and so sets its recovery going.
-    pub async fn attend(&self, canary: &ServiceKey, shutdown: CancellationToken) {
+    pub async fn attend(&self, canary: &Canary, shutdown: CancellationToken) {
         loop {
             let asked = Instant::now();
             let Some(signed) = shutdown.run_until_cancelled(canary.probe(&*self.token, CANARY_WAIT_MAX)).await else {
@@ -84,6 +100,12 @@ impl Attended {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Option<TokenHealth>> {
         self.told.subscribe()
+    }
+
+    /// How it stands now.
+    #[must_use]
+    pub fn health(&self) -> Option<TokenHealth> {
+        self.told.borrow().clone()
     }
 
     /// Whether it is not asked at the moment.
@@ -114,11 +136,18 @@ impl Attended {
         }
     }
 
+    /// It has no canary yet, and this is why.
+    pub(super) fn see_failure(&self, error: &TokenError) {
+        self.see(match error {
+            TokenError::PinRefused => Seen::PinRefused(error.to_string()),
+            error => Seen::CanaryFailed(error.to_string()),
+        });
+    }
+
     fn see_canary(&self, signed: Result<(), TokenError>, asked: Instant) {
         let before = asked.checked_sub(CANARY_WAIT_MAX).unwrap_or(asked);
         match signed {
             Ok(()) => self.see(Seen::CanarySigned),
-            Err(error @ TokenError::PinRefused) => self.see(Seen::PinRefused(error.to_string())),
             // So busy with others that the canary waits, or has no place to: a token at work.
             Err(TokenError::Late) if self.has_signed_since(asked) => {}
             Err(TokenError::QueueFull { .. }) if self.has_signed_since(before) => {}
@@ -126,11 +155,12 @@ impl Attended {
                 self.see(Seen::CanaryFailed(format!("no answer within {} s", CANARY_WAIT_MAX.as_secs())));
             }
             Err(
-                error @ (TokenError::Unavailable(_)
+                error @ (TokenError::PinRefused
+                | TokenError::Unavailable(_)
                 | TokenError::Down { .. }
                 | TokenError::Unsupported(_)
                 | TokenError::Mismatch(_)),
-            ) => self.see(Seen::CanaryFailed(error.to_string())),
+            ) => self.see_failure(&error),
         }
     }
 
@@ -164,7 +194,7 @@ impl Attended {
         let changed = standing.see(seen, Instant::now());
         let (state, problem) = (standing.state(), standing.problem());
         self.is_down.store(state == TokenState::Down, Ordering::Release);
-        self.told.send_if_modified(|told| {
+        let modified = self.told.send_if_modified(|told| {
             let since = told.as_ref().filter(|_| !changed).map(|told| told.since);
             // Nothing is told before the canary was asked.
             let known = changed || told.is_some();
@@ -177,14 +207,17 @@ impl Attended {
             *told = health;
             modified
         });
+        if modified {
+            self.news.send_replace(());
+        }
         if changed {
-            tell_change(before, state, problem);
+            tell_change(&self.name, before, state, problem);
             self.suspected.notify_one();
         }
     }
 
     /// Leave to ask the token, unless it is down.
-    fn admit(&self) -> Result<(), TokenError> {
+    pub(super) fn admit(&self) -> Result<(), TokenError> {
         if !self.is_down() {
             return Ok(());
         }
@@ -226,14 +259,17 @@ impl Attended {
     }
 }
 
-fn tell_change(before: TokenState, state: TokenState, problem: &str) {
-    metrics::counter!("keyward_token_state_changes_total", "state" => state.word()).increment(1);
+fn tell_change(token: &TokenName, before: TokenState, state: TokenState, problem: &str) {
+    let labels = [("state", state.word().to_owned()), ("token", token.to_string())];
+    metrics::counter!("keyward_token_state_changes_total", &labels).increment(1);
     match state {
-        TokenState::Up if before == TokenState::Suspect => tracing::info!("the token is up"),
-        TokenState::Up => tracing::info!("the token is up again"),
-        TokenState::Suspect => tracing::warn!(problem, "the token is suspect: it is asked to sign at once"),
-        TokenState::Down => tracing::error!(problem, "the token is down: calls that need it are refused at once"),
-        TokenState::Recovering => tracing::warn!("the token is recovering: calls go to it again"),
+        TokenState::Up if before == TokenState::Suspect => tracing::info!(%token, "the token is up"),
+        TokenState::Up => tracing::info!(%token, "the token is up again"),
+        TokenState::Suspect => tracing::warn!(%token, problem, "the token is suspect: it is asked to sign at once"),
+        TokenState::Down => {
+            tracing::error!(%token, problem, "the token is down: calls that need it are refused at once")
+        }
+        TokenState::Recovering => tracing::warn!(%token, "the token is recovering: calls go to it again"),
     }
 }
 
@@ -276,5 +312,11 @@ impl Token for Attended {
 
     async fn probe(&self) -> Result<TokenIdentity, TokenError> {
         self.ask(self.token.probe()).await
+    }
+}
+
+impl std::fmt::Debug for Attended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attended").field("name", &self.name).finish_non_exhaustive()
     }
 }

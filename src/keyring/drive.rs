@@ -145,11 +145,11 @@ impl Keyrings {
             }
             Action::Recover(object) => self.recover(*object, keyring, &record.tenant).await?,
             Action::Destroy(object) => {
-                bounded(self.token.destroy(*object)).await?;
+                bounded(self.tokens.of(&record.tenant).destroy(*object)).await?;
                 keyring.destroyed(*object, self.clock.now())
             }
             Action::Sweep(object) => {
-                bounded(self.token.destroy(*object)).await?;
+                bounded(self.tokens.of(&record.tenant).destroy(*object)).await?;
                 keyring.swept(*object, self.clock.now())
             }
         };

@@ -31,7 +31,7 @@ impl Keyrings {
             claims.asked.insert(object);
         }
         let spec = KeySpec { algorithm, rsa_bits: self.settings.rsa_bits };
-        let key = bounded(self.token.generate(object, spec)).await.inspect_err(|error| match error {
+        let key = bounded(self.tokens.of(tenant).generate(object, spec)).await.inspect_err(|error| match error {
             // The token was not asked: the intent is as fresh as before.
             TokenError::QueueFull { .. } | TokenError::Late | TokenError::Down { .. } | TokenError::PinRefused => {
                 self.lock_claims().fresh.insert(object);
@@ -43,7 +43,7 @@ impl Keyrings {
 
     /// Finds out what became of a pending key, and takes it up or gives it up.
     pub(super) async fn recover(&self, object: ObjectId, keyring: &Keyring, tenant: &Tenant) -> Result<Keyring, Error> {
-        match bounded(self.token.find(object, keyring.algorithm)).await? {
+        match bounded(self.tokens.of(tenant).find(object, keyring.algorithm)).await? {
             Found::Key(key) => match self.tested(object, keyring.algorithm, key, tenant).await {
                 Ok(generated) => return Ok(keyring.publish(generated, self.clock.now())),
                 // A key that the token shows and that fails its test is of no use to anybody: give it up below.
@@ -69,7 +69,7 @@ impl Keyrings {
                 || keyring.pending.as_ref().is_some_and(|pending| pending.object == object)
         });
         if !named {
-            bounded(self.token.destroy(object)).await?;
+            bounded(self.tokens.of(&record.tenant).destroy(object)).await?;
         }
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Keyrings {
                 (jose::thumbprint(public), Some(certificate))
             }
             None => {
-                self.try_mac(&reference).await?;
+                self.try_mac(&reference, tenant).await?;
                 (random_kid(), None)
             }
         };
@@ -116,7 +116,7 @@ impl Keyrings {
         let unsigned = Unsigned::of_key(algorithm, public, object, &tenant.certificate_name(), from);
         let unsigned = unsigned.expect("an algorithm with public keys has certificates");
         let message = unsigned.message();
-        let signatures = self.test_signatures(key, vec![token_input(algorithm, message.clone())]).await?;
+        let signatures = self.test_signatures(key, tenant, vec![token_input(algorithm, message.clone())]).await?;
         let signature = signatures.first().filter(|signature| verifier.verify(&message, signature));
         signature.and_then(|signature| unsigned.signed(signature)).ok_or_else(|| {
             TokenError::Mismatch(format!("the signature of new key {object} in its certificate does not verify"))
@@ -124,17 +124,22 @@ impl Keyrings {
     }
 
     /// A new secret makes the same MAC of the same message, and another of another.
-    async fn try_mac(&self, key: &Arc<KeyRef>) -> Result<(), TokenError> {
+    async fn try_mac(&self, key: &Arc<KeyRef>, tenant: &Tenant) -> Result<(), TokenError> {
         let messages = [b"one".as_slice(), b"one", b"two"].map(|message| token_input(key.algorithm, message.to_vec()));
-        match self.test_signatures(key, messages.to_vec()).await?.as_slice() {
+        match self.test_signatures(key, tenant, messages.to_vec()).await?.as_slice() {
             [one, again, other] if jose::same_mac(one, again) && !jose::same_mac(one, other) => Ok(()),
             _ => Err(TokenError::Mismatch(format!("new secret {} does not make MACs", key.object))),
         }
     }
 
-    async fn test_signatures(&self, key: &Arc<KeyRef>, inputs: Vec<SignInput>) -> Result<Vec<Vec<u8>>, TokenError> {
+    async fn test_signatures(
+        &self,
+        key: &Arc<KeyRef>,
+        tenant: &Tenant,
+        inputs: Vec<SignInput>,
+    ) -> Result<Vec<Vec<u8>>, TokenError> {
         let deadline = Instant::now() + self.settings.sign_wait_max;
-        self.token.sign(key, inputs, deadline).await
+        self.tokens.of(tenant).sign(key, inputs, deadline).await
     }
 }
 

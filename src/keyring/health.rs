@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Keyrings, QuarantinedKey, TokenHealth, TokenState};
+use crate::domain::TokenName;
 use crate::store::StoreError;
 
 /// How often the store is probed: an orchestrator asks about as often.
@@ -18,8 +19,8 @@ const PROBE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How each part is; `Err` says what is wrong, in words for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// How the token stands; `None` before the canary was asked.
-    pub token: Option<TokenHealth>,
+    /// How each token stands, the home token always among them; `None` before its canary was asked.
+    pub tokens: BTreeMap<TokenName, Option<TokenHealth>>,
     /// The store can be read and written.
     pub store: Result<(), String>,
     /// The snapshot is young enough to sign from (R10).
@@ -37,7 +38,7 @@ impl Health {
     pub fn unknown() -> Self {
         let unknown = || Err("not probed yet".to_owned());
         Self {
-            token: None,
+            tokens: BTreeMap::from([(TokenName::default(), None)]),
             store: unknown(),
             snapshot: unknown(),
             quarantined: BTreeMap::new(),
@@ -45,37 +46,60 @@ impl Health {
         }
     }
 
-    /// Whether the token is asked for signatures; else what is wrong with it.
+    /// For each token whether it is asked for signatures; else what is wrong with it.
+    pub fn tokens(&self) -> impl Iterator<Item = (&TokenName, Result<(), &str>)> {
+        self.tokens.iter().map(|(name, token)| (name, asked(token.as_ref())))
+    }
+
+    /// The same of the home token.
     ///
     /// # Errors
     /// It is down, or nothing is known of it.
-    pub fn token(&self) -> Result<(), &str> {
-        match &self.token {
-            None => Err("not probed yet"),
-            Some(TokenHealth { state: TokenState::Down, problem, .. }) => Err(problem),
-            Some(TokenHealth { state: TokenState::Up | TokenState::Suspect | TokenState::Recovering, .. }) => Ok(()),
-        }
+    pub fn home(&self) -> Result<(), &str> {
+        asked(self.tokens.get(&TokenName::default()).and_then(Option::as_ref))
     }
 
-    /// Whether every part is well.
+    /// Whether one of them is; else what is wrong with the home token.
+    ///
+    /// # Errors
+    /// All are down, or nothing is known of them.
+    pub fn token(&self) -> Result<(), &str> {
+        self.tokens().find_map(|(_, token)| token.ok()).map_or_else(|| self.home(), Ok)
+    }
+
+    /// Whether signatures can be made, if not for every tenant: the store is not needed for it (R9), and one token is enough.
+    #[must_use]
+    pub fn can_sign(&self) -> bool {
+        self.snapshot.is_ok() && self.token().is_ok()
+    }
+
+    /// Whether tenants can be served: whoever signs is also to be told what changes.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.can_sign() && self.store.is_ok()
     }
 
-    /// Whether signatures can be made; the store is not needed for it (R9).
+    /// Whether tenants and keys can be changed: each change is sealed on the home token. Those of a tenant need its own, too.
     #[must_use]
-    pub fn can_sign(&self) -> bool {
-        self.token().is_ok() && self.snapshot.is_ok()
+    pub fn can_change(&self) -> bool {
+        self.is_ready() && self.home().is_ok()
+    }
+}
+
+fn asked(token: Option<&TokenHealth>) -> Result<(), &str> {
+    match token {
+        None => Err("not probed yet"),
+        Some(TokenHealth { state: TokenState::Down, problem, .. }) => Err(problem),
+        Some(TokenHealth { state: TokenState::Up | TokenState::Suspect | TokenState::Recovering, .. }) => Ok(()),
     }
 }
 
 impl Keyrings {
-    /// Probes store and snapshot until `shutdown`, looks at the token, and tells when something changes.
+    /// Probes store and snapshot until `shutdown`, looks at the tokens, and tells when something changes.
     pub async fn watch_health(&self, tell: watch::Sender<Health>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut token = self.token.watch();
+        let mut token = self.tokens.news();
         let mut store = Health::unknown().store;
         loop {
             tokio::select! {
@@ -85,7 +109,7 @@ impl Keyrings {
                 () = self.key_quarantine.changed.notified() => {}
             }
             let health = Health {
-                token: token.borrow_and_update().clone(),
+                tokens: self.tokens.health(),
                 store: store.clone(),
                 snapshot: self.probe_snapshot(),
                 quarantined: self.quarantine.list(),
@@ -117,7 +141,7 @@ impl Keyrings {
     }
 }
 
-/// The token's changes are told where they are made.
+/// The tokens' changes are told where they are made.
 fn log_change(before: &Health, after: &Health) {
     let parts = [("store", &before.store, &after.store), ("snapshot", &before.snapshot, &after.snapshot)];
     for (part, _, after) in parts.into_iter().filter(|(_, before, after)| before.is_ok() != after.is_ok()) {

@@ -101,7 +101,7 @@ impl Entry {
 impl Keyrings {
     /// The token made a signature with this key that does not verify: it signs no more, whoever waits for another one.
     pub(super) fn quarantine_key(&self, signer: &Signer) {
-        self.token.suspect(format!("its signature with key {} does not verify", signer.kid));
+        signer.token.suspect(format!("its signature with key {} does not verify", signer.kid));
         let Some(tenant) = signer.key.tenant.clone() else { return };
         let (algorithm, kid) = (signer.key.algorithm, &signer.kid);
         let entry = Entry { tenant: tenant.clone(), algorithm, since: self.clock.now(), recorded: false };

@@ -2,11 +2,13 @@
 //!
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
-//! operators ask for), `saml` (signed metadata), `tend` (the timer) and `agenda` (when it looks at whom), `quarantine` (of tenants), `key_quarantine`, `service_key`,
-//! `standing` and `attended` (how the token is), `health`, `reconcile` (the token against the store).
+//! operators ask for), `saml` (signed metadata), `tend` (the timer) and `agenda` (when it looks at whom), `quarantine` (of tenants),
+//! `key_quarantine`, `service_key` and `canary`, `standing` and `attended` (how a token is), `tokens`, `health`, `reconcile` (the
+//! token against the store).
 
 mod agenda;
 mod attended;
+mod canary;
 mod clock;
 mod custom;
 mod drive;
@@ -28,6 +30,7 @@ pub mod snapshot;
 mod standing;
 mod tenants;
 mod tend;
+mod tokens;
 mod update;
 mod verify;
 
@@ -36,6 +39,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use attended::{Attended, TokenHealth};
+pub use canary::Canary;
 pub use clock::Clock;
 pub use error::{Error, Part, Violation};
 pub use health::Health;
@@ -47,6 +51,7 @@ pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, ecdsa_
 pub use standing::TokenState;
 pub use tenants::{TenantPage, TenantSpec};
 pub use tend::tend;
+pub use tokens::Tokens;
 pub use update::TenantUpdate;
 pub use verify::Verdict;
 
@@ -55,9 +60,9 @@ use crate::store::{Change, EventPage, EventRow, Store, StoreError};
 use published::Published;
 use tokio_util::task::TaskTracker;
 
-/// All keyrings of a service, with the token and the store that they live on.
+/// All keyrings of a service, with the tokens and the store that they live on.
 pub struct Keyrings {
-    token: Arc<Attended>,
+    tokens: Arc<Tokens>,
     store: Arc<dyn Store>,
     clock: Clock,
     settings: Settings,
@@ -102,11 +107,11 @@ struct Claims {
 }
 
 impl Keyrings {
-    /// The keyrings of `store`, on `token`. Nothing is loaded yet; [`Keyrings::refresh`] does.
+    /// The keyrings of `store`, on these tokens. Nothing is loaded yet; [`Keyrings::refresh`] does.
     #[must_use]
-    pub fn new(token: Arc<Attended>, store: Arc<dyn Store>, clock: Clock, settings: Settings) -> Self {
+    pub fn new(tokens: Arc<Tokens>, store: Arc<dyn Store>, clock: Clock, settings: Settings) -> Self {
         Self {
-            published: Published::new(settings.base_url.clone()),
+            published: Published::new(settings.base_url.clone(), Arc::clone(&tokens)),
             quarantine: quarantine::Quarantine::default(),
             key_quarantine: key_quarantine::KeyQuarantine::default(),
             known: tokio::sync::Mutex::default(),
@@ -115,17 +120,17 @@ impl Keyrings {
             metadata_turns: locks::Locks::default(),
             claims: Mutex::default(),
             changes: TaskTracker::new(),
-            token,
+            tokens,
             store,
             clock,
             settings,
         }
     }
 
-    /// The token, and how it stands.
+    /// The tokens, and how they stand.
     #[must_use]
-    pub fn token(&self) -> &Arc<Attended> {
-        &self.token
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// The present snapshot.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use super::Tokens;
 use super::snapshot::{Signer, Snapshot, TenantView};
 use crate::domain::{Kid, TenantId};
 use crate::jose::BadPublicKey;
@@ -13,6 +14,7 @@ use crate::store::TenantRecord;
 /// The snapshot that this replica signs and publishes from, and how old it is.
 pub(super) struct Published {
     base_url: String,
+    tokens: Arc<Tokens>,
     snapshot: ArcSwap<Snapshot>,
     /// Writers take turns, so that none undoes another's change; readers never wait.
     writing: Mutex<()>,
@@ -26,9 +28,10 @@ pub(super) struct Published {
 }
 
 impl Published {
-    pub(super) fn new(base_url: String) -> Self {
+    pub(super) fn new(base_url: String, tokens: Arc<Tokens>) -> Self {
         Self {
             base_url,
+            tokens,
             snapshot: ArcSwap::default(),
             writing: Mutex::new(()),
             let_go: Mutex::default(),
@@ -65,7 +68,8 @@ impl Published {
         if earlier.is_some_and(|view| view.record == *record || is_later(&view.record, record)) {
             return Ok(());
         }
-        let view = TenantView::new(record.clone(), &self.base_url, earlier.map(AsRef::as_ref))?;
+        let token = self.tokens.of(&record.tenant);
+        let view = TenantView::new(record.clone(), token, &self.base_url, earlier.map(AsRef::as_ref))?;
         let kept = |old: &&Arc<Signer>| view.signers.iter().any(|signer| Arc::ptr_eq(signer, old));
         let let_go = earlier.iter().flat_map(|view| &view.signers).filter(|old| !kept(old)).map(Arc::downgrade);
         self.lock_let_go().extend(let_go);

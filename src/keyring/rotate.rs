@@ -84,6 +84,7 @@ impl Keyrings {
                     }
                 }
             } else {
+                self.check_token(&record.tenant)?;
                 let now = self.clock.now();
                 let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
                 let event = rotate_event(&rotated, &request.trigger, Event::new(now, "rotate", caller));

@@ -1,18 +1,18 @@
-//! The service key: an ES256 key of the service's own on the token, whose public half is pinned when the service is set up.
+//! The service key: an ES256 key of the service's own on the home token, whose public half is pinned when the service is set up.
 //!
-//! It seals records (R15), signs the checkpoints of audit logs, and shows by a signature that the token is alive and the one it
-//! was. Each of these messages begins with words of its own, so that none passes for another.
+//! It seals records (R15), signs the checkpoints of audit logs, and is the home token's canary. Each of these messages begins with words of its own, so that none passes for another.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use super::Canary;
 use super::generate::token_input;
-use crate::domain::{Algorithm, ObjectId, PublicKey};
-use crate::jose::{BadPublicKey, Verifier};
+use crate::domain::{ObjectId, PublicKey};
+use crate::jose::BadPublicKey;
 use crate::store::Seals;
-use crate::token::{KeyRef, Token, TokenError};
+use crate::token::{Token, TokenError};
 
 /// How long its signatures may take: a change waits behind signatures that are under way, and no longer than a caller waits.
 const SIGN_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -23,34 +23,34 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 /// The key, ready to sign and to verify.
 pub struct ServiceKey {
     token: Arc<dyn Token>,
-    key: Arc<KeyRef>,
-    verifier: Verifier,
+    key: Canary,
 }
 
 impl ServiceKey {
-    /// Its algorithm.
-    pub const ALGORITHM: Algorithm = Algorithm::ES256;
-
     /// The key with this CKA_ID and pinned public half.
     ///
     /// # Errors
     /// `public` is no P-256 key.
     pub fn new(token: Arc<dyn Token>, object: ObjectId, public: PublicKey) -> Result<Self, BadPublicKey> {
-        let verifier = Verifier::new(Self::ALGORITHM, &public)?;
-        let key = KeyRef { object, algorithm: Self::ALGORITHM, public: Some(public), tenant: None };
-        Ok(Self { token, key: Arc::new(key), verifier })
+        Ok(Self { token, key: Canary::new(object, public)? })
+    }
+
+    /// The key as its token's canary.
+    #[must_use]
+    pub fn canary(&self) -> &Canary {
+        &self.key
     }
 
     /// CKA_ID of its objects.
     #[must_use]
     pub fn object(&self) -> ObjectId {
-        self.key.object
+        self.key.object()
     }
 
     /// Its pinned public half.
     #[must_use]
     pub fn public(&self) -> &PublicKey {
-        self.key.public.as_ref().expect("it was made with one")
+        self.key.public()
     }
 
     /// The signature of a message, as r || s (RFC 7518 section 3.4).
@@ -77,27 +77,11 @@ impl ServiceKey {
 
     async fn ask(&self, messages: &[Vec<u8>], deadline: Instant) -> Result<Vec<Vec<u8>>, TokenError> {
         loop {
-            let inputs = messages.iter().map(|message| token_input(Self::ALGORITHM, message.clone())).collect();
-            match self.token.sign(&self.key, inputs, deadline).await {
+            let inputs = messages.iter().map(|message| token_input(Canary::ALGORITHM, message.clone())).collect();
+            match self.token.sign(&self.key.key, inputs, deadline).await {
                 Err(TokenError::QueueFull { .. }) => tokio::time::sleep(QUEUE_PAUSE).await,
                 answer => return answer,
             }
-        }
-    }
-
-    /// The canary: whether `token`, on which it is, signs a fresh message with it in time, and rightly.
-    ///
-    /// # Errors
-    /// What keeps it from signing; [`TokenError::Late`] without an answer in time.
-    pub(super) async fn probe(&self, token: &dyn Token, wait_max: Duration) -> Result<(), TokenError> {
-        let message = format!("keyward canary {:?}", Instant::now()).into_bytes();
-        let deadline = Instant::now() + wait_max;
-        // Not `Token::probe`, which waits behind the generation of keys.
-        let signed = token.sign(&self.key, vec![token_input(Self::ALGORITHM, message.clone())], deadline);
-        let signatures = tokio::time::timeout_at(deadline.into(), signed).await.unwrap_or(Err(TokenError::Late))?;
-        match signatures.as_slice() {
-            [signature] if self.holds(&message, signature) => Ok(()),
-            _ => Err(TokenError::Mismatch("its signature with the service key does not verify".to_owned())),
         }
     }
 }
@@ -109,6 +93,6 @@ impl Seals for ServiceKey {
     }
 
     fn holds(&self, message: &[u8], seal: &[u8]) -> bool {
-        self.verifier.verify(message, seal)
+        self.key.verifier.verify(message, seal)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::generate::token_input;
 use super::snapshot::{Signer, TenantView};
-use super::{Error, Keyrings, Part};
+use super::{Attended, Error, Keyrings, Part};
 use crate::domain::{Algorithm, Digest, Family, Keyring, Kid, TenantId, after};
 use crate::jose::{self, Claims};
 use crate::store::TenantRecord;
@@ -180,8 +180,10 @@ impl Keyrings {
         self.check_key(&signer.kid)?;
         let verifier = signer.verifier.as_ref().filter(|_| self.sampling.wants(signer.key.algorithm));
         let checked = verifier.map(|verifier| (verifier, inputs.clone()));
-        let signatures =
-            self.ask_token(&signer.key, inputs, deadline).await.map_err(|error| error.of_signer(signer))?;
+        let signatures = self
+            .ask_token(&signer.token, &signer.key, inputs, deadline)
+            .await
+            .map_err(|error| error.of_signer(signer))?;
         if let Some((verifier, inputs)) = checked {
             let right = signatures.iter().zip(&inputs).all(|(signature, input)| match input {
                 SignInput::Digest(digest) => verifier.verify_digest(digest, signature),
@@ -212,12 +214,13 @@ impl Keyrings {
     /// Signatures or MACs, in time or not at all.
     pub(super) async fn ask_token(
         &self,
+        token: &Attended,
         key: &Arc<KeyRef>,
         inputs: Vec<SignInput>,
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
         let deadline = deadline.min(Instant::now() + self.settings.sign_wait_max);
-        Ok(self.token.sign(key, inputs, deadline).await?)
+        Ok(token.sign(key, inputs, deadline).await?)
     }
 
     /// R4, and what a JWT of this tenant must say.

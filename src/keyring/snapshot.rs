@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use rpds::RedBlackTreeMapSync;
 
+use super::Attended;
 use crate::domain::{Algorithm, CustomKey, Domain, Keyring, Kid, RotationPolicy, SigningKey, TenantId};
 use crate::jose::{self, BadPublicKey, Jwk, Verifier};
 use crate::store::TenantRecord;
@@ -33,6 +34,8 @@ pub struct Snapshot {
 pub struct TenantView {
     /// The record that this view was made from.
     pub record: TenantRecord,
+    /// The token that its keys are on.
+    pub(super) token: Arc<Attended>,
     /// What signs, for each algorithm that has a current key.
     pub(super) signers: Vec<Arc<Signer>>,
     /// What is served under the canonical base URL.
@@ -63,7 +66,9 @@ pub struct Site {
 /// Exactly as long as a request holds one, that request may sign with the key: the fence of R10 waits for the last of them.
 #[derive(Debug)]
 pub struct Signer {
-    /// The key on the token.
+    /// The token that the key is on.
+    pub(super) token: Arc<Attended>,
+    /// The key there.
     pub key: Arc<KeyRef>,
     /// Its name.
     pub kid: Kid,
@@ -196,18 +201,23 @@ fn served_on(view: &TenantView) -> Option<&Domain> {
 }
 
 impl TenantView {
-    /// The view of `record`. Signers of `earlier` that are still current are kept, so that what they hold ready stays.
+    /// The view of `record`, whose keys are on `token`. Signers of `earlier` that are still current are kept, so that what they hold ready stays.
     ///
     /// # Errors
     /// A public key in the record is not one.
-    pub fn new(record: TenantRecord, base_url: &str, earlier: Option<&Self>) -> Result<Self, BadPublicKey> {
+    pub fn new(
+        record: TenantRecord,
+        token: Arc<Attended>,
+        base_url: &str,
+        earlier: Option<&Self>,
+    ) -> Result<Self, BadPublicKey> {
         let mut signers = Vec::new();
         for keyring in &record.keyrings {
             if let Some(current) = keyring.current() {
                 let kept = earlier.and_then(|view| view.signer(keyring.algorithm)).filter(|old| old.kid == current.kid);
                 signers.push(match kept {
                     Some(signer) => Arc::clone(signer),
-                    None => Arc::new(Signer::new(&record.tenant.id, keyring.algorithm, current)?),
+                    None => Arc::new(Signer::new(&record.tenant.id, &token, keyring.algorithm, current)?),
                 });
             }
         }
@@ -222,7 +232,7 @@ impl TenantView {
             let all = jwks(&record.keyrings, &tenant.custom_keys);
             site(issuer.clone(), issuer, all)
         });
-        Ok(Self { canonical, custom, signers, cache_control: cache_control(&tenant.policy), record })
+        Ok(Self { canonical, custom, token, signers, cache_control: cache_control(&tenant.policy), record })
     }
 
     /// What is served on the custom domain, or under the canonical base URL.
@@ -245,13 +255,19 @@ impl TenantView {
 }
 
 impl Signer {
-    fn new(tenant: &TenantId, algorithm: Algorithm, key: &SigningKey) -> Result<Self, BadPublicKey> {
+    fn new(
+        tenant: &TenantId,
+        token: &Arc<Attended>,
+        algorithm: Algorithm,
+        key: &SigningKey,
+    ) -> Result<Self, BadPublicKey> {
         let reference =
             KeyRef { object: key.object, algorithm, public: key.public.clone(), tenant: Some(tenant.clone()) };
         Ok(Self {
             verifier: Verifier::of(algorithm, key.public.as_ref())?,
             jwt_header: jose::header_segment(algorithm, &key.kid, "JWT"),
             kid: key.kid.clone(),
+            token: Arc::clone(token),
             key: Arc::new(reference),
         })
     }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{Error, Keyrings, Violation, new_object};
 use crate::domain::{
-    Algorithm, Caller, Domain, Event, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp, WebUrl,
+    Algorithm, Caller, Domain, Event, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp,
+    TokenName, WebUrl,
 };
 use crate::store::{Change, StoreError, TenantRecord};
 use crate::token::Token as _;
@@ -16,6 +17,8 @@ pub struct TenantSpec {
     pub id: TenantId,
     /// Its issuer; `None`: its address under the canonical base URL.
     pub issuer: Option<Issuer>,
+    /// The token that its keys are to be on.
+    pub token: TokenName,
     /// A domain of its own.
     pub custom_domain: Option<Domain>,
     /// Where its SAML identity provider takes requests.
@@ -80,9 +83,9 @@ impl Keyrings {
     }
 
     /// Refuses algorithms that the token lacks, before anything is written that would wait for their keys for ever.
-    pub(super) async fn check_mechanisms(&self, wanted: &[Algorithm]) -> Result<(), Error> {
-        let told = self.token.mechanisms().await?;
-        let lacks = told.iter().filter(|(algorithm, support)| support.is_err() && wanted.contains(algorithm));
+    pub(super) async fn check_mechanisms(&self, tenant: &Tenant, new: &[Algorithm]) -> Result<(), Error> {
+        let told = self.tokens.of(tenant).mechanisms().await?;
+        let lacks = told.iter().filter(|(algorithm, support)| support.is_err() && new.contains(algorithm));
         let lacks: Vec<&str> = lacks.map(|(algorithm, _)| algorithm.name()).collect();
         if lacks.is_empty() {
             return Ok(());
@@ -97,7 +100,7 @@ impl Keyrings {
     async fn create_to_the_end(&self, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
         let now = self.clock.now();
         let tenant = self.new_tenant(spec, now)?;
-        self.check_mechanisms(&tenant.algorithms).await?;
+        self.check_mechanisms(&tenant, &tenant.algorithms).await?;
         let keyring = |algorithm: &Algorithm| Keyring::new(tenant.id.clone(), *algorithm, new_object(), now);
         let keyrings: Vec<Keyring> = tenant.algorithms.iter().map(keyring).collect();
         let change = Change {
@@ -153,6 +156,9 @@ impl Keyrings {
         if !spec.algorithms.is_empty() && !spec.algorithms.contains(&default_algorithm) {
             problem("tenant.default_algorithm", "must be one of algorithms");
         }
+        if let Err(violation) = self.tokens.check(&spec.token) {
+            problem(&violation.field, &violation.problem);
+        }
         let issuer = spec.issuer.map_or_else(|| format!("{}/{}", self.settings.base_url, spec.id).try_into(), Ok);
         let issuer = issuer.inspect_err(|_| {
             problem("tenant.issuer", "must be set: the public base URL of this service makes no valid issuer");
@@ -166,6 +172,7 @@ impl Keyrings {
         Ok(Tenant {
             id: spec.id,
             issuer,
+            token: spec.token,
             custom_domain: spec.custom_domain,
             saml_sso_url: spec.saml_sso_url,
             algorithms,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agenda::Agenda;
 use super::snapshot::TenantView;
-use super::{Error, Keyrings, TokenState};
+use super::{Attended, Error, Keyrings, TokenHealth, TokenState};
 use crate::domain::rotation::{Outlook, Plan, outlook, plan};
 use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
 use crate::store::{Damage, Moment, StoreError, TenantRecord, TenantRevisions};
@@ -17,7 +17,7 @@ use crate::store::{Damage, Moment, StoreError, TenantRecord, TenantRevisions};
 /// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Tenants whose keyrings are brought to rest side by side, so that a slow generation delays no revocation elsewhere.
+/// Tenants of one token whose keyrings are brought to rest side by side, so that a slow generation delays no revocation elsewhere.
 const TENANTS_AT_ONCE_MAX: usize = 8;
 
 /// How often all revisions are compared, although the store says what changed: it knows of those who ask the database, and not
@@ -47,11 +47,11 @@ pub(super) struct Known {
 pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
     let mut pauses: HashMap<TenantId, Pause> = HashMap::new();
     let mut working: JoinSet<Result<(), Error>> = JoinSet::new();
-    let mut busy: HashMap<task::Id, TenantId> = HashMap::new();
+    let mut busy: HashMap<task::Id, (TenantId, Arc<Attended>)> = HashMap::new();
     let mut looked_at = None;
     let mut agenda = Agenda::default();
     let mut planned = keyrings.now();
-    let mut token = keyrings.token.watch();
+    let mut token = keyrings.tokens.news();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -64,9 +64,11 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                 }
             }
             _ = token.changed() => {
-                let state = token.borrow_and_update().as_ref().map(|health| health.state);
-                if state == Some(TokenState::Recovering) {
-                    // What failed for want of the token need not wait any longer.
+                let is_recovering = |health: &Option<TokenHealth>| {
+                    matches!(health, Some(TokenHealth { state: TokenState::Recovering, .. }))
+                };
+                if keyrings.tokens.health().values().any(is_recovering) {
+                    // What failed for want of its token need not wait any longer.
                     pauses.clear();
                 }
             }
@@ -75,7 +77,7 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                     Ok((task, result)) => (task, result),
                     Err(panic) => (panic.id(), Err(Error::Internal(format!("a bug: {panic}")))),
                 };
-                if let Some(tenant) = busy.remove(&task) {
+                if let Some((tenant, _)) = busy.remove(&task) {
                     note(&mut pauses, tenant, result);
                 }
             }
@@ -83,29 +85,41 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
         if let Err(error) = keyrings.record_quarantined_keys().await {
             tracing::warn!(error = error.for_log(), "a key in quarantine is not in the administration log yet");
         }
-        if keyrings.token.is_down() {
-            // Each step wants a seal, and with it the token.
+        if keyrings.tokens.home().is_down() {
+            // Each step wants a seal, and with it the home token.
             continue;
         }
         let now = keyrings.now();
         keyrings.look_ahead(&mut agenda, now, now < planned);
         planned = now;
-        while working.len() < TENANTS_AT_ONCE_MAX {
-            let waits = |tenant: &TenantId| {
-                pauses.get(tenant).is_some_and(|pause| Instant::now() < pause.until)
-                    || busy.values().any(|other| other == tenant)
+        let snapshot = keyrings.snapshot();
+        let places = TENANTS_AT_ONCE_MAX * keyrings.tokens.configured().count();
+        let mut rested = Vec::new();
+        for tenant in agenda.due() {
+            if working.len() >= places {
+                break;
+            }
+            let Some(view) = snapshot.view(tenant) else {
+                rested.push((tenant.clone(), Outlook::Nothing));
+                continue;
             };
-            let Some(tenant) = agenda.due().find(|tenant| !waits(tenant)).cloned() else { break };
-            let outlook =
-                keyrings.snapshot().view(&tenant).map_or(Outlook::Nothing, |view| keyrings.outlook(view, now));
-            if outlook == Outlook::Due {
-                let (keyrings, id) = (Arc::clone(&keyrings), tenant.clone());
-                let task = working.spawn(async move { keyrings.tend_tenant(&id).await });
-                busy.insert(task.id(), tenant);
-            } else {
-                agenda.put(tenant, outlook);
+            let paused = pauses.get(tenant).is_some_and(|pause| Instant::now() < pause.until);
+            let beside = busy.values().filter(|(_, other)| Arc::ptr_eq(other, &view.token)).count();
+            if paused || beside >= TENANTS_AT_ONCE_MAX || busy.values().any(|(other, _)| other == tenant) {
+                continue;
+            }
+            match keyrings.outlook(view, now) {
+                Outlook::Due if keyrings.can_act(view, now) => {
+                    let (keyrings, id) = (Arc::clone(&keyrings), tenant.clone());
+                    let task = working.spawn(async move { keyrings.tend_tenant(&id).await });
+                    busy.insert(task.id(), (tenant.clone(), Arc::clone(&view.token)));
+                }
+                // Until its token is back.
+                Outlook::Due => {}
+                later => rested.push((tenant.clone(), later)),
             }
         }
+        rested.into_iter().for_each(|(tenant, outlook)| agenda.put(tenant, outlook));
     }
     // A step under way is finished; what is left is taken up at the next start.
     while working.join_next().await.is_some() {}
@@ -271,6 +285,17 @@ impl Keyrings {
 
     fn outlook(&self, view: &TenantView, now: Timestamp) -> Outlook {
         outlook(&view.record.tenant, &view.record.keyrings, now, |keyring| self.claim(keyring))
+    }
+
+    /// Whether something of what is due can be done: not what is to be done on a token that is down.
+    fn can_act(&self, view: &TenantView, now: Timestamp) -> bool {
+        let (tenant, keyrings) = (&view.record.tenant, &view.record.keyrings);
+        let is_possible = |keyring: &Keyring| match plan(keyring, tenant, now, self.claim(keyring)) {
+            Plan::Act(action) => !action.asks_token(),
+            Plan::Wait(_) | Plan::Ended => false,
+        };
+        let ended = || keyrings.iter().all(|keyring| self.is_ended(keyring, tenant, now));
+        !view.token.is_down() || keyrings.iter().any(is_possible) || (tenant.delete_time.is_some() && ended())
     }
 
     pub(super) fn is_ended(&self, keyring: &Keyring, tenant: &Tenant, now: Timestamp) -> bool {

@@ -64,7 +64,7 @@ impl Keyrings {
         let new = tenant.algorithms.iter().filter(|algorithm| !record.tenant.algorithms.contains(algorithm));
         let new: Vec<Algorithm> = new.copied().collect();
         if !new.is_empty() {
-            self.check_mechanisms(&new).await?;
+            self.check_mechanisms(&tenant, &new).await?;
         }
         let keyrings = self.rekeyed(&record, &tenant, now);
         let mut events = vec![tenant_event(&tenant, Event::new(now, "update_tenant", caller))];

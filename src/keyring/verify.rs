@@ -80,7 +80,7 @@ impl Keyrings {
                 let tenant = Some(view.record.tenant.id.clone());
                 let key = Arc::new(KeyRef { object, algorithm, public: None, tenant });
                 let input = vec![token_input(keyring.algorithm, message.to_vec())];
-                let macs = self.ask_token(&key, input, deadline).await.map_err(Unverified::Unknown)?;
+                let macs = self.ask_token(&view.token, &key, input, deadline).await.map_err(Unverified::Unknown)?;
                 macs.first().is_some_and(|mac| jose::same_mac(mac, &jws.signature))
             }
         };

@@ -99,7 +99,7 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
         let ready = |addresses| {
             if ephemeral { announce_demo(&config, addresses, &state_dir) } else { greet(&config, addresses) }
         };
-        super::run(&config, token, metrics, shutdown, ready, true).await
+        super::run(&config, token.into(), metrics, shutdown, ready, true).await
     })
 }
 

@@ -1,11 +1,11 @@
-//! `keyward reconcile`: the token against the store.
+//! `keyward reconcile`: the tokens against the store.
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use keyward::config::Config;
 use keyward::domain::{Event, ObjectId, Timestamp};
-use keyward::setup;
+use keyward::setup::{self, OpenedTokens};
 
 use super::{Failure, open_token, operator, runtime};
 
@@ -32,10 +32,14 @@ fn object(text: &str) -> Result<ObjectId, String> {
 pub(super) fn run(config: &Config, arguments: &ReconcileArguments) -> Result<ExitCode, Failure> {
     let ReconcileArguments { json, destroy, .. } = arguments;
     let runtime = runtime()?;
-    let token = open_token(&runtime, config)?;
+    let home = open_token(&runtime, config)?;
+    let tokens = {
+        let _inside = runtime.enter();
+        OpenedTokens::with_further(home, config)
+    };
     let event = Event::new(Timestamp::now(), "reconcile", &operator("keyward reconcile"));
-    let report = runtime.block_on(setup::reconcile(config, &token, destroy, &event));
-    token.close();
+    let report = runtime.block_on(setup::reconcile(config, &tokens, destroy, &event));
+    tokens.close();
     let report = report.map_err(|error| error.to_string())?;
     if *json {
         say!("{}", serde_json::to_string(&report).expect("a report has a form in JSON"));
@@ -45,10 +49,13 @@ pub(super) fn run(config: &Config, arguments: &ReconcileArguments) -> Result<Exi
         for tenant in &report.unbelieved {
             say!("unbelieved {tenant}: its record is not believed, and what looks like an orphan may be its key");
         }
+        for (token, reason) in &report.away {
+            say!("away {token}: it was not looked at: {reason}");
+        }
         let (objects, accounts, foreign) = (report.objects, report.accounted.len(), report.foreign.len());
         let findings = report.findings.len();
         say!(
-            "findings: {findings}; objects on the token: {objects}, not Keyward's: {foreign}; ids in the store: {accounts}"
+            "findings: {findings}; objects on the tokens: {objects}, not Keyward's: {foreign}; ids in the store: {accounts}"
         );
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })

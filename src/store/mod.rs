@@ -11,10 +11,11 @@ mod witness;
 
 pub use self::seal::Seals;
 pub use self::sqlite::{Guard, LogReader, Restored, SqliteStore};
-use crate::domain::{Algorithm, Event, Keyring, Revision, Tenant, TenantId};
+use crate::domain::{Algorithm, Event, Keyring, ObjectId, PublicKey, Revision, Tenant, TenantId, TokenName};
 use crate::tlog::{Entry, Tip};
 use async_trait::async_trait;
-use std::collections::BTreeSet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where tenants and keyrings are kept.
 ///
@@ -47,6 +48,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The token that the store was made with.
     async fn binding(&self) -> Result<TokenBinding, StoreError>;
+
+    /// The other tokens that were seen, each under its name; or why its record is not believed.
+    async fn tokens(&self) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError>;
 
     /// Records of the administration log, as their rows have them. They are not checked here: [`crate::tlog::Tip::follow`] does,
     /// from the first one on, and [`EventRow::entry`] what stands beside each.
@@ -177,12 +181,30 @@ pub struct Change {
     pub keyrings: Vec<Keyring>,
     /// A tenant to remove with all its keyrings, if its record still has this revision.
     pub remove: Option<(TenantId, Revision)>,
+    /// What was seen of a token beside the home token: that it is there, or, once its canary was made, all of it.
+    pub token: Option<TokenRecord>,
     /// Events of the administrative audit log.
     pub events: Vec<Event>,
 }
 
+/// A token beside the home token, as the service saw it first. Its name means no other from then on.
+///
+/// No revision tells an older record from a newer: the older one has no public half, and is completed again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// What it is called in the configuration.
+    pub name: TokenName,
+    /// Which one it is.
+    #[serde(flatten)]
+    pub binding: TokenBinding,
+    /// CKA_ID of the key on it that shows that it signs.
+    pub canary: ObjectId,
+    /// That key's public half; `None` while it is being made.
+    pub public: Option<PublicKey>,
+}
+
 /// The token that a store belongs to: keys named by the store are on this token and no other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenBinding {
     /// CK_TOKEN_INFO.serialNumber.
     pub serial: String,

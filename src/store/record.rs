@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Seals, StoreError, TenantRevisions, seal};
+use super::{Seals, StoreError, TenantRevisions, TokenRecord, seal};
 use crate::domain::{Algorithm, Keyring, Revision, Tenant, Timestamp};
 
 /// A row of `tenant`.
@@ -30,6 +30,15 @@ pub(super) struct KeyringRow {
     pub(super) tenant: String,
     pub(super) algorithm: String,
     pub(super) revision: i64,
+    pub(super) document: String,
+    /// Empty until it is sealed.
+    pub(super) seal: Vec<u8>,
+}
+
+/// A row of `token`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TokenRow {
+    pub(super) name: String,
     pub(super) document: String,
     /// Empty until it is sealed.
     pub(super) seal: Vec<u8>,
@@ -84,6 +93,24 @@ impl KeyringRow {
         let keyring: Keyring = value(&self.document, &row)?;
         let told = Self { document: self.document.clone(), seal: self.seal.clone(), ..Self::encode(&keyring)? };
         if told == self { Ok(keyring) } else { Err(differs(&row)) }
+    }
+}
+
+impl TokenRow {
+    pub(super) fn encode(token: &TokenRecord) -> Result<Self, StoreError> {
+        Ok(Self { name: token.name.to_string(), document: document(token)?, seal: Vec::new() })
+    }
+
+    /// What is sealed.
+    pub(super) fn message(&self) -> Vec<u8> {
+        seal::token_message(&self.document)
+    }
+
+    pub(super) fn decode(&self, seals: &dyn Seals) -> Result<TokenRecord, StoreError> {
+        let row = format!("token {}", self.name);
+        seal::check(seals, &self.message(), &self.seal, &row)?;
+        let token: TokenRecord = value(&self.document, &row)?;
+        if token.name.as_str() == self.name { Ok(token) } else { Err(differs(&row)) }
     }
 }
 

@@ -30,6 +30,11 @@ pub(super) fn keyring_message(tenant_created: Timestamp, document: &str) -> Vec<
     format!("{PURPOSE}\nkeyring\n{tenant_created}\n{document}").into_bytes()
 }
 
+/// What the seal of a token's record is over.
+pub(super) fn token_message(document: &str) -> Vec<u8> {
+    format!("{PURPOSE}\ntoken\n{document}").into_bytes()
+}
+
 /// Seals records, each a message and the place of its seal: one journey to the token for all of them.
 pub(super) async fn put(seals: &dyn Seals, records: Vec<(Vec<u8>, &mut Vec<u8>)>) -> Result<(), StoreError> {
     if records.is_empty() {

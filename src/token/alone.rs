@@ -5,14 +5,14 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::task::Ask;
 use super::{TokenConfig, TokenError};
 
-/// Beside the file that remembers a refused PIN. Only its lock means anything.
-const FILE: &str = "token-administration.lock";
+/// What the name of the lock's file ends with.
+const ADMINISTRATION: &str = "administration.lock";
 
 /// How long a task waits for another process: longer than a worker lives whose service is gone.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ pub(super) struct Alone {
 
 impl Administration {
     pub(super) fn of(config: &TokenConfig) -> Self {
-        Self(config.pin_refused_file.with_file_name(FILE))
+        Self(lock_file(&config.pin_refused_file, ADMINISTRATION))
     }
 
     /// Waits until no other process is at a task that this one must not meet.
@@ -42,8 +42,7 @@ impl Administration {
     }
 
     fn lock(&self) -> Result<File, TokenError> {
-        let file = File::options().create(true).truncate(false).write(true).open(&self.0);
-        match file.and_then(|file| lock(file, WAIT_MAX)) {
+        match lock(&self.0, WAIT_MAX) {
             Ok(Some(lock)) => Ok(lock),
             Ok(None) => Err(TokenError::Unavailable(
                 "another process has been making or destroying keys for too long".to_owned(),
@@ -53,8 +52,18 @@ impl Administration {
     }
 }
 
-/// Waits for the lock of a file or a directory. `None`: another process had it all the time.
-pub(super) fn lock(file: File, wait_max: Duration) -> io::Result<Option<File>> {
+/// A file beside the one that remembers a refused PIN: like that one, it is of one token, so that none waits for another. Only its
+/// lock means anything.
+pub(super) fn lock_file(pin_refused_file: &Path, purpose: &str) -> PathBuf {
+    let mut name = pin_refused_file.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(purpose);
+    pin_refused_file.with_file_name(name)
+}
+
+/// Waits for the lock of a file, which is made if it is not there. `None`: another process had it all the time.
+pub(super) fn lock(path: &Path, wait_max: Duration) -> io::Result<Option<File>> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
     let give_up = Instant::now() + wait_max;
     loop {
         match file.try_lock() {

@@ -15,7 +15,7 @@ use super::threads::Threads;
 use super::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject, gone,
 };
-use crate::domain::{Algorithm, ObjectId};
+use crate::domain::{Algorithm, ObjectId, TokenName};
 
 /// Most administrative tasks that wait: what every replica's loops can ask for at once, and few enough that the last of
 /// them, behind as many RSA key pairs, is still done within minutes.
@@ -27,6 +27,8 @@ const ADMINISTRATION_PAUSE: Duration = Duration::from_secs(1);
 /// Where the token is and how it is used.
 #[derive(Clone, Debug)]
 pub struct TokenConfig {
+    /// What it is called in the configuration.
+    pub name: TokenName,
     /// The PKCS#11 module, a shared library.
     pub module: PathBuf,
     /// CK_TOKEN_INFO.label of the token.

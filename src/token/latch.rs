@@ -13,13 +13,16 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
-use super::alone::lock;
+use super::alone::{lock, lock_file};
 use super::{TokenConfig, TokenError};
 use crate::domain::{Octets, Timestamp};
-use crate::files::{directory_of, put_whole};
+use crate::files::put_whole;
 
 /// Longest wait for another process's login: several times what a login to a network HSM takes.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// What the name of the file ends with whose lock keeps logins apart.
+const LOGIN: &str = "login.lock";
 
 /// Octets of the salt and of the hash of a refused PIN (RFC 9106 section 3.1).
 const SALT_LEN: usize = 16;
@@ -160,8 +163,7 @@ impl Latch {
 
     /// Keeps other processes from logging in meanwhile: they would try the same wrong PIN before this one can say so.
     fn lock(&self) -> Result<Option<File>, TokenError> {
-        // The directory, because no file has to be made for it.
-        match File::open(directory_of(&self.path)).and_then(|directory| lock(directory, TURN_WAIT_MAX)) {
+        match lock(&lock_file(&self.path, LOGIN), TURN_WAIT_MAX) {
             Ok(Some(lock)) => Ok(Some(lock)),
             Ok(None) => {
                 let text = "another process has been logging in to it for too long".to_owned();
@@ -249,6 +251,7 @@ mod tests {
 
     fn config(directory: &Path, pin: &str) -> TokenConfig {
         TokenConfig {
+            name: crate::domain::TokenName::default(),
             module: "/module.so".into(),
             label: "label".into(),
             serial: None,

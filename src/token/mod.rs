@@ -3,10 +3,11 @@
 //! A [`Token`] has four verbs, a list and a probe. [`Pkcs11Token`] implements it with a session for each worker; nothing above
 //! this room sees a session, a handle or a return value.
 //!
-//! To read: `front` (what callers hold), `queue` and `task` (what waits), `threads` and `process` (who works it off), `pkcs11`
+//! To read: `front` and `arriving` (what callers hold), `queue` and `task` (what waits), `threads` and `process` (who works it off), `pkcs11`
 //! (the module); `latch` (a refused PIN), `alone` (one administration at a time) and `repeats` (what is told of failures).
 
 mod alone;
+mod arriving;
 mod front;
 mod latch;
 mod pkcs11;
@@ -16,6 +17,7 @@ mod repeats;
 mod task;
 mod threads;
 
+pub use arriving::ArrivingToken;
 pub use front::{Isolation, Pkcs11Token, TokenConfig};
 pub use pkcs11::provision;
 pub use process::work_as_process;
@@ -28,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{Algorithm, ObjectId, Protection, PublicKey, TenantId};
 
-/// The environment variable that holds the PIN where it is in no file.
+/// The environment variable that holds the home token's PIN where it is in no file; those of the others begin with it.
 pub const PIN_VARIABLE: &str = "KEYWARD_TOKEN_PIN";
 
 /// A token that makes, keeps and uses private keys.

@@ -40,14 +40,30 @@ impl Clients {
 
     /// CreateTenant with an issuer of the server's choosing.
     pub(crate) async fn create_tenant(&mut self, id: &str, algorithms: &[&str], policy: RotationPolicy) -> Tenant {
+        let placed = self.place_tenant(id, "", algorithms, policy).await;
+        placed.unwrap_or_else(|status| panic!("{id}: {status:?}"))
+    }
+
+    /// The same on a token that is named.
+    ///
+    /// # Errors
+    /// What the server answered.
+    pub(crate) async fn place_tenant(
+        &mut self,
+        id: &str,
+        token: &str,
+        algorithms: &[&str],
+        policy: RotationPolicy,
+    ) -> Result<Tenant, Status> {
         let tenant = Tenant {
             id: id.into(),
+            token: token.into(),
             algorithms: algorithms.iter().map(ToString::to_string).collect(),
             rotation_policy: Some(policy),
             ..Tenant::default()
         };
         let request = CreateTenantRequest { tenant: Some(tenant) };
-        self.tenants.create_tenant(request).await.unwrap_or_else(|status| panic!("{id}: {status:?}")).into_inner()
+        Ok(self.tenants.create_tenant(request).await?.into_inner())
     }
 
     /// SignJwt with the header's usual type.

@@ -51,7 +51,10 @@ impl Installation {
         let dir = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
         let (settings, grants, environment) = (BTreeMap::new(), Vec::new(), Vec::new());
         let installation = Self { dir, module, settings, grants, environment };
-        installation.make_token();
+        fs::create_dir(installation.token_dir()).expect("the token's directory is made");
+        fs::write(installation.module_conf(), module.configuration(&installation.token_dir()))
+            .expect("the module's configuration is written");
+        installation.make_token(TOKEN_LABEL, &installation.pin_file());
         installation
             .set("grpc.listen", r#""127.0.0.1:0""#)
             .set("grpc.auth", r#""none""#)
@@ -84,6 +87,26 @@ impl Installation {
         self.grants.push((principal.to_owned(), roles.iter().map(ToString::to_string).collect()));
         self.write();
         self
+    }
+
+    /// With another token beside the first, in the same directory of SoftHSM's, its label and its name in the configuration being
+    /// `name`, and with the PIN in a file of its own.
+    pub(crate) fn with_token(self, name: &str) -> Self {
+        let pin = format!("pin-{name}");
+        let serial = self.make_token(name, &self.dir().join(&pin));
+        let module = self.module.path();
+        let key = |key: &str| format!("tokens.{name}.{key}");
+        self.set(&key("module"), &format!("{module:?}"))
+            .set(&key("label"), &format!("{name:?}"))
+            .set(&key("serial"), &format!("{serial:?}"))
+            .set(&key("pin_file"), &format!("{pin:?}"))
+    }
+
+    /// With the fault module in the place of that token's alone.
+    pub(crate) fn with_faults_on(mut self, name: &str) -> (Self, Faults) {
+        let faults = Faults::new(self.dir());
+        self.environment.extend(faults.environment());
+        (self.set(&format!("tokens.{name}.module"), &format!("{:?}", Faults::module())), faults)
     }
 
     fn write(&self) {
@@ -177,21 +200,27 @@ impl Installation {
         self.dir().join("pin")
     }
 
-    fn make_token(&self) {
-        let token_dir = self.token_dir();
-        fs::create_dir(&token_dir).expect("the token's directory is made");
-        fs::write(self.module_conf(), self.module.configuration(&token_dir))
-            .expect("the module's configuration is written");
+    /// A new token of this label; its serial number.
+    fn make_token(&self, label: &str, pin_file: &Path) -> String {
         let pin = random_pin();
-        fs::write(self.pin_file(), &pin).expect("the PIN file is written");
-        fs::set_permissions(self.pin_file(), Permissions::from_mode(0o600)).expect("the PIN file is made private");
-        let mut softhsm2_util = tools::softhsm2_util();
-        softhsm2_util
-            .arg("--module")
-            .arg(self.module.path())
-            .args(["--init-token", "--free", "--label", TOKEN_LABEL, "--pin", &pin, "--so-pin", &random_pin()])
-            .env(self.module.variable(), self.module_conf());
-        run(&mut softhsm2_util);
+        fs::write(pin_file, &pin).expect("the PIN file is written");
+        fs::set_permissions(pin_file, Permissions::from_mode(0o600)).expect("the PIN file is made private");
+        let util = |arguments: &[&str]| {
+            let mut softhsm2_util = tools::softhsm2_util();
+            softhsm2_util.arg("--module").arg(self.module.path()).args(arguments);
+            run(softhsm2_util.env(self.module.variable(), self.module_conf()))
+        };
+        util(&["--init-token", "--free", "--label", label, "--pin", &pin, "--so-pin", &random_pin()]);
+        let slots = util(&["--show-slots"]);
+        let value = |line: &str, name: &str| line.trim().strip_prefix(name).map(|value| value.trim().to_owned());
+        let mut serial = None;
+        for line in slots.lines() {
+            serial = value(line, "Serial number:").or(serial);
+            if value(line, "Label:").as_deref() == Some(label) {
+                break;
+            }
+        }
+        serial.expect("its slot is shown")
     }
 }
 
@@ -226,7 +255,9 @@ fn random_pin() -> String {
     format!("{:016x}", u64::from_be_bytes(bytes))
 }
 
-fn run(command: &mut Command) {
+/// What a command prints that must succeed.
+fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
     assert!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

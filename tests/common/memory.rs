@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use keyward::domain::{Algorithm, Curve, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId};
+use keyward::domain::{Algorithm, Curve, ObjectId, Octets, Protection, PublicKey, RotationPolicy, TenantId, TokenName};
 use keyward::keyring::{Settings, TenantSpec};
 use keyward::token::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
@@ -32,6 +32,7 @@ pub(crate) fn tenant(id: TenantId) -> TenantSpec {
     TenantSpec {
         id,
         issuer: None,
+        token: TokenName::default(),
         custom_domain: None,
         saml_sso_url: Some("https://idp.example/sso".parse().expect("a URL")),
         algorithms: vec![Algorithm::ES256],

@@ -44,7 +44,8 @@ pub(crate) async fn inspect(directory: &Path) {
     // This program is no worker process.
     let threads = TokenConfig { isolation: Isolation::Thread, ..config.token.clone() };
     let token = Arc::new(Pkcs11Token::open(threads).expect("the token opens"));
-    let Opened { store, service_key, .. } = setup::open(&config, &token).await.expect("the store opens");
+    let tokens = Arc::clone(&token).into();
+    let Opened { store, service_key, .. } = setup::open(&config, &tokens).await.expect("the store opens");
     let pair = (1, 1);
     assert_eq!(objects.remove(&service_key.object()), Some(pair), "the service key is a pair");
     let loaded = store.load_all().await.expect("the records can be read");

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::domain::{Algorithm, Caller, KeyState, Kid, RotationPolicy, TenantId, Trigger, after};
+use keyward::domain::{Algorithm, Caller, KeyState, Kid, RotationPolicy, TenantId, TokenName, Trigger, after};
 use keyward::keyring::snapshot::TenantView;
-use keyward::keyring::{Attended, Clock, Error, Keyrings, RotateKeys, Settings, TenantSpec, TenantUpdate};
+use keyward::keyring::{Clock, Error, Keyrings, RotateKeys, Settings, TenantSpec, TenantUpdate, Tokens};
 use proptest::prelude::*;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
@@ -224,7 +224,7 @@ impl History {
             sole: replicas == 1,
         };
         let token: Arc<Outside> = Arc::clone(&outside);
-        let keyrings = Arc::new(Keyrings::new(Arc::new(Attended::new(token)), outside, clock.clone(), settings));
+        let keyrings = Arc::new(Keyrings::new(Tokens::new(token, []), outside, clock.clone(), settings));
         let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime needs nothing");
         Life { number: self.born, keyrings, clock, tasks: Vec::new(), confirmed: None, runtime }
     }
@@ -237,6 +237,7 @@ impl History {
                 let spec = TenantSpec {
                     id: tenant,
                     issuer: None,
+                    token: TokenName::default(),
                     custom_domain: None,
                     saml_sso_url: None,
                     algorithms: [Algorithm::EdDSA, Algorithm::HS256][..1 + usize::from(self.two_algorithms)].to_vec(),

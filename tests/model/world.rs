@@ -12,6 +12,7 @@ use keyward::domain::{
 };
 use keyward::store::{
     Change, EventPage, EventRow, Loaded, Revisions, Store, StoreError, TenantRecord, TenantRevisions, TokenBinding,
+    TokenRecord,
 };
 use keyward::tlog::Tip;
 use keyward::token::{
@@ -396,6 +397,10 @@ impl Store for Outside {
 
     async fn probe(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn tokens(&self) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError> {
+        Ok(BTreeMap::new())
     }
 
     async fn binding(&self) -> Result<TokenBinding, StoreError> {

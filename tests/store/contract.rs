@@ -179,6 +179,7 @@ pub(crate) async fn a_change_is_made_as_a_whole_or_not_at_all<H: Harness>() {
         keyrings: before.keyrings.iter().map(|keyring| keyring.publish(generated(1), now())).collect(),
         remove: Some((id("other"), Revision::FIRST)),
         events: vec![event("one", "acme"), event("two", "acme")],
+        ..Change::default()
     };
     let stale_tenant = Change { tenant: Some(changed(changed(before.tenant.clone()))), ..whole.clone() };
     let mut stale_keyring = whole.clone();
@@ -343,7 +344,7 @@ pub(crate) async fn what_was_committed_is_there_after_reopening<H: Harness>() {
     let store = harness.store();
     let keyrings = vec![keyring("acme", Algorithm::ES256)];
     let events = vec![event("create", "acme")];
-    let change = Change { tenant: Some(full_tenant("acme")), keyrings, events, remove: None };
+    let change = Change { tenant: Some(full_tenant("acme")), keyrings, events, ..Change::default() };
     store.commit(&change).await.unwrap();
     let (records, events) = (all(&*store).await, told(&*store, 10).await);
     drop(store);
@@ -371,7 +372,7 @@ pub(crate) async fn a_commit_whose_caller_left_is_whole_and_in_nobodys_way<H: Ha
         // A probe that is under way makes some of the callers leave while they are still waiting for their turn.
         let (other, rival) = (Arc::clone(&store), polls % 2 == 0);
         let rival = tokio::spawn(async move { if rival { other.probe().await } else { Ok(()) } });
-        let change = Change { tenant, keyrings, events, remove: None };
+        let change = Change { tenant, keyrings, events, ..Change::default() };
         let outcome = left_after(polls.into(), store.commit(&change)).await;
         rival.await.unwrap().unwrap();
         // Writes are made one after the other, so this one comes after whatever the lost one did.

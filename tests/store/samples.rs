@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use keyward::domain::{
     Algorithm, Caller, Certificate, Curve, CustomKey, Event, Generated, Keyring, Kid, ObjectId, Octets, Protection,
-    PublicKey, Revision, RotationPolicy, Tenant, TenantId, Timestamp,
+    PublicKey, Revision, RotationPolicy, Tenant, TenantId, Timestamp, TokenName,
 };
-use keyward::store::{Change, EventPage, Start, Store, TenantRecord, TenantRevisions, TokenBinding};
+use keyward::store::{Change, EventPage, Start, Store, TenantRecord, TenantRevisions, TokenBinding, TokenRecord};
 use keyward::tlog::{Record, Tip};
 
 /// The moment of everything here, to the nanosecond.
@@ -22,6 +22,12 @@ pub(crate) fn id(text: &str) -> TenantId {
     text.parse().unwrap()
 }
 
+/// A token that was seen, and has no canary yet.
+pub(crate) fn token(name: &str) -> TokenRecord {
+    let binding = TokenBinding { serial: format!("serial-{name}"), label: name.into() };
+    TokenRecord { name: name.parse().unwrap(), binding, canary: object(7), public: None }
+}
+
 /// A tenant of the first revision with an issuer of its own.
 pub(crate) fn tenant(name: &str) -> Tenant {
     Tenant {
@@ -34,6 +40,7 @@ pub(crate) fn tenant(name: &str) -> Tenant {
         policy: RotationPolicy::default(),
         custom_keys: Vec::new(),
         policy_floor: None,
+        token: TokenName::default(),
         create_time: now(),
         delete_time: None,
         revision: Revision::FIRST,
@@ -48,6 +55,7 @@ pub(crate) fn full_tenant(name: &str) -> Tenant {
     tenant.saml_sso_url = Some("https://idp.example.com/sso?a=%22b%22".parse().unwrap());
     tenant.algorithms = Algorithm::ALL.to_vec();
     tenant.custom_keys = custom_keys();
+    tenant.token = "west".parse().unwrap();
     tenant.delete_time = Some(Timestamp::MAX);
     tenant
 }

@@ -28,7 +28,7 @@ impl Place {
         for name in ["acme", "other"] {
             let keyrings = vec![keyring(name, Algorithm::ES256), keyring(name, Algorithm::EdDSA)];
             let events = vec![event("create_tenant", name)];
-            let change = Change { tenant: Some(full_tenant(name)), keyrings, events, remove: None };
+            let change = Change { tenant: Some(full_tenant(name)), keyrings, events, ..Change::default() };
             store.commit(&change).await.unwrap();
         }
         store.close().await;

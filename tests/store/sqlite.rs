@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward::domain::Algorithm;
-use keyward::store::{Change, SqliteStore, Store, StoreError};
+use keyward::store::{Change, SqliteStore, Store, StoreError, TokenRecord};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, query};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqliteConnection, query};
 use tempfile::TempDir;
 
 use crate::contract::{Harness, left_after};
-use crate::samples::{all, binding, changed, event, full_tenant, id, keyring, of_tenant, revisions, tenant, told};
+use crate::samples::{
+    all, binding, changed, event, full_tenant, generated, id, keyring, object, of_tenant, revisions, tenant, token,
+    told,
+};
 use crate::seals::{guard, witness_of};
 
 pub(crate) struct Sqlite {
@@ -166,7 +169,7 @@ async fn a_caller_who_leaves_in_the_middle_of_the_transaction_leaves_it_whole() 
         let name = format!("tenant-{polls}");
         let keyrings = vec![keyring(&name, Algorithm::ES256)];
         let events = vec![event("create", &name)];
-        let change = Change { tenant: Some(tenant(&name)), keyrings, events, remove: None };
+        let change = Change { tenant: Some(tenant(&name)), keyrings, events, ..Change::default() };
         let store: &dyn Store = &*harness.store;
         let outcome = tokio::select! {
             outcome = left_after(polls, store.commit(&change)) => outcome,
@@ -274,6 +277,51 @@ async fn a_store_of_a_newer_version_is_refused() {
     harness.store.close().await;
     let text = refusal(open(&harness.path()).await);
     assert!(text.contains("newer version") && text.contains("9999"), "{text}");
+}
+
+/// A store from before there were several tokens opens, with its seals as they were, and can have tokens from then on.
+#[tokio::test]
+async fn a_store_of_the_first_version_is_brought_up_to_date() {
+    let harness = Sqlite::fresh().await;
+    let store = harness.store();
+    store.commit(&of_tenant(tenant("acme"))).await.unwrap();
+    let mut shell = harness.shell().await;
+    query("drop table token").execute(&mut shell).await.unwrap();
+    query("delete from _sqlx_migrations where version > 1").execute(&mut shell).await.unwrap();
+    let document: String = query("select document from tenant").fetch_one(&mut shell).await.unwrap().get(0);
+    assert!(!document.contains("token\":"), "where it is home it is left out, as it was: {document}");
+    drop((store, shell));
+    let harness = harness.reopened().await;
+    let acme = harness.store.load(&id("acme")).await.unwrap().expect("it is believed");
+    assert!(acme.tenant.token.is_home());
+    assert!(harness.store.tokens().await.unwrap().is_empty());
+    harness.store.commit(&Change { token: Some(token("west")), ..Change::default() }).await.unwrap();
+    assert_eq!(harness.store.tokens().await.unwrap()["west"], Ok(token("west")));
+}
+
+/// What was seen of a token is made once, completed, and believed as long as its seal holds.
+#[tokio::test]
+async fn a_token_is_recorded_once_and_believed_by_its_seal() {
+    let harness = Sqlite::fresh().await;
+    let commit =
+        async |token: TokenRecord| harness.store.commit(&Change { token: Some(token), ..Change::default() }).await;
+    let whole = TokenRecord { public: generated(1).public, ..token("west") };
+    assert!(matches!(commit(whole.clone()).await, Err(StoreError::Conflict)), "completed before it was begun");
+    commit(token("west")).await.unwrap();
+    let other = TokenRecord { canary: object(9), ..token("west") };
+    assert!(matches!(commit(other).await, Err(StoreError::Conflict)), "begun twice");
+    commit(whole.clone()).await.unwrap();
+    commit(token("east")).await.unwrap();
+    let tokens = harness.store.tokens().await.unwrap();
+    assert_eq!(tokens, [("east".to_owned(), Ok(token("east"))), ("west".to_owned(), Ok(whole))].into());
+    for edit in [
+        "update token set document = replace(document, 'serial-west', 'serial-else') where name = 'west'",
+        "update token set name = 'north' where name = 'east'",
+    ] {
+        query(edit).execute(&mut harness.shell().await).await.unwrap();
+    }
+    let tokens = harness.store.tokens().await.unwrap();
+    assert!(tokens.values().all(Result::is_err), "{tokens:?}");
 }
 
 #[tokio::test]

@@ -184,6 +184,7 @@ impl Home {
 /// The token that [`Home::provision`] made, with two workers.
 pub(crate) fn config(pin: &str) -> TokenConfig {
     TokenConfig {
+        name: keyward::domain::TokenName::default(),
         module: module(),
         label: LABEL.into(),
         serial: None,

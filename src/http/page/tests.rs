@@ -7,7 +7,7 @@ use askama::Template as _;
 use super::parts::{Place, TenantPage};
 use crate::domain::{
     Algorithm, Certificate, Generated, KeyState, Keyring, ObjectId, Octets, Protection, PublicKey, Revision,
-    RotationPolicy, Tenant, Timestamp, Trigger, after,
+    RotationPolicy, Tenant, Timestamp, TokenName, Trigger, after,
 };
 
 const BASE: &str = "https://keys.example.com/acme";
@@ -32,6 +32,7 @@ fn tenant(policy: RotationPolicy) -> Tenant {
         policy,
         custom_keys: Vec::new(),
         policy_floor: None,
+        token: TokenName::default(),
         create_time: start(),
         delete_time: None,
         revision: Revision::FIRST,

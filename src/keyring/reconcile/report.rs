@@ -5,23 +5,32 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::domain::{Algorithm, KeyState, Keyring, Kid, ObjectId, TenantId};
-use crate::keyring::ServiceKey;
+use crate::domain::{Algorithm, KeyState, Keyring, Kid, ObjectId, TenantId, TokenName};
+use crate::keyring::Canary;
 use crate::store::Loaded;
 use crate::token::{ObjectKind, TokenObject};
 
-/// What the store accounts for: every id that a record names, and what should stand under it on the token.
+/// What the store accounts for on one token: every id that a record names, and what should stand under it there.
 #[derive(Clone, Debug, Default)]
 pub struct Accounts {
+    token: TokenName,
     by_object: BTreeMap<ObjectId, Account>,
     /// Tenants whose records are not believed: nobody knows what is theirs.
     unbelieved: Vec<String>,
 }
 
+/// A key of the service's own: the service key, or a token's canary.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    pub(super) object: ObjectId,
+    pub(super) state: &'static str,
+    pub(super) expected: Expected,
+}
+
 /// The row that accounts for an id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Account {
-    /// Whose key; `None` for the service key.
+    /// Whose key; `None` for the service's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<TenantId>,
     /// Its algorithm.
@@ -29,7 +38,7 @@ pub struct Account {
     /// Its name, once it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid: Option<Kid>,
-    /// What it is: `service`, a [`KeyState`], `pending` or `abandoned`.
+    /// What it is: `service`, `canary`, a [`KeyState`], `pending` or `abandoned`.
     pub state: &'static str,
     /// What should be there.
     #[serde(skip)]
@@ -65,11 +74,13 @@ pub enum Kind {
     Orphan,
 }
 
-/// One difference, of one id.
+/// One difference, of one id on one token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What differs.
     pub kind: Kind,
+    /// Where.
+    pub token: TokenName,
     /// CKA_ID.
     pub object: ObjectId,
     /// The row, unless there is none.
@@ -92,10 +103,20 @@ pub struct Tally {
     pub other: usize,
 }
 
-/// How token and store differ.
+/// An object that is not Keyward's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Foreign {
+    /// Where.
+    pub token: TokenName,
+    /// What it shows.
+    #[serde(flatten)]
+    pub object: TokenObject,
+}
+
+/// How tokens and store differ.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Objects on the token.
+    /// Objects on the tokens.
     pub objects: usize,
     /// Ids that rows account for, and the rows.
     #[serde(skip)]
@@ -103,14 +124,22 @@ pub struct Report {
     /// Each difference once, ordered by its kind.
     pub findings: Vec<Finding>,
     /// Objects that are not Keyward's. They are no difference, and are left alone.
-    pub foreign: Vec<TokenObject>,
+    pub foreign: Vec<Foreign>,
     /// Tenants whose records are not believed: what looks like an orphan may be theirs.
     pub unbelieved: Vec<String>,
+    /// Tokens that were not looked at, and why.
+    pub away: BTreeMap<TokenName, String>,
 }
 
 impl Kind {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Missing, Self::Half, Self::Duplicate, Self::Lingering, Self::Orphan];
+
+    /// Whether it is of what no row needs where it stands.
+    #[must_use]
+    pub fn is_not_needed(self) -> bool {
+        matches!(self, Self::Lingering | Self::Orphan)
+    }
 
     /// Its word.
     #[must_use]
@@ -126,13 +155,16 @@ impl Kind {
 }
 
 impl Accounts {
-    /// What these records account for, besides the service key.
+    /// What these records account for on this token, besides the service's own key there.
     #[must_use]
-    pub fn of(loaded: &Loaded, service_key: ObjectId) -> Self {
-        let mut accounts = Self::default();
-        let (algorithm, expected) = (ServiceKey::ALGORITHM, Expected::Pair);
-        accounts.account(service_key, Account { tenant: None, algorithm, kid: None, state: "service", expected });
-        for keyring in loaded.records.iter().flat_map(|record| &record.keyrings) {
+    pub fn of(loaded: &Loaded, token: &TokenName, own: Option<Own>) -> Self {
+        let mut accounts = Self { token: token.clone(), ..Self::default() };
+        if let Some(Own { object, state, expected }) = own {
+            let account = Account { tenant: None, algorithm: Canary::ALGORITHM, kid: None, state, expected };
+            accounts.account(object, account);
+        }
+        let here = loaded.records.iter().filter(|record| record.tenant.token == *token);
+        for keyring in here.flat_map(|record| &record.keyrings) {
             accounts.add_keyring(keyring);
         }
         accounts.unbelieved = loaded.damaged.iter().map(|damage| damage.tenant.clone()).collect();
@@ -182,7 +214,8 @@ impl Accounts {
         }
         let mut findings = Vec::new();
         let mut find = |kind, object, account: Option<&Account>, found| {
-            findings.push(Finding { kind, object, account: account.cloned(), found });
+            let token = self.token.clone();
+            findings.push(Finding { kind, token, object, account: account.cloned(), found });
         };
         for (object, account) in &self.by_object {
             let found = Tally::of(groups.remove(object).unwrap_or_default().into_iter());
@@ -198,12 +231,14 @@ impl Accounts {
             }
         }
         findings.sort_by_key(|finding| finding.kind);
+        let foreign = foreign.into_iter().map(|object| Foreign { token: self.token.clone(), object: object.clone() });
         Report {
             objects: listed.len(),
             accounted: self.by_object.clone(),
             findings,
-            foreign: foreign.into_iter().cloned().collect(),
+            foreign: foreign.collect(),
             unbelieved: self.unbelieved.clone(),
+            away: BTreeMap::new(),
         }
     }
 }
@@ -253,7 +288,22 @@ impl Report {
     /// Whether the store accounts for all that is Keyward's, and the token has all that it should.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.findings.is_empty() && self.unbelieved.is_empty()
+        self.findings.is_empty() && self.unbelieved.is_empty() && self.away.is_empty()
+    }
+
+    /// Both reports, each of a token of its own.
+    #[must_use]
+    pub fn beside(mut self, other: Self) -> Self {
+        self.objects += other.objects;
+        self.accounted.extend(other.accounted);
+        self.findings.extend(other.findings);
+        self.findings.sort_by_key(|finding| finding.kind);
+        self.foreign.extend(other.foreign);
+        self.unbelieved.extend(other.unbelieved);
+        self.unbelieved.sort_unstable();
+        self.unbelieved.dedup();
+        self.away.extend(other.away);
+        self
     }
 
     /// What is in both reports: one made with the rows before the token was listed, and one with those after. What only one of
@@ -288,7 +338,7 @@ impl fmt::Display for Tally {
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tenant, algorithm, kid, state, .. } = self;
-        let Some(tenant) = tenant else { return write!(f, "the service key") };
+        let Some(tenant) = tenant else { return write!(f, "the {state} key") };
         match kid {
             Some(kid) => write!(f, "{state} key {kid} of {tenant} {algorithm}"),
             None => write!(f, "{state} id of {tenant} {algorithm}"),
@@ -298,8 +348,8 @@ impl fmt::Display for Account {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, object, account, found } = self;
-        write!(f, "{} {object}: {found} on the token", kind.name())?;
+        let Self { kind, token, object, account, found } = self;
+        write!(f, "{} {object}: {found} on token {token}", kind.name())?;
         match account {
             Some(account) => write!(f, ", {account}"),
             None => write!(f, ", and no row accounts for it"),

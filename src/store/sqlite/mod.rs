@@ -11,6 +11,7 @@ mod read;
 mod restore;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +33,7 @@ pub use self::restore::Restored;
 use super::witness::{Sight, Witness};
 use super::{
     Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
-    TokenBinding,
+    TokenBinding, TokenRecord,
 };
 use crate::domain::TenantId;
 use crate::tlog::Tip;
@@ -267,6 +268,10 @@ impl Store for SqliteStore {
         read::binding(&self.readers).await
     }
 
+    async fn tokens(&self) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError> {
+        read::tokens(&self.readers, &*self.seals).await
+    }
+
     async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
         read::events(&self.readers, page).await
     }
@@ -301,7 +306,13 @@ fn pool(connections: u32) -> PoolOptions<sqlx::Sqlite> {
 }
 
 async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    let first = include_str!("../../../migrations/sqlite/0001_store.sql").into_sql_str();
-    let migrations = vec![Migration::new(1, "store".into(), MigrationType::Simple, first, false)];
+    let migration = |(version, name, statements): (i64, &'static str, &'static str)| {
+        Migration::new(version, name.into(), MigrationType::Simple, statements.into_sql_str(), false)
+    };
+    let migrations = [
+        (1, "store", include_str!("../../../migrations/sqlite/0001_store.sql")),
+        (2, "tokens", include_str!("../../../migrations/sqlite/0002_tokens.sql")),
+    ];
+    let migrations: Vec<Migration> = migrations.map(migration).into();
     Migrator::with_migrations(migrations).run(connection).await.map_err(migrate_error)
 }

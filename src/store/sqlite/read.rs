@@ -1,15 +1,17 @@
 //! How records are read: as rows, then as what their seals and the witness let stand.
 
+use std::collections::BTreeMap;
+
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqlitePool, query};
 
 use super::error::store_error;
 use crate::domain::{Algorithm, TenantId};
-use crate::store::record::{self, KeyringRow, TenantRow};
+use crate::store::record::{self, KeyringRow, TenantRow, TokenRow};
 use crate::store::witness::{self, Shown, Sight, Witness};
 use crate::store::{
     Damage, EventPage, EventRow, Loaded, Revisions, Seals, Start, StoreError, TenantRecord, TenantRevisions,
-    TokenBinding,
+    TokenBinding, TokenRecord,
 };
 use crate::tlog::{Hash, leaf_hash};
 
@@ -23,6 +25,21 @@ pub(super) struct Rows {
 pub(super) async fn binding(pool: &SqlitePool) -> Result<TokenBinding, StoreError> {
     let row = query("select token_serial, token_label from meta").fetch_one(pool).await.map_err(store_error)?;
     Ok(TokenBinding { serial: column(&row, "token_serial")?, label: column(&row, "token_label")? })
+}
+
+/// The tokens that were seen beside that one.
+pub(super) async fn tokens(
+    pool: &SqlitePool,
+    seals: &dyn Seals,
+) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError> {
+    let rows = query("select name, document, seal from token").fetch_all(pool).await.map_err(store_error)?;
+    let read = |row: &SqliteRow| {
+        let (document, seal) = (column(row, "document")?, column(row, "seal")?);
+        let row = TokenRow { name: column(row, "name")?, document, seal };
+        let believed = row.decode(seals).map_err(|error| error.to_string());
+        Ok((row.name, believed))
+    };
+    rows.iter().map(read).collect()
 }
 
 /// One tenant, and what is new of it; `None` if there is none and need not be.

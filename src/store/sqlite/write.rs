@@ -9,7 +9,7 @@ use super::error::store_error;
 use super::place::Anchor;
 use super::read::column;
 use crate::domain::{Event, Revision, TenantId, Timestamp};
-use crate::store::record::{self, KeyringRow, TenantRow};
+use crate::store::record::{self, KeyringRow, TenantRow, TokenRow};
 use crate::store::witness::{IF_ON_PURPOSE, Sight, Witness};
 use crate::store::{Change, Seals, StoreError, seal};
 use crate::tlog::Tip;
@@ -28,6 +28,8 @@ pub(super) struct Work {
     /// Each with the time at which its tenant was made.
     keyrings: Vec<(KeyringRow, Timestamp)>,
     remove: Option<(TenantId, i64)>,
+    /// With whether it was seen before.
+    token: Option<(TokenRow, bool)>,
     events: Vec<Event>,
     /// What is to be remembered of it.
     sights: Vec<Sight>,
@@ -53,6 +55,9 @@ impl Work {
             }
             work.sights.push(Sight::of_tenant(tenant, &row.document));
             work.tenant = Some((row, tenant.revision));
+        }
+        if let Some(token) = &change.token {
+            work.token = Some((TokenRow::encode(token)?, token.public.is_some()));
         }
         for keyring in &change.keyrings {
             let row = KeyringRow::encode(keyring)?;
@@ -81,7 +86,8 @@ impl Work {
     pub(super) async fn seal(&mut self, seals: &dyn Seals) -> Result<(), StoreError> {
         let tenant = self.tenant.iter_mut().map(|(row, _)| (row.message(), &mut row.seal));
         let keyrings = self.keyrings.iter_mut().map(|(row, created)| (row.message(*created), &mut row.seal));
-        seal::put(seals, tenant.chain(keyrings).collect()).await
+        let token = self.token.iter_mut().map(|(row, _)| (row.message(), &mut row.seal));
+        seal::put(seals, tenant.chain(keyrings).chain(token).collect()).await
     }
 
     /// Its statements. A removal comes first, so that what it frees may be taken in the same change.
@@ -98,6 +104,15 @@ impl Work {
         }
         if let Some((row, new_revision)) = self.tenant.take() {
             steps.extend(tenant_steps(row, new_revision));
+        }
+        if let Some((TokenRow { name, document, seal }, seen)) = self.token.take() {
+            let statement = query(if seen {
+                "update token set document = ?2, seal = ?3 where name = ?1"
+            } else {
+                "insert into token (name, document, seal) values (?1, ?2, ?3)"
+            });
+            let statement = statement.bind(name).bind(document).bind(seal);
+            steps.push(Step { statement, missed: Some(StoreError::Conflict) });
         }
         for (KeyringRow { tenant, algorithm, revision, document, seal }, _) in self.keyrings.drain(..) {
             let statement = query(if revision == FIRST {

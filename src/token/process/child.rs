@@ -38,14 +38,18 @@ pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Seat, Worker)> {
     let (progress, their_progress) = Progress::pair()?;
     // Before there is a process that nobody would wait for.
     let stream = ours.try_clone()?;
-    let child = Command::new(&config.program)
+    let mut command = Command::new(&config.program);
+    // It is told its PIN; what a module prints of its environment shall not have that, nor another token's.
+    let pins = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(PIN_VARIABLE));
+    for (name, _) in pins {
+        command.env_remove(name);
+    }
+    let child = command
         // It is started from a file whose name says nothing.
         .arg0("keyward")
         .arg("token-worker")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(their_progress))
-        // It is told; what a module prints of its environment shall not have it.
-        .env_remove(PIN_VARIABLE)
         .process_group(0)
         .spawn()?;
     Ok((Seat { child, stream }, Worker { stream: ours, progress }))

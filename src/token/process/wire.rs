@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::names::KeyName;
+use crate::domain::TokenName;
 use crate::token::task::Told;
 use crate::token::{Isolation, SignInput, TokenConfig, TokenError};
 
@@ -54,6 +55,8 @@ impl From<Hello> for TokenConfig {
     fn from(hello: Hello) -> Self {
         let Hello { module, label, serial, pin, pin_refused_file, role: _ } = hello;
         Self {
+            // Of no meaning to a worker.
+            name: TokenName::default(),
             module,
             label,
             serial,
