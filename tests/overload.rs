@@ -133,7 +133,7 @@ async fn who_is_polite_is_served_during_a_flood(isolation: &str) {
     clients.create_tenant("newcomer", &["ES256"], short_policy()).await;
     assert_eq!(get(&format!("{}/healthz", server.ops())).status, 200);
     assert_eq!(get(&server.jwks_uri(POLITE)).status, 200);
-    let waiting = server.metric("keyward_token_queue_requests");
+    let waiting = server.metric(r#"keyward_token_queue_requests{token="home"}"#);
     let (signed, refused) = flood.end().await;
 
     eprintln!(

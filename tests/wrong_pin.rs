@@ -108,7 +108,7 @@ fn where_the_file_cannot_be_written_workers_log_in_once_in_all() {
     fs::remove_dir_all(&directory).expect("removed");
     let before = faults.calls("C_Login");
     faults.set("C_Sign crash");
-    until("no worker left", &|| server.metric("keyward_token_workers_ready") == 0.0);
+    until("no worker left", &|| server.metric(r#"keyward_token_workers_ready{token="home"}"#) == 0.0);
     assert_eq!(faults.calls("C_Login") - before, 1, "of {MANY} workers that crashed one tried the PIN");
     drop(server);
 

@@ -114,11 +114,14 @@ impl Pkcs11Token {
     }
 
     fn start(config: TokenConfig, may_come_later: bool) -> Result<Self, TokenError> {
-        let queue = Arc::new(Queue::new(Limits {
-            depth_max: config.queue_depth_max.max(1),
-            wait_max: config.queue_wait_max,
-            workers: config.workers.max(1),
-        }));
+        let queue = Arc::new(Queue::new(
+            &config.name,
+            Limits {
+                depth_max: config.queue_depth_max.max(1),
+                wait_max: config.queue_wait_max,
+                workers: config.workers.max(1),
+            },
+        ));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);
         let latch = Arc::new(Latch::open(&config)?);
         let runtime = Handle::try_current()

@@ -127,6 +127,6 @@ impl Stand {
 
     /// How often worker processes were replaced, for this reason.
     pub(crate) fn replaced(&self, how: &str) -> f64 {
-        self.server.metric(&format!("keyward_token_workers_replaced_total{{how=\"{how}\"}}"))
+        self.server.metric(&format!("keyward_token_workers_replaced_total{{token=\"home\",how=\"{how}\"}}"))
     }
 }

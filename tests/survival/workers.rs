@@ -109,7 +109,7 @@ async fn while_the_token_is_away_one_worker_is_tried_for_all() {
     assert!((1..=12).contains(&starts), "{starts} starts in {COUNTED:?}");
     faults.clear();
     let limit = Instant::now() + PATIENCE;
-    while server.metric("keyward_token_workers_ready") < 32.0 {
+    while server.metric(r#"keyward_token_workers_ready{token="home"}"#) < 32.0 {
         assert!(Instant::now() < limit, "not all workers have come");
         tokio::time::sleep(POLL).await;
     }

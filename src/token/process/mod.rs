@@ -283,7 +283,8 @@ impl Office {
         if self.closing.is_cancelled() {
             return;
         }
-        metrics::counter!("keyward_token_workers_replaced_total", "how" => how).increment(1);
+        let labels = [("token", self.config.name.to_string()), ("how", how.to_owned())];
+        metrics::counter!("keyward_token_workers_replaced_total", &labels).increment(1);
         // How is the news: a hang says nothing of the crashes that follow it.
         warn_seldom!(self.repeats, how => "a token worker is replaced", worker = seat, how = how, reason = reason);
     }
@@ -291,14 +292,14 @@ impl Office {
     fn signer_is_ready(&self) {
         let mut signers = locked(&self.signers);
         signers.ready += 1;
-        tell_ready(signers.ready);
+        self.tell_ready(signers.ready);
         self.queue.resume();
     }
 
     fn signer_has_gone(&self) {
         let mut signers = locked(&self.signers);
         signers.ready -= 1;
-        tell_ready(signers.ready);
+        self.tell_ready(signers.ready);
     }
 
     fn signer_is_unwell(&self) {
@@ -321,9 +322,9 @@ impl Office {
             self.queue.refuse(error);
         }
     }
-}
 
-fn tell_ready(signers: usize) {
-    // A few.
-    metrics::gauge!("keyward_token_workers_ready").set(signers as f64);
+    fn tell_ready(&self, signers: usize) {
+        // A few.
+        metrics::gauge!("keyward_token_workers_ready", "token" => self.config.name.to_string()).set(signers as f64);
+    }
 }

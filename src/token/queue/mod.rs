@@ -15,7 +15,7 @@ use metrics::{Gauge, Histogram, counter, gauge, histogram};
 use tokio::sync::oneshot;
 
 use super::{KeyRef, SignInput, TokenError};
-use crate::domain::Algorithm;
+use crate::domain::{Algorithm, TokenName};
 use costs::Costs;
 use lines::{Because, Lines, Refused, Taken};
 
@@ -76,42 +76,72 @@ pub(super) struct Limits {
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     costs: Costs,
+    meters: Arc<Meters>,
     wait_max: Duration,
     /// A job has come, or the queue was closed.
     changed: Event,
-    /// How long jobs waited, and how long those of each algorithm took, by its place in ALL.
-    waited: Histogram,
-    took: [OnceLock<Histogram>; Algorithm::ALL.len()],
     /// Jobs that have come and for which nobody was called yet.
     uncalled: AtomicUsize,
 }
 
 struct Waiting {
     lines: Lines,
-    meters: Meters,
+    meters: Arc<Meters>,
     /// Why nothing is taken on: the queue is closed, or nobody works at the moment.
     refusing: Option<TokenError>,
     closed: bool,
 }
 
-/// Kept: no name is looked up while jobs come and go.
+/// What is told of the queue. Kept: no name is looked up while jobs come and go.
 struct Meters {
+    token: String,
     requests: Gauge,
     seconds: Gauge,
+    waited: Histogram,
+    /// By an algorithm's place in ALL. Made at its first job: a token signs with few.
+    took: [OnceLock<Histogram>; Algorithm::ALL.len()],
+}
+
+impl Meters {
+    fn new(token: &TokenName) -> Self {
+        let token = token.to_string();
+        Self {
+            requests: gauge!("keyward_token_queue_requests", "token" => token.clone()),
+            seconds: gauge!("keyward_token_queue_seconds", "token" => token.clone()),
+            waited: histogram!("keyward_token_queue_duration_seconds", "token" => token.clone()),
+            took: [const { OnceLock::new() }; Algorithm::ALL.len()],
+            token,
+        }
+    }
+
+    fn worked(&self, algorithm: Algorithm, took: Duration) {
+        let make = || {
+            let labels = [("token", self.token.clone()), ("algorithm", algorithm.name().to_owned())];
+            histogram!("keyward_token_work_duration_seconds", &labels)
+        };
+        // Declared in the order of ALL.
+        self.took[algorithm as usize].get_or_init(make).record(took.as_secs_f64());
+    }
+
+    /// Counts a refusal, and says when to come again.
+    fn refused(&self, because: Because, retry_after: Duration) -> TokenError {
+        let labels = [("token", self.token.clone()), ("reason", because.name().to_owned())];
+        counter!("keyward_token_refused_total", &labels).increment(1);
+        TokenError::QueueFull { retry_after: retry_after.max(RETRY_AFTER_MIN) }
+    }
 }
 
 impl Queue {
-    pub(super) fn new(limits: Limits) -> Self {
-        let meters =
-            Meters { requests: gauge!("keyward_token_queue_requests"), seconds: gauge!("keyward_token_queue_seconds") };
-        let waiting = Waiting { lines: Lines::new(limits), meters, refusing: None, closed: false };
+    /// The queue of the token of this name.
+    pub(super) fn new(token: &TokenName, limits: Limits) -> Self {
+        let meters = Arc::new(Meters::new(token));
+        let waiting = Waiting { lines: Lines::new(limits), meters: Arc::clone(&meters), refusing: None, closed: false };
         Self {
             waiting: Mutex::new(waiting),
             costs: Costs::new(),
+            meters,
             wait_max: limits.wait_max,
             changed: Event::new(),
-            waited: histogram!("keyward_token_queue_duration_seconds"),
-            took: [const { OnceLock::new() }; Algorithm::ALL.len()],
             uncalled: AtomicUsize::new(0),
         }
     }
@@ -129,7 +159,7 @@ impl Queue {
         let displaced = self.lock().admit(jobs, now)?;
         self.uncalled.fetch_add(answers.len(), Ordering::Release);
         for job in displaced {
-            answer(job, Err(refused(Because::Displaced, self.wait_max)));
+            answer(job, Err(self.meters.refused(Because::Displaced, self.wait_max)));
         }
         Ok(answers)
     }
@@ -168,7 +198,7 @@ impl Queue {
         }
         if let Some(job) = &job {
             let waited = now.saturating_duration_since(job.pushed);
-            self.waited.record(waited.as_secs_f64());
+            self.meters.waited.record(waited.as_secs_f64());
         }
         job
     }
@@ -205,10 +235,7 @@ impl Queue {
     /// A worker has signed so many inputs in so much of the token's time: what others will take is estimated by it.
     pub(super) fn worked(&self, key: &KeyRef, inputs: u32, took: Duration) {
         self.costs.learn(key, inputs, took);
-        // Declared in the order of ALL.
-        let meter = self.took[key.algorithm as usize]
-            .get_or_init(|| histogram!("keyward_token_work_duration_seconds", "algorithm" => key.algorithm.name()));
-        meter.record(took.as_secs_f64());
+        self.meters.worked(key.algorithm, took);
     }
 
     /// Nobody works: what waits and what comes is answered with `reason`, until [`Queue::resume`].
@@ -282,8 +309,10 @@ impl Waiting {
         if let Some(reason) = &self.refusing {
             return Err(reason.clone());
         }
-        let displaced =
-            self.lines.admit(jobs, now).map_err(|Refused { because, retry_after }| refused(because, retry_after))?;
+        let displaced = self
+            .lines
+            .admit(jobs, now)
+            .map_err(|Refused { because, retry_after }| self.meters.refused(because, retry_after))?;
         self.tell();
         Ok(displaced)
     }
@@ -320,10 +349,4 @@ fn answer_all(jobs: Vec<SignJob>, reason: &TokenError) {
     for job in jobs {
         answer(job, Err(reason.clone()));
     }
-}
-
-/// Counts a refusal, and says when to come again.
-fn refused(because: Because, retry_after: Duration) -> TokenError {
-    counter!("keyward_token_refused_total", "reason" => because.name()).increment(1);
-    TokenError::QueueFull { retry_after: retry_after.max(RETRY_AFTER_MIN) }
 }
