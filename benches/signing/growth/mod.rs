@@ -72,7 +72,6 @@ struct Subject {
     state: State,
     server: Server,
     load: Rc<Load>,
-    jwks: Jwks,
     turns: Turns,
     figures: Figures,
 }
@@ -134,7 +133,6 @@ impl Subject {
             .collect();
         let mut first = first?;
         let load = runtime.block_on(Load::connect(&Dial::tcp(server.grpc()), &tenant(0), "", &[]));
-        let jwks = Jwks::connect(&server)?;
         let figures = Figures {
             tenants,
             bare,
@@ -144,14 +142,15 @@ impl Subject {
             first_use_ms: median(&mut first),
             ..Figures::default()
         };
-        Ok(Self { state, server, load, jwks, turns: Turns::default(), figures })
+        Ok(Self { state, server, load, turns: Turns::default(), figures })
     }
 
     fn turn(&mut self, runtime: &Runtime) -> Result<(), String> {
         let rate = runtime.block_on(self.load.flat_out(CALL, CALLS_IN_FLIGHT, TURN))?.per_second;
         let one = runtime.block_on(self.load.flat_out(CALL, 1, TURN / 2))?.latency.p50_us;
         self.turns.sign.push((rate, one));
-        self.turns.jwks.push(self.jwks.read_for(TURN / 2)?);
+        // A new connection each time: one that waits for its turn is given up.
+        self.turns.jwks.push(Jwks::connect(&self.server)?.read_for(TURN / 2)?);
         Ok(())
     }
 
