@@ -11,7 +11,7 @@ use super::agenda::Agenda;
 use super::snapshot::TenantView;
 use super::{Attended, Error, Keyrings, TokenHealth, TokenState};
 use crate::domain::rotation::{Outlook, Plan, outlook, plan};
-use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp};
+use crate::domain::{Algorithm, Caller, Keyring, Tenant, TenantId, Timestamp, TokenName};
 use crate::store::{Damage, Moment, StoreError, TenantRecord, TenantRevisions};
 
 /// How often the timer looks: what is due is done within about a second, which is shorter than any policy's times.
@@ -31,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Failures of one tenant in a row.
 struct Pause {
+    /// On which it is placed.
+    token: TokenName,
     failures: u32,
     until: Instant,
 }
@@ -64,21 +66,21 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                 }
             }
             _ = token.changed() => {
-                let is_recovering = |health: &Option<TokenHealth>| {
-                    matches!(health, Some(TokenHealth { state: TokenState::Recovering, .. }))
+                // What failed for want of its token, or of the home token's seal, need not wait any longer.
+                let health = keyrings.tokens.health();
+                let is_recovering = |name: &TokenName| {
+                    matches!(health.get(name), Some(Some(TokenHealth { state: TokenState::Recovering, .. })))
                 };
-                if keyrings.tokens.health().values().any(is_recovering) {
-                    // What failed for want of its token need not wait any longer.
-                    pauses.clear();
-                }
+                let all = is_recovering(&TokenName::default());
+                pauses.retain(|_, pause| !all && !is_recovering(&pause.token));
             }
             Some(done) = working.join_next_with_id() => {
                 let (task, result) = match done {
                     Ok((task, result)) => (task, result),
                     Err(panic) => (panic.id(), Err(Error::Internal(format!("a bug: {panic}")))),
                 };
-                if let Some((tenant, _)) = busy.remove(&task) {
-                    note(&mut pauses, tenant, result);
+                if let Some((tenant, token)) = busy.remove(&task) {
+                    note(&mut pauses, tenant, token.name(), result);
                 }
             }
         }
@@ -125,12 +127,16 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
     while working.join_next().await.is_some() {}
 }
 
-fn note(pauses: &mut HashMap<TenantId, Pause>, tenant: TenantId, result: Result<(), Error>) {
+fn note(pauses: &mut HashMap<TenantId, Pause>, tenant: TenantId, token: &TokenName, result: Result<(), Error>) {
     let Err(error) = result else {
         pauses.remove(&tenant);
         return;
     };
-    let pause = pauses.entry(tenant.clone()).or_insert(Pause { failures: 0, until: Instant::now() });
+    let pause = pauses.entry(tenant.clone()).or_insert_with(|| Pause {
+        token: token.clone(),
+        failures: 0,
+        until: Instant::now(),
+    });
     let wait = PAUSE_MIN.saturating_mul(1 << pause.failures.min(16)).min(PAUSE_MAX);
     pause.failures += 1;
     pause.until = Instant::now() + wait;

@@ -59,10 +59,24 @@ impl OpenedTokens {
             let TokenConfig { name, label, .. } = token;
             let serial = token.serial.as_deref().unwrap_or_default();
             let refused = |text: String| Err(SetupError::Refused(format!("tokens.{name}.serial is {serial}: {text}")));
-            if home.serial == serial && home.label == *label {
+            let is_home = |known: &str, name: &str| known == serial && name == label;
+            let found = self.home.identity();
+            if is_home(&home.serial, &home.label) || is_home(&found.serial, &found.label) {
                 return refused(
                     "that is the home token, and one token has one name; leave this section out".to_owned(),
                 );
+            }
+            // Its tenants would be left without a token, and their keys without an account.
+            let other = known.iter().find(|(other, record)| {
+                *other != name.as_str()
+                    && record
+                        .as_ref()
+                        .is_ok_and(|record| record.binding.serial == serial && record.binding.label == *label)
+            });
+            if let Some((other, _)) = other {
+                return refused(format!(
+                    "that token has the name {other} already, and its tenants are placed there; call this section tokens.{other}"
+                ));
             }
             // A record that is not believed keeps its token out, later and alone.
             if let Some(Ok(TokenRecord { binding: TokenBinding { serial: bound, .. }, .. })) = known.get(name.as_str())

@@ -63,7 +63,13 @@ pub(super) fn lock_file(pin_refused_file: &Path, purpose: &str) -> PathBuf {
 
 /// Waits for the lock of a file, which is made if it is not there. `None`: another process had it all the time.
 pub(super) fn lock(path: &Path, wait_max: Duration) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    // One that another user's command made is good enough: to lock a file, it need not be written.
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            File::options().create(true).truncate(false).write(true).open(path)?
+        }
+        opened => opened?,
+    };
     let give_up = Instant::now() + wait_max;
     loop {
         match file.try_lock() {

@@ -108,8 +108,8 @@ fn work(queue: &Queue, mut session: WorkerSession, made: &mpsc::UnboundedSender<
             queue.wait()
         });
         let Some(job) = next else { return };
-        // Nor is any kept for a job that takes longer.
-        if Instant::now() + job.cost > until {
+        // Nor is any kept for a job that takes longer, or may.
+        if Instant::now() + job.cost > until || !session.knows(&job.key) {
             hand_over(&mut kept);
         }
         let SignJob { key, inputs, deadline, .. } = &job;

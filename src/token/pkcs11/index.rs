@@ -1,11 +1,11 @@
 //! Which object stands under which id, for tokens that look at every object in each search: SoftHSM's searches grow with the
 //! number of its keys, and each key is searched for before its first use.
 //!
-//! The index is made by listing the token's objects, which costs a call for each of them, and only where it pays: when searches
-//! have cost as much time as a listing may. A network HSM whose searches are fast hardly ever comes to that, and loses no more
-//! time then than it lost by searching.
+//! The index is made by listing the token's objects, which costs a call for each of them, and only where it pays: when slow searches
+//! have cost as much time as a listing may.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
@@ -15,11 +15,17 @@ use super::attributes;
 use super::failure::Failure;
 use crate::domain::ObjectId;
 
-/// What searches cost before the first listing: one where it is very slow, hundreds where they are not.
+/// A search that takes so long looks at every object. A network HSM that finds by an index of its own takes less, and is never listed.
+const SLOW: Duration = Duration::from_millis(20);
+
+/// What slow searches cost before the first listing.
 const FIRST_LISTING_AFTER: Duration = Duration::from_millis(200);
 
-/// Longest time for which objects are read while signatures wait; the next listing goes on where it stopped. With the search
-/// before it, less than what a call into the module may take (`token.call_timeout_ms`).
+/// Handles that are asked for at once.
+const PAGE: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
+
+/// Longest time for which handles are fetched, and for which objects are read, while signatures wait; the next listing goes on where it
+/// stopped. With the search before it, less than what a call into the module may take (`token.call_timeout_ms`).
 const READING_MAX: Duration = Duration::from_millis(500);
 
 /// The same before anybody waits: a third of what a worker process may take to start.
@@ -72,7 +78,14 @@ impl Index {
     /// A search took so long.
     pub(super) fn searched(&mut self, cost: Duration) {
         self.search = cost;
-        self.searched += cost;
+        if cost >= SLOW {
+            self.searched += cost;
+        }
+    }
+
+    /// A listing failed: searches go on without, until they have cost as much again.
+    pub(super) fn failed(&mut self, cost: Duration) {
+        (self.listed, self.searched) = (Some(cost.max(FIRST_LISTING_AFTER)), Duration::ZERO);
     }
 
     /// Whether a listing is worth its time for an object that is not found here.
@@ -90,9 +103,16 @@ impl Index {
     fn list_for(&mut self, session: &Session, reading: Duration) -> Result<(), Failure> {
         let started = Instant::now();
         if self.unread.is_empty() {
-            for handle in session.find_objects(&[Attribute::Token(true)])? {
+            let handles = session.iter_objects_with_cache_size(&[Attribute::Token(true)], PAGE)?;
+            // Whatever the search itself took: it is what any search takes.
+            let until = Instant::now() + reading;
+            for handle in handles {
+                let handle = handle?;
                 if self.known.len() < OBJECTS_MAX && self.known.insert(handle.handle()) {
                     self.unread.push(handle);
+                }
+                if Instant::now() >= until {
+                    break;
                 }
             }
             self.sweep = started.elapsed();

@@ -48,6 +48,11 @@ impl WorkerSession {
         Self { module, access, open: None, seen: 0 }
     }
 
+    /// Whether it has used this key already: if not, it looks for it before it signs, which takes long on some tokens.
+    pub(in crate::token) fn knows(&self, key: &KeyRef) -> bool {
+        self.open.as_ref().is_some_and(|open| open.keys.contains_key(&key.object))
+    }
+
     pub(super) fn module(&self) -> &Module {
         &self.module
     }

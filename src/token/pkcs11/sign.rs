@@ -138,7 +138,11 @@ fn indexed(
 ) -> Result<Option<ObjectHandle>, Failure> {
     let mut index = module.index();
     if index.find(object, class).is_none() && index.pays() {
-        index.list(session)?;
+        let begun = Instant::now();
+        if let Err(failure) = index.list(session) {
+            index.failed(begun.elapsed());
+            tracing::debug!(?failure, "the token's objects cannot be listed; keys are searched for");
+        }
     }
     let Some(handle) = index.find(object, class) else { return Ok(None) };
     if attributes::read_place(session, handle) == Some((class, object)) {

@@ -378,6 +378,8 @@ impl<'a> Line<'a> {
     /// Answers the call that was in the module, gives what was not begun to others, and ends the process.
     async fn finish(mut self, end: &End) {
         self.is_well();
+        // Others go on at once, however long it takes to end this one.
+        self.turn = None;
         let in_module = match end {
             // Whoever closed the queue sees the processes off.
             End::Closed => {

@@ -5,10 +5,12 @@ use std::thread::available_parallelism;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many receipts are looked at before it is said what the token does.
+/// How many receipts are looked at before it is said what the token does, and how many of them must say that it is a device: a machine
+/// that stood still makes one or another look so.
 const RECEIPTS: u64 = 64;
+const IDLE_MIN: u64 = 48;
 
-/// A token that leaves the processor idle for so much of its time waits for something else, a device or a network.
+/// A call that leaves the processor idle for so much of its time waits for something else, a device or a network.
 const IDLE_PERCENT_MIN: u64 = 75;
 
 /// How many processes sign at the same time. A token in software computes in the processes themselves: more of them than the machine
@@ -20,8 +22,7 @@ pub(super) struct Turns {
     spare: usize,
     is_device: AtomicBool,
     receipts: AtomicU64,
-    took_us: AtomicU64,
-    cpu_us: AtomicU64,
+    idle: AtomicU64,
 }
 
 impl Turns {
@@ -37,8 +38,7 @@ impl Turns {
             spare: processes - turns,
             is_device: AtomicBool::new(false),
             receipts: AtomicU64::new(0),
-            took_us: AtomicU64::new(0),
-            cpu_us: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
         }
     }
 
@@ -52,16 +52,14 @@ impl Turns {
         if self.is_device.load(Ordering::Relaxed) {
             return;
         }
-        let took = self.took_us.fetch_add(took_us, Ordering::Relaxed) + took_us;
-        let cpu = self.cpu_us.fetch_add(cpu_us, Ordering::Relaxed) + cpu_us;
+        if took_us.saturating_sub(cpu_us) * 100 >= took_us * IDLE_PERCENT_MIN {
+            self.idle.fetch_add(1, Ordering::Relaxed);
+        }
         if self.receipts.fetch_add(1, Ordering::Relaxed) + 1 < RECEIPTS {
             return;
         }
-        for sum in [&self.receipts, &self.took_us, &self.cpu_us] {
-            sum.store(0, Ordering::Relaxed);
-        }
-        let idle = took.saturating_sub(cpu);
-        if idle * 100 >= took * IDLE_PERCENT_MIN && !self.is_device.swap(true, Ordering::Relaxed) {
+        self.receipts.store(0, Ordering::Relaxed);
+        if self.idle.swap(0, Ordering::Relaxed) >= IDLE_MIN && !self.is_device.swap(true, Ordering::Relaxed) {
             self.turns.add_permits(self.spare);
         }
     }
@@ -82,6 +80,9 @@ mod tests {
         assert_eq!(turns_after(1000, 950, 1000), 2);
         // The core is shared with one who computes, too.
         assert_eq!(turns_after(1000, 450, 1000), 2);
+        let turns = Turns::on(8, 2);
+        (0..1000).for_each(|number| turns.learn(if number % 64 == 0 { 10_000_000 } else { 110 }, 100));
+        assert_eq!(turns.turns.available_permits(), 2, "a machine stood still now and then");
         assert_eq!(turns_after(1000, 60, RECEIPTS - 1), 2, "a few calls say nothing");
         assert_eq!(turns_after(1000, 60, RECEIPTS), 8);
         assert_eq!(turns_after(1000, 60, 1000), 8, "once and for all");
