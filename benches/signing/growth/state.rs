@@ -143,6 +143,8 @@ fn keyward(verb: &str, state: &Path) -> Command {
 fn serve(state: &Path) -> Server {
     let mut command = keyward("serve", state);
     command.arg("--announce");
+    // SoftHSM looks at every object in each search, of which there are sixty thousand: that is slow, and no hang.
+    command.env("KEYWARD__TOKEN__CALL_TIMEOUT_MS", "60000").env("KEYWARD__SIGNING__WAIT_MAX_MS", "60000");
     Server::start(command)
 }
 
