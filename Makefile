@@ -28,6 +28,6 @@ fuzz: ## each fuzz target for a minute; SECS=600 for longer, TARGETS="claims gra
 	@sh tests/setup fuzz
 	fuzz/run time $(or $(SECS),60) $(TARGETS)
 
-bench: ## measure signing beside the token's own speed, the JWKS beside nginx, and overload, in 15 minutes; FLAGS="--json FILE" keeps the figures
+bench: ## measure signing beside the token's own speed, and the JWKS beside nginx, in 10 minutes; FLAGS="--json FILE" keeps the figures
 	@sh tests/setup bench
 	cargo bench --locked --bench signing -- $(FLAGS)

@@ -1,6 +1,8 @@
 //! Which token a tenant is on: said once, kept for life, and told to nobody else.
 
-use keyward::grpc::proto::{DeleteTenantRequest, GetTenantRequest, ListTenantsRequest, Tenant, UpdateTenantRequest};
+use keyward::grpc::proto::{
+    DeleteTenantRequest, GetTenantRequest, ListTenantsRequest, RotateSigningKeyRequest, Tenant, UpdateTenantRequest,
+};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
 use tonic::Code;
@@ -12,6 +14,15 @@ use crate::common::{Clients, Dial, claims, short_policy};
 /// Callers of a token that signs one at a time, slowly.
 const CALLERS: usize = 8;
 const CALLS: usize = 5;
+
+/// What the configuration says of a further token here.
+const SECTION: [&str; 4] = ["module", "label", "serial", "pin_file"];
+
+/// The value of a key in a configuration.
+fn value_in(text: &str, key: &str) -> String {
+    let value = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")));
+    value.unwrap_or_else(|| panic!("{key} in {text}")).to_owned()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenants_token_is_one_of_the_configuration_and_stays() {
@@ -54,20 +65,37 @@ async fn a_name_means_one_token_for_ever() {
     // Another token, which takes the name in the configuration.
     let other = installation.with_token("other");
     let text = std::fs::read_to_string(other.config_file()).expect("a configuration");
-    let value = |key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")));
-        line.unwrap_or_else(|| panic!("{key} in {text}")).to_owned()
-    };
+    let value = |key: &str| value_in(&text, key);
     let (bound, serial) = (value("west.serial"), value("other.serial"));
     let swapped = other.set("tokens.west.serial", &serial).set("tokens.west.label", r#""other""#);
     let swapped = swapped.set("tokens.west.pin_file", r#""pin-other""#);
-    let without = ["module", "label", "serial", "pin_file"];
-    let swapped = without.iter().fold(swapped, |it, key| it.without(&format!("tokens.other.{key}")));
+    let swapped = SECTION.iter().fold(swapped, |it, key| it.without(&format!("tokens.other.{key}")));
     let refused = swapped.command("serve").output().expect("it runs");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "{said}");
     for words in ["tokens.west.serial", "this name means the token of serial", bound.trim_matches('"')] {
         assert!(said.contains(words), "{words:?} is not in {said}");
+    }
+}
+
+/// Under a new name its tenants would have no token, and their keys no account: an operator could destroy them as orphans.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_keeps_its_name() {
+    let installation = two_tokens().init();
+    let stand = Stand::new(&installation).await;
+    assert!(stand.server.terminate().success());
+    let text = std::fs::read_to_string(installation.config_file()).expect("a configuration");
+    let renamed = SECTION.iter().fold(installation, |it, key| {
+        let value = value_in(&text, &format!("{WEST}.{key}"));
+        it.without(&format!("tokens.{WEST}.{key}")).set(&format!("tokens.east.{key}"), &value)
+    });
+    for verb in ["serve", "reconcile"] {
+        let refused = renamed.command(verb).output().expect("it runs");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{verb}: {said}");
+        for words in ["tokens.east.serial", "has the name west already", "call this section tokens.west"] {
+            assert!(said.contains(words), "{verb}: {words:?} is not in {said}");
+        }
     }
 }
 
@@ -77,8 +105,7 @@ async fn a_token_that_is_configured_no_more_is_away_and_nothing_else() {
     let mut stand = Stand::new(&installation).await;
     let jwks = stand.jwks(GLOBEX);
     assert!(stand.server.terminate().success());
-    let keys = ["module", "label", "serial", "pin_file"];
-    let installation = keys.iter().fold(installation, |it, key| it.without(&format!("tokens.{WEST}.{key}")));
+    let installation = SECTION.iter().fold(installation, |it, key| it.without(&format!("tokens.{WEST}.{key}")));
     stand = Stand::again(&installation).await;
     stand.until("the home token is up", |readyz| up(readyz, "home") && down(readyz, WEST)).await;
     let (status, readyz) = stand.readyz();
@@ -92,6 +119,18 @@ async fn a_token_that_is_configured_no_more_is_away_and_nothing_else() {
     assert_eq!(stand.jwks(GLOBEX), jwks);
     is_away(stand.sign(GLOBEX).await);
     is_away(stand.rotate(GLOBEX).await);
+    // A key that must go goes: with it the HSM may have been stolen.
+    let stolen = jwks["keys"][0]["kid"].as_str().expect("the current one comes first").to_owned();
+    let revoke = RotateSigningKeyRequest {
+        tenant: GLOBEX.into(),
+        algorithm: "ES256".into(),
+        request_id: "stolen".into(),
+        force: true,
+        revoke_replaced: true,
+        ..RotateSigningKeyRequest::default()
+    };
+    stand.clients.keys.rotate_signing_key(revoke).await.expect("rotated");
+    assert!(!stand.jwks(GLOBEX).to_string().contains(&stolen), "it is published no more");
     // What asks no token is done: nothing is published any more, and the keys are destroyed when their token is back.
     let delete = DeleteTenantRequest { id: GLOBEX.into(), confirm_id: GLOBEX.into() };
     stand.clients.tenants.delete_tenant(delete).await.expect("deleted");

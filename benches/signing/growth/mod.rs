@@ -84,9 +84,9 @@ struct Turns {
 }
 
 impl Growth {
-    /// The sizes whose numbers begin as it is wanted, and only where it is asked for: making ten thousand takes long.
-    pub(crate) fn new(bench: &Bench, asked_for: bool) -> Option<Self> {
-        (asked_for && SIZES.iter().any(|size| bench.wants(&size.to_string()))).then(Self::default)
+    /// The sizes whose numbers begin as it is wanted.
+    pub(crate) fn new(bench: &Bench) -> Option<Self> {
+        SIZES.iter().any(|size| bench.wants(&size.to_string())).then(Self::default)
     }
 }
 

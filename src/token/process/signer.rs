@@ -20,7 +20,8 @@ use crate::token::{KeyRef, TokenError};
 
 /// Orders that a process is given ahead: a second one where the first is done so soon that the time counts for which the process
 /// would idle while its answer travels; as many as take [`AHEAD_TIME`] together, or as long as a receipt may be kept, so that they travel
-/// together, and nothing before it has but half of that left; and never more than these. A long one waits for whoever is free first.
+/// together, and nothing before it has but half of that left; and never more than these, nor more than came back in time since a call
+/// took long: nobody knows at first how slow a token is. A long one waits for whoever is free first.
 const SOON: Duration = Duration::from_millis(2);
 const AHEAD_TIME: Duration = Duration::from_millis(2);
 const AHEAD_MAX: usize = 32;
@@ -88,8 +89,9 @@ struct Line<'a> {
     progress: Progress,
     /// How many orders have a receipt.
     settled: u64,
-    /// How much it is given ahead.
+    /// How much it is given ahead, and how many orders at most.
     ahead: Duration,
+    trusted: usize,
     /// Whether it is given orders until it has enough, or works off what it has.
     filling: bool,
     /// Since when the first is.
@@ -122,6 +124,7 @@ impl<'a> Line<'a> {
             progress,
             settled: 0,
             ahead: AHEAD_TIME,
+            trusted: 1,
             filling: true,
             since: Instant::now(),
             stalled: false,
@@ -202,8 +205,9 @@ impl<'a> Line<'a> {
         let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
         let room = match self.under_way.len() {
             0 => true,
+            ahead if ahead >= self.trusted => false,
             1 => time() < SOON,
-            ahead => ahead < AHEAD_MAX && time() < if self.filling { self.ahead } else { self.ahead / 2 },
+            _ => time() < if self.filling { self.ahead } else { self.ahead / 2 },
         };
         self.filling = room;
         room && self.turn.is_some() && self.is_fit()
@@ -265,7 +269,9 @@ impl<'a> Line<'a> {
     /// Hands out one receipt; the end, if it is the last.
     fn settle(&mut self, Receipt { took_us, cpu_us, outcome }: Receipt) -> Option<End> {
         self.since = Instant::now();
-        self.stalled = false;
+        if !std::mem::take(&mut self.stalled) {
+            self.trusted = (self.trusted + 1).min(AHEAD_MAX);
+        }
         self.settled += 1;
         let UnderWay { job, key, inputs, .. } = self.under_way.pop_front()?;
         if let Outcome::Done(_) = outcome {
@@ -363,6 +369,7 @@ impl<'a> Line<'a> {
     /// process says of that in the end is not heard any more.
     fn relieve(&mut self) {
         self.stalled = true;
+        self.trusted = 1;
         self.turn = None;
         let in_module = self.in_module();
         let waiting = self.under_way.iter_mut().enumerate().rev().filter(|(index, _)| Some(*index) != in_module);
