@@ -145,6 +145,8 @@ fn serve(state: &Path) -> Server {
     command.arg("--announce");
     // SoftHSM looks at every object in each search, of which there are sixty thousand: that is slow, and no hang.
     command.env("KEYWARD__TOKEN__CALL_TIMEOUT_MS", "60000").env("KEYWARD__SIGNING__WAIT_MAX_MS", "60000");
+    // What a start looks at for a minute afterwards is told by its log, and is not what a call takes.
+    command.env("KEYWARD__TOKEN__RECONCILE_AT_START", "false");
     Server::start(command)
 }
 
