@@ -16,7 +16,7 @@ LINES = [
 ]
 LEFT, TOP, WIDTH, HEIGHT = 70, 20, 420, 320
 
-rows = json.load(open(sys.argv[1]))["rows"]
+rows = json.load(open(sys.argv[1]))["growth"]["rows"]
 values = [row[member] * factor for member, factor, _, _ in LINES for row in rows if row.get(member)]
 low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
 last = max(math.log10(row["tenants"]) for row in rows) or 1
