@@ -105,7 +105,12 @@ impl Keyrings {
                 // For a repetition too: the first call may have failed before its fence.
                 self.fence(keyring_of(&record, algorithm)?, request.trigger.request_id.as_ref()).await?;
             }
-            if let Err(error) = self.drive(&mut record, algorithm, caller).await {
+            let mut rested = self.drive(&mut record, algorithm, caller).await;
+            if let Err(Error::Unavailable { part: Part::Token, .. }) = rested {
+                // A generation is not repeated by the token, which has recovered from a single failure by now.
+                rested = self.drive(&mut record, algorithm, caller).await;
+            }
+            if let Err(error) = rested {
                 tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
             }
             return rotated_answer(&record, algorithm, self.clock.now());
