@@ -25,6 +25,10 @@ macro_rules! say {
     };
 }
 
+/// For everything in the process, the PKCS#11 module included: SoftHSM allocates some hundred times for a signature.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[path = "main/accept.rs"]
 mod accept;
 #[path = "main/audit.rs"]

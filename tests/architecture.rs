@@ -49,7 +49,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 34] = [
+const HOMES: [(&str, &str); 35] = [
     ("arc_swap", "keyring"),
     ("argon2", "token"),
     ("askama", "http"),
@@ -66,6 +66,7 @@ const HOMES: [(&str, &str); 34] = [
     ("http_body_util", "auth"),
     ("jiff", "domain"),
     ("metrics_exporter_prometheus", "telemetry"),
+    ("mimalloc", "main"),
     ("pkcs1", "x509"),
     ("prost", "grpc"),
     ("prost_types", "grpc"),

@@ -1,4 +1,4 @@
-//! The token's own speed: one thread, one session, C_Sign again and again.
+//! The token's own speed: one thread, one session, C_Sign again and again; and what a call takes that comes now and then.
 //!
 //! In a process of its own, on the token that the server signs with: it shares nothing with the server but the core.
 
@@ -18,6 +18,8 @@ use crate::common::tools::SOFTHSM_MODULE;
 use crate::table::Latency;
 
 const WARM_UP: Duration = Duration::from_millis(100);
+/// Part of that speed at which latency is looked at: busy, but not so busy that the queue alone is seen.
+pub(crate) const PACED_LOAD: f64 = 0.7;
 
 /// What a loop showed.
 #[derive(Serialize, Deserialize)]
@@ -26,6 +28,9 @@ pub(crate) struct Raw {
     /// What the process had of its core for a signature.
     pub(crate) cpu_us: f64,
     pub(crate) latency: Latency,
+    /// Of calls that begin at even intervals, counted from the times that they were due: a machine that stands still makes all late
+    /// that were due meanwhile.
+    pub(crate) paced: Latency,
 }
 
 /// Runs the loop in a new process, over the token of the installation in `dir`.
@@ -91,5 +96,17 @@ fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn s
     let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime) - cpu)?;
     let count = calls.len() as f64;
     let (per_second, cpu_us) = (count / (last - start).as_secs_f64(), cpu.as_secs_f64() * 1e6 / count);
-    Ok(Raw { per_second, cpu_us, latency: Latency::of(calls) })
+
+    let interval = Duration::from_secs_f64(1.0 / (per_second * PACED_LOAD));
+    let (start, mut paced) = (Instant::now(), Vec::new());
+    let mut due = start;
+    while due < start + duration {
+        while Instant::now() < due {
+            std::hint::spin_loop();
+        }
+        session.sign(&mechanism, key, &data)?;
+        paced.push(due.elapsed());
+        due += interval;
+    }
+    Ok(Raw { per_second, cpu_us, latency: Latency::of(calls), paced: Latency::of(paced) })
 }

@@ -16,13 +16,14 @@ mod queue;
 mod repeats;
 mod task;
 mod threads;
+mod turns;
 
 pub use arriving::ArrivingToken;
 pub use front::{Isolation, Pkcs11Token, TokenConfig};
 pub use pkcs11::provision;
 pub use process::work_as_process;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -207,6 +208,11 @@ pub enum TokenError {
 /// What is told once nobody works any more.
 fn gone() -> TokenError {
     TokenError::Unavailable("the token is closed".into())
+}
+
+/// Whatever a thread did that panicked while it held it: each change of what is kept so is one assignment.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// At start, when it is known which token must come.

@@ -1,5 +1,6 @@
 //! A call of C_Sign hangs in the module.
 
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -59,6 +60,33 @@ async fn a_hang_costs_one_call_until_its_deadline_and_others_little() {
     // for the hung call breaks these.
     assert!(overshoot < Duration::from_millis(500), "answered {overshoot:?} after the deadline");
     assert!(p99_after < 2 * p99_before + Duration::from_millis(200), "{p99_before:?} before, {p99_after:?} after");
+}
+
+/// A thread cannot be ended, and as many sign at a time as there are cores: those that hang have others sign in their place.
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_that_hang_cost_a_call_each_and_leave_their_turns_to_others() {
+    let cores = available_parallelism().expect("a number of cores").get();
+    let (workers, wait_max) = ((2 * cores).to_string(), DEADLINE.as_millis().to_string());
+    let configure = |it: Installation| it.set("token.workers", &workers).set("signing.wait_max_ms", &wait_max);
+    let stand = Stand::with(Isolation::Thread, &["ES256"], configure).await;
+    let load = Load::start(&stand, "ES256", cores + CALLERS, PATIENCE).await;
+    load.signed(Instant::now(), 20).await;
+    stand.faults.set(&format!("C_Sign hang {cores} times"));
+    let limit = Instant::now() + PATIENCE;
+    while stand.faults.fired(0) < u64::try_from(cores).expect("a few") {
+        assert!(Instant::now() < limit, "not all hang: {}", stand.faults.fired(0));
+        tokio::time::sleep(POLL).await;
+    }
+    // All hang until the file changes.
+    let last = load.signed(Instant::now(), 100).await;
+    stand.faults.clear();
+    load.signed(last, 20).await;
+    let refused: Vec<_> = load.end().await.into_iter().filter(|answer| answer.result.is_err()).collect();
+    // The canary's call may be one of those that hang.
+    assert!(refused.len() <= cores, "{refused:?}");
+    for answer in &refused {
+        assert_eq!(answer.result.as_ref().expect_err("refused").code, Code::DeadlineExceeded as i32, "{answer:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::stand::{ACME, GLOBEX, POLL, Stand, WEST, down, is_away, issuer, two_tokens, up, wrong_field};
+use super::stand::{ACME, GLOBEX, POLL, Stand, WEST, down, is_away, is_ready, issuer, two_tokens, up, wrong_field};
 use crate::common::{Clients, Dial, claims, short_policy};
 
 /// Callers of a token that signs one at a time, slowly.
@@ -107,7 +107,7 @@ async fn a_token_that_is_configured_no_more_is_away_and_nothing_else() {
     assert!(stand.server.terminate().success());
     let installation = SECTION.iter().fold(installation, |it, key| it.without(&format!("tokens.{WEST}.{key}")));
     stand = Stand::again(&installation).await;
-    stand.until("the home token is up", |readyz| up(readyz, "home") && down(readyz, WEST)).await;
+    stand.until("the home token is up", |readyz| up(readyz, "home") && down(readyz, WEST) && is_ready(readyz)).await;
     let (status, readyz) = stand.readyz();
     let problem = readyz["tokens"][WEST]["problem"].as_str().expect("words");
     assert_eq!(status, 200);

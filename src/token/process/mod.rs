@@ -5,20 +5,19 @@
 //! find the token. Each has a latch of its own over the same file, which keeps their logins apart (R14).
 //!
 //! To read: `wire`, `names` and `progress` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
-//! service's end of a worker's life), `turns` (how many sign at the same time).
+//! service's end of a worker's life).
 
 mod child;
 mod errands;
 mod names;
 mod progress;
 mod signer;
-mod turns;
 mod wire;
 mod worker;
 
 use std::os::unix::net::UnixStream;
 use std::process::Child;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -29,9 +28,9 @@ use super::latch::Latch;
 use super::queue::Queue;
 use super::repeats::{Repeats, warn_seldom};
 use super::task::Task;
-use super::{TokenConfig, TokenError, TokenIdentity, gone, tell_away};
+use super::turns::Turns;
+use super::{TokenConfig, TokenError, TokenIdentity, gone, locked, tell_away};
 use child::Worker;
-use turns::Turns;
 use wire::Role;
 pub use worker::work_as_process;
 
@@ -271,10 +270,6 @@ impl Pause {
         self.0 = if life >= LIFE_MIN { Duration::ZERO } else { (self.0 * 2).clamp(PAUSE_MIN, PAUSE_MAX) };
         self.0
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Office {

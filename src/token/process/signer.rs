@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::child::Worker;
 use super::names::Teller;
@@ -16,6 +15,7 @@ use super::progress::Progress;
 use super::wire::{Order, Outcome, Receipt, Role, micros, put, take};
 use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
+use crate::token::turns::{Turn, stall_time};
 use crate::token::{KeyRef, TokenError};
 
 /// Orders that a process is given ahead: a second one where the first is done so soon that the time counts for which the process
@@ -25,11 +25,6 @@ use crate::token::{KeyRef, TokenError};
 const SOON: Duration = Duration::from_millis(2);
 const AHEAD_TIME: Duration = Duration::from_millis(2);
 const AHEAD_MAX: usize = 32;
-
-/// When a call takes so long, and [`STALL_FACTOR`] times what it was estimated to take, what waits behind it in the same
-/// process is given to others.
-const STALL_MIN: Duration = Duration::from_millis(50);
-const STALL_FACTOR: u32 = 10;
 
 /// How many times its estimated time a job may take beyond the timeout of a single call, because it may be a batch; or so long for
 /// each of its inputs, because nobody knows at first how slow a token is.
@@ -83,7 +78,7 @@ struct Line<'a> {
     office: &'a Arc<Office>,
     seat: usize,
     /// Its leave to sign beside the others; given back when it cannot.
-    turn: Option<OwnedSemaphorePermit>,
+    turn: Option<Turn>,
     /// Orders without a receipt, oldest first. The process says which it has begun.
     under_way: VecDeque<UnderWay>,
     progress: Progress,
@@ -173,7 +168,7 @@ impl<'a> Line<'a> {
                     Ok(written) => drop(self.outgoing.drain(..written)),
                     Err(_) => return Ok(End::Crashed),
                 },
-                turn = office.turns.take(), if self.turn.is_none() && self.is_fit() => self.turn = Some(turn),
+                turn = office.turns.take(), if self.turn.is_none() && self.is_fit() => self.turn = turn,
                 job = office.queue.next(), if has_room => match job {
                     Some(job) => self.order(job)?,
                     None => return Ok(End::Closed),
@@ -267,7 +262,7 @@ impl<'a> Line<'a> {
     }
 
     /// Hands out one receipt; the end, if it is the last.
-    fn settle(&mut self, Receipt { took_us, cpu_us, outcome }: Receipt) -> Option<End> {
+    fn settle(&mut self, Receipt { took_us, busy_us, outcome }: Receipt) -> Option<End> {
         self.since = Instant::now();
         if !std::mem::take(&mut self.stalled) {
             self.trusted = (self.trusted + 1).min(AHEAD_MAX);
@@ -276,8 +271,11 @@ impl<'a> Line<'a> {
         let UnderWay { job, key, inputs, .. } = self.under_way.pop_front()?;
         if let Outcome::Done(_) = outcome {
             self.is_well();
-            self.office.turns.learn(took_us, cpu_us);
-            self.office.queue.worked(&key, inputs, Duration::from_micros(took_us));
+            let took = Duration::from_micros(took_us);
+            if let Some(busy_us) = busy_us {
+                self.office.turns.learn(took, Duration::from_micros(busy_us));
+            }
+            self.office.queue.worked(&key, inputs, took);
         }
         match (outcome, job) {
             (Outcome::Done(signatures), Some(job)) => {
@@ -340,7 +338,7 @@ impl<'a> Line<'a> {
     }
 
     fn stall_time(&self) -> Instant {
-        self.since + STALL_MIN.max(self.front_cost() * STALL_FACTOR)
+        self.since + stall_time(self.front_cost())
     }
 
     fn hang_time(&self) -> Instant {

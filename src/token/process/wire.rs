@@ -99,8 +99,8 @@ pub(super) struct Order {
 pub(super) struct Receipt {
     /// How long the module and the ladder of recovery took.
     pub(super) took_us: u64,
-    /// How long the processor was busy with it.
-    pub(super) cpu_us: u64,
+    /// How long the processor was busy with it, if that was looked at.
+    pub(super) busy_us: Option<u64>,
     pub(super) outcome: Outcome<Vec<ByteBuf>>,
 }
 

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
 use rustix::stdio::{dup2_stdin, dup2_stdout};
-use rustix::time::{ClockId, clock_gettime};
 use serde_bytes::ByteBuf;
 
 use super::names::Listener;
@@ -25,6 +24,7 @@ use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use crate::token::repeats::Repeats;
 use crate::token::task::Ask;
+use crate::token::turns::Meter;
 use crate::token::{TokenConfig, TokenError};
 
 /// How long a worker that was left may take to finalise the module.
@@ -91,7 +91,7 @@ fn harden(stream: &UnixStream) -> io::Result<()> {
 fn make_signatures(stream: &mut UnixStream, mut progress: Progress, module: &Arc<Module>) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadOnly);
     let mut incoming = BufReader::with_capacity(ORDERS_BYTES, stream.try_clone()?);
-    let mut keys = Listener::default();
+    let (mut keys, mut meter) = (Listener::default(), Meter::default());
     let (mut kept, mut until) = (Vec::new(), Instant::now());
     loop {
         if !kept.is_empty() && incoming.buffer().is_empty() && !has_come(stream)? {
@@ -99,30 +99,26 @@ fn make_signatures(stream: &mut UnixStream, mut progress: Progress, module: &Arc
         }
         let Some(order) = receive::<Order>(&mut incoming)? else { return Ok(()) };
         let key = keys.key(order.key)?;
-        if Instant::now() + Duration::from_micros(order.cost_us) > until || !session.knows(&key) {
+        let cost = Duration::from_micros(order.cost_us);
+        if Instant::now() + cost > until || !session.knows(&key) {
             hand_over(stream, &mut kept)?;
         }
         progress.begin()?;
-        let (begun, cpu) = (Instant::now(), cpu_time());
+        let (metered, begun) = (meter.begin(cost), Instant::now());
         let deadline = begun + Duration::from_micros(order.patience_us);
         let signatures = sign(&mut session, &key, &order.inputs, deadline);
         let signatures = signatures.map(|made| made.into_iter().map(ByteBuf::from).collect());
         let ended = Instant::now();
-        let [took_us, cpu_us] = [ended - begun, cpu_time().saturating_sub(cpu)].map(micros);
+        let (took_us, busy_us) = (micros(ended - begun), metered.end().map(micros));
         let outcome = outcome(module, signatures);
         let is_last = matches!(outcome, Outcome::Spent(_));
         let keep = (ended + Duration::from_micros(order.keep_us)).min(deadline);
         until = if kept.is_empty() { keep } else { until.min(keep) };
-        put(&mut kept, &Receipt { took_us, cpu_us, outcome })?;
+        put(&mut kept, &Receipt { took_us, busy_us, outcome })?;
         if is_last {
             return hand_over(stream, &mut kept);
         }
     }
-}
-
-/// What this thread has had of a processor.
-fn cpu_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 fn hand_over(stream: &mut UnixStream, kept: &mut Vec<u8>) -> io::Result<()> {
