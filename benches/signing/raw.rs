@@ -1,7 +1,9 @@
 //! The token's own speed: one thread, one session, C_Sign again and again; and what a call takes that comes now and then.
 //!
-//! In a process of its own, on the token that the server signs with: it shares nothing with the server but the core.
+//! In a process of its own, on the token that the server signs with: it shares nothing with the server but the core. Its allocator is
+//! the system's, as for any program that calls the module; the server brings its own.
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use cryptoki::session::UserType;
+use rustix::thread::set_current_timer_slack;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -97,11 +100,14 @@ fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn s
     let count = calls.len() as f64;
     let (per_second, cpu_us) = (count / (last - start).as_secs_f64(), cpu.as_secs_f64() * 1e6 / count);
 
+    // The least that there is: by itself the system wakes a thread up to 50 µs late.
+    set_current_timer_slack(NonZeroU64::new(1))?;
     let interval = Duration::from_secs_f64(1.0 / (per_second * PACED_LOAD));
     let (start, mut paced) = (Instant::now(), Vec::new());
     let mut due = start;
     while due < start + duration {
-        // It waits as a service does, and does not spin: who lets go of a core of a virtual machine may have to wait for it.
+        // It rests and does not spin, as a service does without calls: who lets go of a core of a virtual machine may have to wait for
+        // it.
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         session.sign(&mechanism, key, &data)?;
         paced.push(due.elapsed());

@@ -39,6 +39,9 @@ pub(super) const TRIES_MAX: usize = 8;
 /// When to ask again for a rotation whose next key is being generated: the timer looks after it as often.
 const GENERATION_PAUSE: Duration = Duration::from_secs(1);
 
+/// A token that fails later than that hangs: its caller has waited enough.
+const FAILED_SOON: Duration = Duration::from_secs(10);
+
 /// How often the fence looks whether the last request with a revoked key has ended: requests take milliseconds.
 const FENCE_LOOK: Duration = Duration::from_millis(1);
 
@@ -105,12 +108,16 @@ impl Keyrings {
                 // For a repetition too: the first call may have failed before its fence.
                 self.fence(keyring_of(&record, algorithm)?, request.trigger.request_id.as_ref()).await?;
             }
-            let mut rested = self.drive(&mut record, algorithm, caller).await;
-            if let Err(Error::Unavailable { part: Part::Token, .. }) = rested {
-                // A generation is not repeated by the token, which has recovered from a single failure by now.
-                rested = self.drive(&mut record, algorithm, caller).await;
+            let begun = Instant::now();
+            let mut driven = self.drive(&mut record, algorithm, caller).await;
+            // A generation is not repeated by the token's workers, which have recovered by now if it failed but once.
+            if let Err(Error::Unavailable { part: Part::Token, .. }) = driven
+                && begun.elapsed() < FAILED_SOON
+                && self.check_token(&record.tenant).is_ok()
+            {
+                driven = self.drive(&mut record, algorithm, caller).await;
             }
-            if let Err(error) = rested {
+            if let Err(error) = driven {
                 tracing::warn!(tenant = %request.tenant, %algorithm, error = error.for_log(), "rotated; the new next key is not generated yet");
             }
             return rotated_answer(&record, algorithm, self.clock.now());

@@ -12,6 +12,7 @@ use super::process::Processes;
 use super::queue::{Limits, Queue, Signatures};
 use super::task::{Ask, Task, Told};
 use super::threads::Threads;
+use super::turns;
 use super::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject, gone,
 };
@@ -119,7 +120,7 @@ impl Pkcs11Token {
             Limits {
                 depth_max: config.queue_depth_max.max(1),
                 wait_max: config.queue_wait_max,
-                workers: config.workers.max(1),
+                workers: turns::at_first(config.workers.max(1)),
             },
         ));
         let (tasks, waiting) = mpsc::channel(ADMINISTRATION_QUEUE_MAX);

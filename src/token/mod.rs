@@ -210,7 +210,7 @@ fn gone() -> TokenError {
     TokenError::Unavailable("the token is closed".into())
 }
 
-/// Whatever a thread did that panicked while it held it: each change of what is kept so is one assignment.
+/// Whatever a thread did that panicked while it held it: what is kept so is sound after each step of a change.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

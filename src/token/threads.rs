@@ -12,7 +12,7 @@ use super::alone::Administration;
 use super::latch::Latch;
 use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use super::queue::{self, Queue, SignJob, Signatures};
-use super::repeats::Repeats;
+use super::repeats::{Repeats, warn_seldom};
 use super::task::Task;
 use super::turns::{Meter, Turn, Turns, stall_time};
 use super::{TokenConfig, TokenError, TokenIdentity, locked, tell_away};
@@ -42,6 +42,7 @@ struct Signers {
     looked_at: AtomicBool,
     /// What was made goes here; nothing, where a call is to be looked at.
     made: mpsc::UnboundedSender<Made>,
+    repeats: Repeats,
 }
 
 /// What a thread has that others get while a call of it takes long.
@@ -73,6 +74,7 @@ impl Threads {
             desks: (0..workers).map(|_| Mutex::default()).collect(),
             looked_at: AtomicBool::new(false),
             made,
+            repeats: Repeats::default(),
         });
         let threads = Self { module, signers, threads: Mutex::default() };
         match threads.module.require_sessions(workers as u64 + OTHER_SESSIONS) {
@@ -152,16 +154,20 @@ impl Signers {
             desk().stalls = Some(begun + stall_time(*cost));
             self.tell_begun();
             let signatures = sign(&mut session, key, inputs, *deadline);
-            let took = begun.elapsed();
+            let (took, busy) = (begun.elapsed(), metered.end());
             if signatures.is_ok() {
                 self.queue.worked(key, u32::try_from(inputs.len()).unwrap_or(u32::MAX), took);
-                if let Some(busy) = metered.end() {
-                    self.turns.learn(took, busy);
+                if busy.is_some_and(|busy| self.turns.learn(took, busy)) {
+                    self.queue.all_work(self.desks.len());
                 }
             }
             let keep = (begun + took + job.keep_max()).min(*deadline);
             let mut desk = desk();
             desk.stalls = None;
+            if let Err(TokenError::Unavailable(_)) = &signatures {
+                // Another thread's session may be well.
+                desk.turn = None;
+            }
             until = if desk.kept.is_empty() { keep } else { until.min(keep) };
             desk.kept.push((job, signatures));
         }
@@ -193,7 +199,9 @@ impl Signers {
             let Some(stalls) = desk.stalls else { continue };
             self.looked_at.store(true, Ordering::SeqCst);
             if now >= stalls {
-                desk.turn = None;
+                if desk.turn.take().is_some() {
+                    warn_seldom!(self.repeats, "a call into the token takes long; others sign in its thread's place");
+                }
                 self.hand_over(&mut desk);
             }
         }

@@ -1,13 +1,15 @@
 //! How many workers sign at the same time.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::locked;
 
 /// How many calls are looked at before it is said what the token does, and how many of them must say that it is a device: a machine
 /// that stood still makes one or another look so.
@@ -38,8 +40,14 @@ pub(super) struct Turns {
     /// Turns that there are besides, for a device.
     spare: usize,
     is_device: AtomicBool,
-    calls: AtomicU64,
-    idle: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+/// What was seen of the calls since it was last said what the token does.
+#[derive(Default)]
+struct Seen {
+    calls: u64,
+    idle: u64,
 }
 
 /// Leave to sign beside the others, until it is dropped.
@@ -52,20 +60,23 @@ pub(super) struct Meter(u64);
 /// A call that is under way; what the processor had done for this thread when it began, if that is looked at.
 pub(super) struct Metered(Option<Duration>);
 
+/// How many of so many workers sign at the same time, as long as the token is not known to be a device.
+pub(super) fn at_first(workers: usize) -> usize {
+    workers.min(available_parallelism().map_or(1, NonZeroUsize::get))
+}
+
 impl Turns {
     /// For so many workers.
     pub(super) fn new(workers: usize) -> Self {
-        Self::on(workers, available_parallelism().map_or(1, NonZeroUsize::get))
+        Self::of(workers, at_first(workers))
     }
 
-    fn on(workers: usize, cores: usize) -> Self {
-        let turns = workers.min(cores);
+    fn of(workers: usize, turns: usize) -> Self {
         Self {
             turns: Arc::new(Semaphore::new(turns)),
             spare: workers - turns,
             is_device: AtomicBool::new(false),
-            calls: AtomicU64::new(0),
-            idle: AtomicU64::new(0),
+            seen: Mutex::default(),
         }
     }
 
@@ -79,21 +90,25 @@ impl Turns {
         self.turns.close();
     }
 
-    /// A call took so long, and the processor was busy with it for so long.
-    pub(super) fn learn(&self, took: Duration, busy: Duration) {
+    /// A call took so long, and the processor was busy with it for so long. Whether this shows that the token is a device, so that all
+    /// workers sign from now on.
+    #[must_use]
+    pub(super) fn learn(&self, took: Duration, busy: Duration) -> bool {
         if self.is_device.load(Ordering::Relaxed) {
-            return;
+            return false;
         }
-        if took.saturating_sub(busy) * 100 >= took * IDLE_PERCENT_MIN {
-            self.idle.fetch_add(1, Ordering::Relaxed);
+        let mut seen = locked(&self.seen);
+        seen.calls += 1;
+        seen.idle += u64::from(took.saturating_sub(busy) * 100 >= took * IDLE_PERCENT_MIN);
+        if seen.calls < CALLS {
+            return false;
         }
-        if self.calls.fetch_add(1, Ordering::Relaxed) + 1 < CALLS {
-            return;
-        }
-        self.calls.store(0, Ordering::Relaxed);
-        if self.idle.swap(0, Ordering::Relaxed) >= IDLE_MIN && !self.is_device.swap(true, Ordering::Relaxed) {
+        let Seen { idle, .. } = std::mem::take(&mut *seen);
+        let is_device = idle >= IDLE_MIN && !self.is_device.swap(true, Ordering::Relaxed);
+        if is_device {
             self.turns.add_permits(self.spare);
         }
+        is_device
     }
 }
 
@@ -121,13 +136,14 @@ fn cpu_time() -> Duration {
 mod tests {
     use super::*;
 
-    fn learn(turns: &Turns, took_us: u64, busy_us: u64) {
-        turns.learn(Duration::from_micros(took_us), Duration::from_micros(busy_us));
+    fn learn(turns: &Turns, took_us: u64, busy_us: u64) -> bool {
+        turns.learn(Duration::from_micros(took_us), Duration::from_micros(busy_us))
     }
 
     fn turns_after(took_us: u64, busy_us: u64, calls: u64) -> usize {
-        let turns = Turns::on(8, 2);
-        (0..calls).for_each(|_| learn(&turns, took_us, busy_us));
+        let turns = Turns::of(8, 2);
+        let told = (0..calls).filter(|_| learn(&turns, took_us, busy_us)).count();
+        assert!(told <= 1, "it is told once");
         turns.turns.available_permits()
     }
 
@@ -136,13 +152,15 @@ mod tests {
         assert_eq!(turns_after(1000, 950, 1000), 2);
         // The core is shared with one who computes, too.
         assert_eq!(turns_after(1000, 450, 1000), 2);
-        let turns = Turns::on(8, 2);
-        (0..1000).for_each(|number| learn(&turns, if number % 64 == 0 { 10_000_000 } else { 110 }, 100));
+        let turns = Turns::of(8, 2);
+        for number in 0..1000 {
+            assert!(!learn(&turns, if number % 64 == 0 { 10_000_000 } else { 110 }, 100));
+        }
         assert_eq!(turns.turns.available_permits(), 2, "a machine stood still now and then");
         assert_eq!(turns_after(1000, 60, CALLS - 1), 2, "a few calls say nothing");
         assert_eq!(turns_after(1000, 60, CALLS), 8);
         assert_eq!(turns_after(1000, 60, 1000), 8, "once and for all");
-        assert_eq!(Turns::on(1, 16).turns.available_permits(), 1);
+        assert_eq!(at_first(1), 1);
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl<'a> Line<'a> {
                     Ok(written) => drop(self.outgoing.drain(..written)),
                     Err(_) => return Ok(End::Crashed),
                 },
-                turn = office.turns.take(), if self.turn.is_none() && self.is_fit() => self.turn = turn,
+                Some(turn) = office.turns.take(), if self.turn.is_none() && self.is_fit() => self.turn = Some(turn),
                 job = office.queue.next(), if has_room => match job {
                     Some(job) => self.order(job)?,
                     None => return Ok(End::Closed),
@@ -272,8 +272,8 @@ impl<'a> Line<'a> {
         if let Outcome::Done(_) = outcome {
             self.is_well();
             let took = Duration::from_micros(took_us);
-            if let Some(busy_us) = busy_us {
-                self.office.turns.learn(took, Duration::from_micros(busy_us));
+            if busy_us.is_some_and(|busy_us| self.office.turns.learn(took, Duration::from_micros(busy_us))) {
+                self.office.queue.all_work(self.office.config.workers);
             }
             self.office.queue.worked(&key, inputs, took);
         }

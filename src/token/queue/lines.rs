@@ -129,6 +129,11 @@ impl Lines {
         }
     }
 
+    /// So many work at the same time from now on.
+    pub(super) fn all_work(&mut self, workers: usize) {
+        self.limits.workers = workers;
+    }
+
     /// Takes on the jobs of one request, all with one key: all or none. Returns the jobs that had to go for it.
     pub(super) fn admit(&mut self, jobs: Vec<SignJob>, now: Instant) -> Result<Vec<SignJob>, Refused> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };

@@ -238,6 +238,12 @@ impl Queue {
         self.meters.worked(key.algorithm, took);
     }
 
+    /// All of so many workers sign at the same time.
+    pub(super) fn all_work(&self, workers: usize) {
+        tracing::info!(token = self.meters.token, workers, "the token is a device: all workers sign at the same time");
+        self.lock().lines.all_work(workers);
+    }
+
     /// Nobody works: what waits and what comes is answered with `reason`, until [`Queue::resume`].
     pub(super) fn refuse(&self, reason: &TokenError) {
         let mut waiting = self.lock();
