@@ -1,6 +1,8 @@
 //! From a path to a session that is logged in to one token.
 
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -33,11 +35,21 @@ pub(super) fn finalise(pkcs11: &Pkcs11) {
     }
 }
 
+/// SoftHSM cannot tell of a token whose file another process is writing, which each login does: soon it can.
+const UNREADABLE_PAUSES: [Duration; 3] =
+    [Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(80)];
+
 /// The one token of this label, and of this serial number if one is given. Slot numbers change with each start.
 pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> Result<(Slot, TokenIdentity), Failure> {
     let mut tokens = Vec::new();
+    let mut unread = None;
     for slot in pkcs11.get_slots_with_initialized_token()? {
-        tokens.push((slot, identify(pkcs11, slot)?));
+        match identify(pkcs11, slot) {
+            Ok(token) => tokens.push((slot, token)),
+            // It may be another one; without a serial number it may have the same label.
+            Err(failure) if serial.is_some() => unread = Some(failure),
+            Err(failure) => return Err(failure),
+        }
     }
     let labels = listed(tokens.iter().map(|(_, token)| token.label.as_str()));
     tokens.retain(|(_, token)| token.label == label);
@@ -49,6 +61,9 @@ pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> 
         return Err(Failure::Answer(TokenError::Mismatch(format!(
             "more than one token has the label \"{label}\"; name one of the serial numbers {serials}"
         ))));
+    }
+    if let (true, Some(failure)) = (tokens.is_empty(), unread) {
+        return Err(failure);
     }
     tokens.pop().ok_or_else(|| {
         Failure::Away(match serial {
@@ -66,7 +81,15 @@ pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> 
 }
 
 pub(super) fn identify(pkcs11: &Pkcs11, slot: Slot) -> Result<TokenIdentity, Failure> {
-    let info = pkcs11.get_token_info(slot)?;
+    let mut info = pkcs11.get_token_info(slot);
+    for pause in UNREADABLE_PAUSES {
+        if !matches!(info, Err(Error::Pkcs11(RvError::GeneralError, _))) {
+            break;
+        }
+        thread::sleep(pause);
+        info = pkcs11.get_token_info(slot);
+    }
+    let info = info?;
     Ok(TokenIdentity {
         label: info.label().to_owned(),
         serial: info.serial_number().to_owned(),
