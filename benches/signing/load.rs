@@ -47,6 +47,11 @@ impl Call {
         batch.map_or_else(|| format!("{method} {algorithm}"), |count| format!("{method} {algorithm}, {count} inputs"))
     }
 
+    /// A batch is not a call that somebody waits for one by one.
+    pub(crate) const fn is_waited_for(self) -> bool {
+        self.batch.is_none()
+    }
+
     /// How many are under way at full speed.
     pub(crate) const fn flights(self) -> usize {
         if self.batch.is_some() { BATCHES_IN_FLIGHT } else { CALLS_IN_FLIGHT }

@@ -58,8 +58,9 @@ struct Arguments {
     /// What cargo tells every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
-    /// The benchmark's own second process: the raw loop for this algorithm over the token of this directory, for so long.
-    #[arg(long, hide = true, num_args = 3, value_names = ["ALGORITHM", "DIR", "MILLISECONDS"])]
+    /// The benchmark's own second process: the raw loop for this algorithm over the token of this directory, for so long,
+    /// and paced for so long.
+    #[arg(long, hide = true, num_args = 4, value_names = ["ALGORITHM", "DIR", "MILLISECONDS", "PACED"])]
     raw: Option<Vec<String>>,
 }
 
@@ -84,7 +85,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.raw {
         Some(raw) if raw[0] == "list" => growth::list(raw[1].as_ref()),
-        Some(raw) => raw::run(&raw[0], raw[1].as_ref(), &raw[2]),
+        Some(raw) => raw::run(&raw[0], raw[1].as_ref(), &raw[2], &raw[3]),
         None if cfg!(debug_assertions) => Err("a debug build says nothing about speed: use `make bench`".into()),
         None => measure(&arguments),
     };

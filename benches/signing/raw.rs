@@ -32,8 +32,8 @@ pub(crate) struct Raw {
     pub(crate) cpu_us: f64,
     pub(crate) latency: Latency,
     /// Of calls that begin at even intervals, counted from the times that they were due: a machine that stands still makes all late
-    /// that were due meanwhile.
-    pub(crate) paced: Latency,
+    /// that were due meanwhile. If it was asked for.
+    pub(crate) paced: Option<Latency>,
 }
 
 /// Runs the loop in a new process, over the token of the installation in `dir`.
@@ -41,9 +41,17 @@ pub(crate) struct Raw {
 /// # Errors
 /// The process failed; it said why on standard error.
 pub(crate) fn measure(algorithm: &str, dir: &Path, duration: Duration) -> Result<Raw, String> {
+    measure_paced(algorithm, dir, duration, Duration::ZERO)
+}
+
+/// The same, and then at [`PACED_LOAD`] of its speed for so long.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_paced(algorithm: &str, dir: &Path, duration: Duration, paced: Duration) -> Result<Raw, String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut child = Command::new(this);
-    child.args(["--raw", algorithm]).arg(dir).arg(duration.as_millis().to_string());
+    child.args(["--raw", algorithm]).arg(dir).args([duration, paced].map(|time| time.as_millis().to_string()));
     child.env("SOFTHSM2_CONF", dir.join("module.conf"));
     let output = child.output().map_err(|error| format!("{child:?}: {error}"))?;
     serde_json::from_slice(&output.stdout)
@@ -54,15 +62,21 @@ pub(crate) fn measure(algorithm: &str, dir: &Path, duration: Duration) -> Result
 ///
 /// # Errors
 /// Of the module, or there is no key.
-pub(crate) fn run(algorithm: &str, dir: &Path, millis: &str) -> Result<(), String> {
-    let duration = Duration::from_millis(millis.parse().map_err(|error| format!("{millis}: {error}"))?);
+pub(crate) fn run(algorithm: &str, dir: &Path, duration: &str, paced: &str) -> Result<(), String> {
+    let time = |millis: &str| millis.parse().map(Duration::from_millis).map_err(|error| format!("{millis}: {error}"));
+    let (duration, paced) = (time(duration)?, time(paced)?);
     let pin = std::fs::read_to_string(dir.join("pin")).map_err(|error| format!("the PIN: {error}"))?;
-    let raw = sign(algorithm, pin.trim(), duration).map_err(|error| error.to_string())?;
+    let raw = sign(algorithm, pin.trim(), duration, paced).map_err(|error| error.to_string())?;
     println!("{}", serde_json::to_string(&raw).map_err(|error| error.to_string())?);
     Ok(())
 }
 
-fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn std::error::Error>> {
+fn sign(
+    algorithm: &str,
+    pin: &str,
+    duration: Duration,
+    paced_for: Duration,
+) -> Result<Raw, Box<dyn std::error::Error>> {
     // What the service hands over: a DigestInfo of SHA-256 is 51 octets.
     let (mechanism, key_type, data, length) = match algorithm {
         "RS256" => (Mechanism::RsaPkcs, KeyType::RSA, vec![7; 51], 256),
@@ -105,7 +119,7 @@ fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn s
     let interval = Duration::from_secs_f64(1.0 / (per_second * PACED_LOAD));
     let (start, mut paced) = (Instant::now(), Vec::new());
     let mut due = start;
-    while due < start + duration {
+    while due < start + paced_for {
         // It rests and does not spin, as a service does without calls: who lets go of a core of a virtual machine may have to wait for
         // it.
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -113,5 +127,6 @@ fn sign(algorithm: &str, pin: &str, duration: Duration) -> Result<Raw, Box<dyn s
         paced.push(due.elapsed());
         due += interval;
     }
-    Ok(Raw { per_second, cpu_us, latency: Latency::of(calls), paced: Latency::of(paced) })
+    let paced = (!paced.is_empty()).then(|| Latency::of(paced));
+    Ok(Raw { per_second, cpu_us, latency: Latency::of(calls), paced })
 }

@@ -58,6 +58,7 @@ impl Signing {
             let served = |figure: fn(&Turn) -> f64| turns.iter().map(move |(turn, _)| figure(turn));
             let raw = |figure: fn(&Raw) -> f64| row.raw.iter().map(figure);
             let paced = turns.iter().filter_map(|(_, paced)| paced.as_ref());
+            let is_waited_for = row.call.is_waited_for();
             let (raw_cpu_us, served_cpu_us) = (least(raw(|raw| raw.cpu_us)), least(served(|turn| turn.cpu_us)));
             Figures {
                 call: row.call.name(),
@@ -70,9 +71,8 @@ impl Signing {
                 cpu_of_raw: raw_cpu_us / served_cpu_us,
                 load_busy: median(served(|turn| turn.served.load_busy)),
                 raw_latency: Latency::median(row.raw.iter().map(|raw| raw.latency)),
-                raw_paced_latency: Latency::median(row.raw.iter().map(|raw| raw.paced)),
-                paced_latency: (row.call.batch.is_none())
-                    .then(|| Latency::median(paced.clone().map(|paced| paced.latency))),
+                raw_paced_latency: is_waited_for.then(|| Latency::median(row.raw.iter().filter_map(|raw| raw.paced))),
+                paced_latency: is_waited_for.then(|| Latency::median(paced.clone().map(|paced| paced.latency))),
                 refused: paced.map(|paced| paced.refused).sum::<usize>()
                     + turns.iter().map(|(turn, _)| turn.served.refused).sum::<usize>(),
             }
@@ -90,9 +90,10 @@ impl Table for Signing {
         for repetition in 1..=bench.repetitions {
             for Row { call, raw, served } in &mut self.rows {
                 bench.say(repetition, &call.name());
-                raw.push(
-                    bench.cores.on_servers(|| raw::measure(call.algorithm, self.servers[0].dir(), RAW_DURATION))??,
-                );
+                let (dir, paced_for) =
+                    (self.servers[0].dir(), if call.is_waited_for() { RAW_DURATION } else { Duration::ZERO });
+                let measure = || raw::measure_paced(call.algorithm, dir, RAW_DURATION, paced_for);
+                raw.push(bench.cores.on_servers(measure)??);
                 // Who begins changes, so that neither always comes after the other.
                 for turn in 0..self.servers.len() {
                     let number = (turn + repetition as usize) % self.servers.len();
@@ -111,8 +112,7 @@ impl Table for Signing {
 
 fn turn_of(bench: &Bench, server: &Variant, call: Call) -> Result<(Turn, Option<Paced>), String> {
     let turn = server.flat_out(bench, call, call.flights(), SERVED_DURATION)?;
-    // A batch is not a call that somebody waits for one by one.
-    if call.batch.is_some() {
+    if !call.is_waited_for() {
         return Ok((turn, None));
     }
     let pace = Pace { call, per_second: turn.served.per_second * PACED_LOAD, intervals: Intervals::Even };
@@ -134,7 +134,7 @@ struct Figures {
     cpu_of_raw: f64,
     load_busy: f64,
     raw_latency: Latency,
-    raw_paced_latency: Latency,
+    raw_paced_latency: Option<Latency>,
     paced_latency: Option<Latency>,
     refused: usize,
 }
@@ -156,19 +156,18 @@ impl fmt::Display for Signing {
         writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for figures in self.figures() {
             let Figures { call, isolation, raw_per_second, served_per_second, of_raw, .. } = &figures;
-            let Figures { raw_cpu_us, served_cpu_us, cpu_of_raw, load_busy, raw_latency, raw_paced_latency, .. } =
-                &figures;
-            let (paced, above) = match figures.paced_latency {
-                Some(paced) => {
-                    let above = |raw: &Latency| (paced.p99_us - raw.p99_us) / 1000.0;
-                    (paced.to_string(), format!("{:.2}, {:.2}", above(raw_latency), above(raw_paced_latency)))
+            let Figures { raw_cpu_us, served_cpu_us, cpu_of_raw, load_busy, raw_latency, .. } = &figures;
+            let [raw_paced, paced, above] = match (figures.raw_paced_latency, figures.paced_latency) {
+                (Some(raw_paced), Some(paced)) => {
+                    let above = [raw_latency, &raw_paced].map(|raw| (paced.p99_us - raw.p99_us) / 1000.0);
+                    [raw_paced.to_string(), paced.to_string(), format!("{:.2}, {:.2}", above[0], above[1])]
                 }
-                None => ("-".to_owned(), "-".to_owned()),
+                _ => ["-"; 3].map(str::to_owned),
             };
             writeln!(
                 f,
                 "| {call} | {isolation} | {raw_per_second:.0} | {served_per_second:.0} | {of_raw} | {raw_cpu_us:.0}, \
-                 {served_cpu_us:.0} | {cpu_of_raw:.2} | {load_busy:.2} | {raw_latency} | {raw_paced_latency} | {paced} | {above} |"
+                 {served_cpu_us:.0} | {cpu_of_raw:.2} | {load_busy:.2} | {raw_latency} | {raw_paced} | {paced} | {above} |"
             )?;
         }
         writeln!(f)?;

@@ -30,7 +30,7 @@ pub(crate) struct Bare {
 pub(super) fn measure(state: &Path) -> Result<Bare, String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut child = Command::new(this);
-    child.args(["--raw", "list"]).arg(state).arg("0").env("SOFTHSM2_CONF", softhsm_conf(state));
+    child.args(["--raw", "list"]).arg(state).args(["0", "0"]).env("SOFTHSM2_CONF", softhsm_conf(state));
     let output = child.output().map_err(|error| format!("{child:?}: {error}"))?;
     serde_json::from_slice(&output.stdout)
         .map_err(|_| format!("the bare list failed: {}", String::from_utf8_lossy(&output.stderr)))

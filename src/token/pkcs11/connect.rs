@@ -8,7 +8,7 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, ObjectClass};
 use cryptoki::session::{Session, SessionState, UserType};
-use cryptoki::slot::Slot;
+use cryptoki::slot::{Slot, TokenInfo};
 use secrecy::SecretString;
 
 use super::failure::{Failure, text};
@@ -62,7 +62,9 @@ pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> 
             "more than one token has the label \"{label}\"; name one of the serial numbers {serials}"
         ))));
     }
-    if let (true, Some(failure)) = (tokens.is_empty(), unread) {
+    if tokens.is_empty()
+        && let Some(failure) = unread
+    {
         return Err(failure);
     }
     tokens.pop().ok_or_else(|| {
@@ -81,21 +83,24 @@ pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> 
 }
 
 pub(super) fn identify(pkcs11: &Pkcs11, slot: Slot) -> Result<TokenIdentity, Failure> {
-    let mut info = pkcs11.get_token_info(slot);
-    for pause in UNREADABLE_PAUSES {
-        if !matches!(info, Err(Error::Pkcs11(RvError::GeneralError, _))) {
-            break;
-        }
-        thread::sleep(pause);
-        info = pkcs11.get_token_info(slot);
-    }
-    let info = info?;
+    let info = token_info(pkcs11, slot)?;
     Ok(TokenIdentity {
         label: info.label().to_owned(),
         serial: info.serial_number().to_owned(),
         manufacturer: info.manufacturer_id().to_owned(),
         model: info.model().to_owned(),
     })
+}
+
+/// What the token in a slot tells of itself.
+pub(super) fn token_info(pkcs11: &Pkcs11, slot: Slot) -> Result<TokenInfo, Failure> {
+    for pause in UNREADABLE_PAUSES {
+        match pkcs11.get_token_info(slot) {
+            Err(Error::Pkcs11(RvError::GeneralError, _)) => thread::sleep(pause),
+            told => return Ok(told?),
+        }
+    }
+    Ok(pkcs11.get_token_info(slot)?)
 }
 
 /// What is listed where there is nothing to list.

@@ -13,7 +13,7 @@ use cryptoki::session::Session;
 use cryptoki::slot::{Limit, Slot};
 use secrecy::SecretString;
 
-use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys};
+use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys, token_info};
 use super::failure::Failure;
 use super::index::Index;
 use crate::token::latch::Latch;
@@ -136,7 +136,7 @@ impl Module {
     /// Refuses a token that cannot have so many sessions open at once, before a caller finds out.
     pub(in crate::token) fn require_sessions(&self, wanted: u64) -> Result<(), TokenError> {
         let visit = self.visit()?;
-        match self.pkcs11.get_token_info(visit.slot).map_err(Failure::from)?.max_session_count() {
+        match token_info(&self.pkcs11, visit.slot)?.max_session_count() {
             Limit::Max(allowed) if allowed < wanted => {
                 let text = format!("it allows {allowed} sessions, and {wanted} are wanted: lower token.workers");
                 Err(TokenError::Unsupported(text))

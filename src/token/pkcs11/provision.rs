@@ -4,7 +4,7 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::session::UserType;
 use secrecy::SecretString;
 
-use super::connect::{finalise, identify, load};
+use super::connect::{finalise, identify, load, token_info};
 use super::failure::Failure;
 use crate::token::{TokenError, TokenIdentity};
 
@@ -46,7 +46,7 @@ fn make_token(
 ) -> Result<TokenIdentity, Failure> {
     let mut free = None;
     for slot in pkcs11.get_slots_with_token()? {
-        let token = pkcs11.get_token_info(slot)?;
+        let token = token_info(pkcs11, slot)?;
         if !token.token_initialized() {
             free = free.or(Some(slot));
         } else if token.label() == label {

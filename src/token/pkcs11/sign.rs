@@ -15,8 +15,8 @@ use super::{attributes, mechanism};
 use crate::domain::{ObjectId, PublicKey};
 use crate::token::{KeyRef, SignInput, TokenError};
 
-/// Most keys whose handles one session remembers, and that have numbers between a service and its processes: four for each of 4,096 keyrings. Beyond that it starts anew, which
-/// costs one search for each key in use.
+/// Most keys whose handles one session remembers, and that have numbers between a service and its processes: four for each of
+/// 4,096 keyrings. Beyond that it starts anew, which costs one search for each key in use.
 pub(in crate::token) const KEYS_MAX: usize = 16_384;
 
 /// Signs every input with one key, in order: all or nothing.
