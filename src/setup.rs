@@ -17,7 +17,7 @@ use crate::files::put_whole;
 use crate::jose::BadPublicKey;
 use crate::keyring::reconcile::{self, ReconcileError, Report};
 use crate::keyring::{Canary, ServiceKey, Tokens, new_object};
-use crate::store::{Guard, Restored, SqliteStore, Store as _, StoreError, TokenBinding};
+use crate::store::{Guard, Restored, SqlStore, Store as _, StoreError, TokenBinding, sqlite};
 use crate::token::{Pkcs11Token, Token, TokenError};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
@@ -53,7 +53,7 @@ pub struct Opened {
     /// The tokens, each attended from the moment that somebody attends it.
     pub tokens: Arc<Tokens>,
     /// The store, which believes what the service key sealed.
-    pub store: Arc<SqliteStore>,
+    pub store: Arc<SqlStore>,
     /// The service key, on the home token.
     pub service_key: Arc<ServiceKey>,
 }
@@ -93,10 +93,10 @@ pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), Setup
     let identity = token.identity();
     let binding = TokenBinding { serial: identity.serial.clone(), label: identity.label.clone() };
     if !store.exists() {
-        SqliteStore::create(store, &binding, &config.store_witness_path).await?;
+        sqlite::create(store, &binding, &config.store_witness_path).await?;
     }
     let key = Arc::new(ServiceKey::new(Arc::clone(token) as _, object, public_key.clone())?);
-    let made = SqliteStore::open(store, guard(config, &key)).await?;
+    let made = sqlite::open(store, guard(config, &key)).await?;
     let bound = made.binding().await?;
     made.close().await;
     if bound != binding {
@@ -125,7 +125,7 @@ pub async fn open(config: &Config, opened: &OpenedTokens) -> Result<Opened, Setu
     let home = further.remove(&TokenName::default()).expect("it is among them");
     let tokens = Tokens::new(home, further);
     let service_key = pinned_key(config, Arc::clone(tokens.home()) as _)?;
-    let store = SqliteStore::open(&config.store_path, guard(config, &service_key)).await?;
+    let store = sqlite::open(&config.store_path, guard(config, &service_key)).await?;
     let binding = store.binding().await?;
     let serial = &opened.home.identity().serial;
     if binding.serial != *serial {
@@ -145,7 +145,7 @@ pub async fn open(config: &Config, opened: &OpenedTokens) -> Result<Opened, Setu
 /// As [`open`].
 pub async fn restore(config: &Config, token: &Arc<Pkcs11Token>, accept: Option<Event>) -> Result<Restored, SetupError> {
     let key = pinned_key(config, Arc::clone(token) as _)?;
-    Ok(SqliteStore::restore(&config.store_path, guard(config, &key), accept).await?)
+    Ok(sqlite::restore(&config.store_path, guard(config, &key), accept).await?)
 }
 
 /// Compares the tokens with what the store accounts for; destroys the named objects, of which `event` tells. The report of what is

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use keyward::domain::{Algorithm, Caller, KeyState, ObjectId, TenantId, Trigger};
 use keyward::keyring::{Choice, Clock, Error, Input, Keyrings, ListedState, RotateKeys, Tokens};
-use keyward::store::{SqliteStore, TokenBinding};
+use keyward::store::{TokenBinding, sqlite};
 use keyward::token::{
     Found, KeyRef, KeySpec, SignInput, Support, Token, TokenError, TokenIdentity, TokenKey, TokenObject,
 };
@@ -79,8 +79,8 @@ impl Token for HoldingToken {
 async fn keyrings(token: &Arc<HoldingToken>, folder: &std::path::Path, sign_wait_max: Duration) -> Arc<Keyrings> {
     let binding = TokenBinding { serial: "memory".to_owned(), label: "memory".to_owned() };
     let path = folder.join("store.sqlite");
-    SqliteStore::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
-    let store = SqliteStore::open(&path, seals::guard(&path)).await.expect("a store");
+    sqlite::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
+    let store = sqlite::open(&path, seals::guard(&path)).await.expect("a store");
     let settings = memory::settings(sign_wait_max, WAIT_MAX);
     let keyrings = Arc::new(Keyrings::new(Tokens::new(token.clone(), []), Arc::new(store), Clock::system(), settings));
     keyrings.refresh().await.expect("loaded");

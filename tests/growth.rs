@@ -22,8 +22,8 @@ use keyward::domain::{
 use keyward::keyring::snapshot::TenantView;
 use keyward::keyring::{Clock, Keyrings, RotateKeys, Tokens};
 use keyward::store::{
-    Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, SqliteStore, Store, StoreError, TenantRecord,
-    TokenBinding, TokenRecord,
+    Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, SqlStore, Store, StoreError, TenantRecord,
+    TokenBinding, TokenRecord, sqlite,
 };
 use keyward::tlog::Tip;
 use memory::MemoryToken;
@@ -36,7 +36,7 @@ const TENANTS: usize = 40;
 
 /// A real store that counts what it is asked.
 struct Counting {
-    store: SqliteStore,
+    store: SqlStore,
     /// Tenants that were loaded, one by one.
     loads: Mutex<Vec<String>>,
     /// How often every row was read.
@@ -109,8 +109,8 @@ impl Stand {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("store.sqlite");
         let binding = TokenBinding { serial: "memory".to_owned(), label: "memory".to_owned() };
-        SqliteStore::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
-        let store = SqliteStore::open(&path, seals::guard(&path)).await.expect("a store");
+        sqlite::create(&path, &binding, &seals::witness_of(&path)).await.expect("a store");
+        let store = sqlite::open(&path, seals::guard(&path)).await.expect("a store");
         let store = Arc::new(Counting { store, loads: Mutex::default(), readings: AtomicUsize::new(0) });
         let tokens = Tokens::new(Arc::new(MemoryToken::default()) as _, []);
         let settings = memory::settings(Duration::from_secs(30), Duration::from_secs(30));

@@ -13,7 +13,7 @@ use keyward::keyring::{
     Choice, Clock, Error, Health, Input, Keyrings, ListKeys, ListedState, Part, RotateKeys, ServiceKey, TokenState,
     Tokens, new_object, tend,
 };
-use keyward::store::{Guard, SqliteStore, TokenBinding};
+use keyward::store::{Guard, TokenBinding, sqlite};
 use keyward::token::{KeySpec, Token as _};
 use memory::{MemoryToken, Mood};
 use tempfile::TempDir;
@@ -58,9 +58,9 @@ impl Stand {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, witness) = (folder.path().join("store.sqlite"), folder.path().join("witness"));
         let binding = TokenBinding { serial: "memory".to_owned(), label: "memory".to_owned() };
-        SqliteStore::create(&path, &binding, &witness).await.expect("a store");
+        sqlite::create(&path, &binding, &witness).await.expect("a store");
         let guard = Guard { seals: Arc::clone(&service_key) as _, witness };
-        let store = SqliteStore::open(&path, guard).await.expect("a store");
+        let store = sqlite::open(&path, guard).await.expect("a store");
         let settings = memory::settings(Duration::from_secs(1), WAIT_MAX);
         let keyrings = Arc::new(Keyrings::new(tokens, Arc::new(store), Clock::system(), settings));
         keyrings.refresh().await.expect("loaded");

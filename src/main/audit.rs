@@ -8,7 +8,8 @@ use keyward::audit::{self, Findings, Walk, evidence};
 use keyward::config::{Config, Places};
 use keyward::domain::TenantId;
 use keyward::setup;
-use keyward::store::{EventPage, EventRow, LogReader, Start};
+use keyward::store::sqlite::LogReader;
+use keyward::store::{EventPage, EventRow, Start};
 use keyward::tlog::{Entry, Log, LogKey, Record};
 
 use super::{Failure, runtime};

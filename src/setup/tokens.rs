@@ -7,7 +7,8 @@ use super::SetupError;
 use crate::config::Config;
 use crate::domain::TokenName;
 use crate::keyring::reconcile::ByName;
-use crate::store::{LogReader, Store, TokenBinding, TokenRecord};
+use crate::store::sqlite::LogReader;
+use crate::store::{Store, TokenBinding, TokenRecord};
 use crate::token::{ArrivingToken, Pkcs11Token, TokenConfig, TokenError};
 
 /// How long a start waits for the tokens beside the home token, together: longer than a login to a network HSM takes. One that

@@ -4,13 +4,15 @@
 //! every write, because whatever changes together (a tenant, its keyrings, the event that tells of it) commits together or
 //! not at all, each record by compare-and-swap on its revision (R7).
 
+pub mod postgres;
 mod record;
 mod seal;
-mod sqlite;
+mod sql;
+pub mod sqlite;
 mod witness;
 
 pub use self::seal::Seals;
-pub use self::sqlite::{Guard, LogReader, Restored, SqliteStore};
+pub use self::sql::{Guard, Restored, SqlStore};
 use crate::domain::{Algorithm, Event, Keyring, ObjectId, PublicKey, Revision, Tenant, TenantId, TokenName};
 use crate::tlog::{Entry, Tip};
 use async_trait::async_trait;

@@ -10,7 +10,7 @@ use keyward::grpc::proto::{
     DeleteTenantRequest, KeyState, ListSigningKeysRequest, ListTenantsRequest, RevokeSigningKeyRequest,
     RotateSigningKeyRequest, RotationPolicy, SigningKey, VerifyJwtRequest,
 };
-use keyward::store::{Guard, Seals, SqliteStore, Store as _};
+use keyward::store::{Guard, Seals, Store as _, sqlite};
 use proptest::prelude::Rng as _;
 use proptest::test_runner::TestRng;
 use serde_json::Value;
@@ -234,7 +234,7 @@ impl Story {
         let path = self.installation.dir().join("store.sqlite");
         // Whether its seals hold, the next server sees.
         let guard = Guard { seals: Arc::new(Anything), witness: self.installation.dir().join("store-witness.jsonl") };
-        let store = SqliteStore::open(&path, guard).await.expect("a killed process leaves a store that opens");
+        let store = sqlite::open(&path, guard).await.expect("a killed process leaves a store that opens");
         let mut left = Vec::new();
         let loaded = store.load_all().await.expect("a killed process leaves records that can be read");
         assert_eq!(loaded.damaged, [], "a killed process leaves records that are believed");

@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod contract;
+mod postgres;
+#[path = "../common/postgresql.rs"]
+mod postgresql;
 mod samples;
 mod sealed;
 #[path = "../common/seals.rs"]
@@ -56,3 +59,4 @@ macro_rules! mount_contract {
 }
 
 mount_contract!(contract_over_sqlite, crate::sqlite::Sqlite);
+mount_contract!(contract_over_postgres, crate::postgres::Postgres);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use keyward::domain::{Algorithm, Caller, Event, Generated, KeyState, Tenant, after};
-use keyward::store::{Change, Guard, SqliteStore, Store as _, StoreError, TenantRecord};
+use keyward::store::{Change, Guard, SqlStore, Store as _, StoreError, TenantRecord, sqlite};
 use sqlx::{Executor as _, raw_sql};
 use tempfile::TempDir;
 
@@ -39,7 +39,7 @@ impl Place {
         self.directory.path().join("store.db")
     }
 
-    async fn open(&self) -> SqliteStore {
+    async fn open(&self) -> SqlStore {
         open(&self.path()).await.unwrap()
     }
 
@@ -259,7 +259,7 @@ async fn what_was_seen_is_remembered_over_crashes_and_torn_lines() {
 async fn nothing_is_changed_that_could_not_be_sealed() {
     let place = Place::prepare().await;
     let guard = Guard { seals: Arc::new(Away), witness: witness_of(&place.path()) };
-    let store = SqliteStore::open(&place.path(), guard).await.unwrap();
+    let store = sqlite::open(&place.path(), guard).await.unwrap();
     let before = (all(&store).await, told(&store, 10).await);
     let tenant = before.0[0].tenant.clone();
     let outcome = store.commit(&Change { events: vec![event("a", "acme")], ..of_tenant(changed(tenant)) }).await;
@@ -281,7 +281,7 @@ async fn a_restored_store_holds_once_it_is_accepted() {
     let given_up = place.copy();
     fs::write(place.path(), &yesterday).unwrap();
 
-    let told_only = SqliteStore::restore(&place.path(), guard(&place.path()), None).await.unwrap();
+    let told_only = sqlite::restore(&place.path(), guard(&place.path()), None).await.unwrap();
     assert_eq!(
         (told_only.older, told_only.deleted, told_only.missing),
         (vec![id("acme")], vec![id("other")], vec![id("late")])
@@ -289,7 +289,7 @@ async fn a_restored_store_holds_once_it_is_accepted() {
     assert_eq!(place.believed().await.0, Vec::<String>::new(), "nothing was changed by looking");
 
     let accept = Event::new(now(), "accept_store", &Caller::timer());
-    SqliteStore::restore(&place.path(), guard(&place.path()), Some(accept)).await.unwrap();
+    sqlite::restore(&place.path(), guard(&place.path()), Some(accept)).await.unwrap();
     assert_eq!(place.believed().await, (vec!["acme".to_owned()], vec![]));
     let store = place.open().await;
     let latest = told(&store, 1).await.remove(0);
@@ -315,16 +315,16 @@ async fn a_store_is_accepted_without_its_memory() {
     let given_up = place.copy();
     fs::write(place.path(), yesterday).unwrap();
     fs::remove_file(witness_of(&place.path())).unwrap();
-    let unlooked = SqliteStore::restore(&place.path(), guard(&place.path()), None).await;
+    let unlooked = sqlite::restore(&place.path(), guard(&place.path()), None).await;
     assert!(matches!(unlooked, Err(StoreError::Refused(_))), "{unlooked:?}");
 
     // One that fails leaves no memory: the next start must not believe what nobody has accepted.
     let accept = || Some(Event::new(now(), "accept_store", &Caller::timer()));
     let away = Guard { seals: Arc::new(Away), witness: witness_of(&place.path()) };
-    SqliteStore::restore(&place.path(), away, accept()).await.unwrap_err();
+    sqlite::restore(&place.path(), away, accept()).await.unwrap_err();
     assert!(matches!(open(&place.path()).await, Err(StoreError::Refused(_))));
 
-    SqliteStore::restore(&place.path(), guard(&place.path()), accept()).await.unwrap();
+    sqlite::restore(&place.path(), guard(&place.path()), accept()).await.unwrap();
     assert_eq!(place.believed().await.0, ["acme", "other"]);
     let accepted = place.copy();
     fs::write(place.path(), given_up).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward::domain::Algorithm;
-use keyward::store::{Change, SqliteStore, Store, StoreError, TokenRecord};
+use keyward::store::{Change, SqlStore, Store, StoreError, TokenRecord, sqlite};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqliteConnection, query};
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ use crate::samples::{
 use crate::seals::{guard, witness_of};
 
 pub(crate) struct Sqlite {
-    store: Arc<SqliteStore>,
+    store: Arc<SqlStore>,
     directory: TempDir,
 }
 
@@ -55,11 +55,11 @@ impl Sqlite {
 
 /// A store with its witness beside it.
 pub(crate) async fn create(path: &Path) -> Result<(), StoreError> {
-    SqliteStore::create(path, &binding(), &witness_of(path)).await
+    sqlite::create(path, &binding(), &witness_of(path)).await
 }
 
-pub(crate) async fn open(path: &Path) -> Result<SqliteStore, StoreError> {
-    SqliteStore::open(path, guard(path)).await
+pub(crate) async fn open(path: &Path) -> Result<SqlStore, StoreError> {
+    sqlite::open(path, guard(path)).await
 }
 
 pub(crate) async fn shell(path: &Path) -> SqliteConnection {
@@ -264,7 +264,7 @@ async fn a_file_that_init_did_not_make_is_refused_untouched() {
     damage(open(&path).await);
     query("pragma application_id = 1264941431").execute(&mut other).await.unwrap();
     other.close().await.unwrap();
-    SqliteStore::create(&directory.path().join("aside.db"), &binding(), &witness_of(&path)).await.unwrap();
+    sqlite::create(&directory.path().join("aside.db"), &binding(), &witness_of(&path)).await.unwrap();
     damage(open(&path).await);
 }
 

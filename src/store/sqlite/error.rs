@@ -4,37 +4,14 @@ use sqlx::error::DatabaseError;
 use sqlx::migrate::MigrateError;
 
 use crate::store::StoreError;
+use crate::store::sql::error::{driver_error, schema_error};
 
-/// The only reader of the driver's errors. sqlx may add variants; an unknown one is [`StoreError::Unavailable`], because that
-/// promises least.
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
-    use sqlx::Error;
-    match error {
-        Error::Database(error) => sqlite_error(&*error),
-        Error::PoolTimedOut => StoreError::Unavailable("every connection is busy".into()),
-        Error::PoolClosed => StoreError::Unavailable("it was closed".into()),
-        // A value or a row that the schema and the code that wrote it rule out.
-        Error::RowNotFound
-        | Error::ColumnNotFound(_)
-        | Error::ColumnIndexOutOfBounds { .. }
-        | Error::TypeNotFound { .. }
-        | Error::ColumnDecode { .. }
-        | Error::Decode(_) => StoreError::Damaged(error.to_string()),
-        Error::Migrate(error) => migrate_error(*error),
-        _ => StoreError::Unavailable(error.to_string()),
-    }
+    driver_error(error, sqlite_error)
 }
 
-/// What kept the schema from being brought up to date.
 pub(super) fn migrate_error(error: MigrateError) -> StoreError {
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => store_error(error),
-        MigrateError::VersionMissing(version) => StoreError::Refused(format!(
-            "the store was made or migrated by a newer version of Keyward (its schema has version {version}); use that version"
-        )),
-        MigrateError::VersionMismatch(_) | MigrateError::Dirty(_) => StoreError::Damaged(error.to_string()),
-        _ => StoreError::Unavailable(error.to_string()),
-    }
+    schema_error(error, sqlite_error)
 }
 
 /// Result codes (sqlite.org/rescode.html). The low eight bits are the primary code, the whole number the extended one.

@@ -7,12 +7,10 @@ mod error;
 mod ledger;
 mod offline;
 mod place;
-mod read;
-mod restore;
-mod write;
+mod rows;
+mod writing;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,21 +19,17 @@ use async_trait::async_trait;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, SqlSafeStr as _, SqliteConnection, SqlitePool, query};
-use tokio::sync::RwLock;
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _, SqliteConnection, SqlitePool, query};
 
 use self::error::{migrate_error, store_error};
 use self::ledger::Ledger;
 pub use self::offline::LogReader;
 use self::place::{Anchor, Place};
-use self::read::column;
-pub use self::restore::Restored;
-use super::witness::{Sight, Witness};
-use super::{
-    Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
-    TokenBinding, TokenRecord,
-};
-use crate::domain::TenantId;
+use self::writing::Writing;
+use super::sql::{Database, Guard, Reads, Restored, Row, SqlStore, Statement, Transaction, tip_text};
+use super::witness::Witness;
+use super::{Changes, Moment, StoreError, TokenBinding};
+use crate::domain::Event;
 use crate::tlog::Tip;
 
 /// How long a statement waits for a lock of another process, which can only be an operator's shell or backup: they hold it
@@ -52,83 +46,69 @@ const COUNTER_WAIT_MAX: Duration = Duration::from_millis(200);
 /// Connections for reading, one thread each. Signing reads nothing here (R9); four let a long list run beside the rest.
 const READERS: u32 = 4;
 
-/// What a store needs to tell which records are to be believed (R15).
-#[derive(Clone)]
-pub struct Guard {
-    /// Seals, with the service key.
-    pub seals: Arc<dyn Seals>,
-    /// The file in which this replica remembers what it has seen.
-    pub witness: PathBuf,
-}
-
-/// A store in a SQLite file that this process alone has open.
-///
-/// A commit is carried out even if the caller's future is dropped meanwhile; all of it is made or nothing. After
-/// [`StoreError::ReadOnly`] reads go on, and writes do too once the operator has acted, without opening again.
-pub struct SqliteStore {
+/// The file, open.
+struct Sqlite {
     /// One connection, which counts the commits of all others (`pragma data_version`).
     writer: SqlitePool,
     /// How many such connections there were so far.
     connections: Arc<AtomicU64>,
     ledger: Arc<Mutex<Ledger>>,
-    readers: SqlitePool,
+    readers: Readers,
     place: Arc<Place>,
     anchor: Arc<Anchor>,
-    seals: Arc<dyn Seals>,
-    /// Reads share it and a commit has it alone, so that what is read is compared with what had been seen at that moment.
-    witness: Arc<RwLock<Witness>>,
 }
 
-impl SqliteStore {
-    /// Makes a store at `path` for the token of `binding`, readable and writable by its owner alone, and an empty memory of it at
-    /// `witness`. A crash leaves no store or a whole one at `path`.
-    ///
-    /// # Errors
-    /// [`StoreError::Refused`] if anything stands at `path` (it is left as it is) or the directory cannot be used.
-    pub async fn create(path: &Path, binding: &TokenBinding, witness: &Path) -> Result<(), StoreError> {
-        let place = Place::vacant(path)?;
-        Witness::create(witness)?;
-        // 1. Build it where nobody looks. Not with a write-ahead log: the file alone must be the store when it is moved.
-        let draft = place.draft()?;
-        let options = options(draft.path()).journal_mode(SqliteJournalMode::Delete);
-        let mut connection = options.connect().await.map_err(store_error)?;
-        migrate(&mut connection).await?;
-        query("insert into meta (only, token_serial, token_label, log_tip, probes) values (1, ?1, ?2, ?3, 0)")
-            .bind(&binding.serial)
-            .bind(&binding.label)
-            .bind(write::tip_text(&Tip::default()))
-            .execute(&mut connection)
-            .await
-            .map_err(store_error)?;
-        connection.close().await.map_err(store_error)?;
-        // 2. Move it where `open` looks.
-        place.settle(draft)
-    }
+/// Connections that read alone.
+struct Readers(SqlitePool);
 
-    /// Opens the store at `path`, and brings its schema up to date.
-    ///
-    /// # Errors
-    /// [`StoreError::Refused`] if there is none or no memory of it, if another process has it open, or if a newer version of
-    /// Keyward made it; [`StoreError::Damaged`] if the file is not a store.
-    pub async fn open(path: &Path, guard: Guard) -> Result<Self, StoreError> {
-        let place = Place::occupied(path)?;
-        let witness = Witness::open(&guard.witness)?;
-        Self::connect(place, guard.seals, witness).await
-    }
+/// Makes a store at `path` for the token of `binding`, readable and writable by its owner alone, and an empty memory of it at
+/// `witness`. A crash leaves no store or a whole one at `path`.
+///
+/// # Errors
+/// [`StoreError::Refused`] if anything stands at `path` (it is left as it is) or the directory cannot be used.
+pub async fn create(path: &Path, binding: &TokenBinding, witness: &Path) -> Result<(), StoreError> {
+    let place = Place::vacant(path)?;
+    Witness::create(witness)?;
+    // 1. Build it where nobody looks. Not with a write-ahead log: the file alone must be the store when it is moved.
+    let draft = place.draft()?;
+    let options = options(draft.path()).journal_mode(SqliteJournalMode::Delete);
+    let mut connection = options.connect().await.map_err(store_error)?;
+    migrate(&mut connection).await?;
+    query("insert into meta (only, token_serial, token_label, log_tip, probes) values (1, $1, $2, $3, 0)")
+        .bind(&binding.serial)
+        .bind(&binding.label)
+        .bind(tip_text(&Tip::default()))
+        .execute(&mut connection)
+        .await
+        .map_err(store_error)?;
+    connection.close().await.map_err(store_error)?;
+    // 2. Move it where `open` looks.
+    place.settle(draft)
+}
 
-    /// Waits for the calls under way, closes the file and lets another process open it. Calls that come later answer
-    /// [`StoreError::Unavailable`].
-    ///
-    /// A store that is dropped instead loses nothing; its connections are closed a little later.
-    pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
-        if let Err(error) = self.place.release() {
-            tracing::warn!(%error, "the lock of the store was not released; it ends with this process");
-        }
-    }
+/// Opens the store at `path`, and brings its schema up to date.
+///
+/// # Errors
+/// [`StoreError::Refused`] if there is none or no memory of it, if another process has it open, or if a newer version of
+/// Keyward made it; [`StoreError::Damaged`] if the file is not a store.
+pub async fn open(path: &Path, guard: Guard) -> Result<SqlStore, StoreError> {
+    let place = Place::occupied(path)?;
+    let witness = Witness::open(&guard.witness)?;
+    SqlStore::new(Sqlite::connect(place).await?, guard.seals, witness).await
+}
 
-    async fn connect(place: Place, seals: Arc<dyn Seals>, witness: Witness) -> Result<Self, StoreError> {
+/// Compares the store at `path` with what was seen of it; with `accept`, also makes it hold as it is, and appends that event.
+///
+/// # Errors
+/// As [`open`], and [`StoreError::Unsealed`]. A crash leaves the store as it was or as it is to be; the same call again finishes
+/// the memory of it.
+pub async fn restore(path: &Path, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
+    let place = Place::occupied(path)?;
+    SqlStore::restore(Sqlite::connect(place).await?, guard, accept).await
+}
+
+impl Sqlite {
+    async fn connect(place: Place) -> Result<Self, StoreError> {
         let options = options(place.path());
         let writing = options.clone().journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
         let connections = Arc::new(AtomicU64::new(0));
@@ -149,38 +129,14 @@ impl SqliteStore {
         }
         drop(opened);
         let anchor = Arc::new(Anchor::new(place.path())?);
-        let witness = Arc::new(RwLock::new(witness));
-        let ledger = Arc::default();
-        let store = Self { writer, connections, ledger, readers, place: Arc::new(place), anchor, seals, witness };
-        store.binding().await?;
-        Ok(store)
-    }
-
-    /// Carries out the steps and appends the records, and remembers what that made of the store.
-    async fn write(&self, work: write::Work) -> Result<(), StoreError> {
-        // A closed store has no files left to look at.
-        if self.writer.is_closed() {
-            return Err(store_error(sqlx::Error::PoolClosed));
-        }
-        // Before a connection is asked for, because a new one would open whatever the path leads to now.
-        self.anchor.check()?;
-        let connection = self.writer.acquire().await.map_err(store_error)?;
-        let (place, anchor, witness) = (Arc::clone(&self.place), Arc::clone(&self.anchor), Arc::clone(&self.witness));
-        let ledger = Arc::clone(&self.ledger);
-        // A task of its own goes on when the caller's future is dropped: no transaction is left half done on the connection.
-        // It keeps the lock, so that nobody else opens the file under a commit whose store was dropped.
-        let task = tokio::spawn(async move {
-            let mut witness = witness.write_owned().await;
-            // While it has the connection: whoever asks what changed waits for it, and finds the write and its note or neither.
-            {
-                let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-                work.tenants().for_each(|tenant| ledger.note(tenant));
-            }
-            let outcome = write::transact(connection, &anchor, &mut witness, work).await;
-            drop(place);
-            outcome
-        });
-        task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("the write was interrupted: {error}"))))
+        Ok(Self {
+            writer,
+            connections,
+            ledger: Arc::default(),
+            readers: Readers(readers),
+            place: Arc::new(place),
+            anchor,
+        })
     }
 
     /// The moment now: which connection counts, and what it has counted. `None` if it cannot be asked at once.
@@ -191,51 +147,53 @@ impl SqliteStore {
         }
         let mut connection = tokio::time::timeout(COUNTER_WAIT_MAX, self.writer.acquire()).await.ok()?.ok()?;
         let row = query("pragma data_version").fetch_one(&mut *connection).await.ok()?;
-        let others = column(&row, "data_version").ok()?;
+        let others = row.try_get("data_version").ok()?;
         let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         Some(ledger.moment(self.connections.load(Ordering::Relaxed), others))
     }
+}
 
-    async fn read_tip(&self) -> Result<Tip, StoreError> {
-        let row = query("select log_tip from meta").fetch_one(&self.readers).await.map_err(store_error)?;
-        write::parse_tip(&column::<String>(&row, "log_tip")?)
+#[async_trait]
+impl Reads for Readers {
+    async fn rows(&self, statement: Statement) -> Result<Vec<Row>, StoreError> {
+        rows::all(&self.0, statement).await
     }
 
-    /// Remembers what was read and not known yet: another replica's change, or one that a crash kept this one from noting.
-    async fn remember(&self, news: Vec<Sight>) {
-        if news.is_empty() {
-            return;
-        }
-        if let Err(error) = self.witness.write().await.note(&news) {
-            tracing::warn!(%error, "what was read of the store is remembered by this process alone");
+    async fn check_log(&self) -> Result<(), StoreError> {
+        let tables = query(
+            "select 1 from pragma_table_list where schema = 'main' and name = 'audit_event' and type = 'table' and strict = 1 \
+             and not exists (select 1 from pragma_table_xinfo('audit_event') where hidden <> 0)",
+        );
+        match tables.fetch_optional(&self.0).await.map_err(store_error)? {
+            Some(_) => Ok(()),
+            None => Err(StoreError::Damaged("audit_event is not the table that Keyward makes".to_owned())),
         }
     }
 }
 
 #[async_trait]
-impl Store for SqliteStore {
-    async fn load(&self, tenant: &TenantId) -> Result<Option<TenantRecord>, StoreError> {
-        let read = {
-            let witness = self.witness.read().await;
-            read::tenant(&self.readers, tenant, &*self.seals, &witness).await?
-        };
-        let Some((record, news)) = read else { return Ok(None) };
-        self.remember(news).await;
-        Ok(Some(record))
+impl Reads for Sqlite {
+    async fn rows(&self, statement: Statement) -> Result<Vec<Row>, StoreError> {
+        self.readers.rows(statement).await
     }
 
-    async fn load_all(&self) -> Result<Loaded, StoreError> {
-        let (loaded, news) = {
-            let witness = self.witness.read().await;
-            read::all(&self.readers, &*self.seals, &witness).await?
-        };
-        self.remember(news).await;
-        Ok(loaded)
+    async fn check_log(&self) -> Result<(), StoreError> {
+        self.readers.check_log().await
     }
+}
 
-    async fn revisions(&self) -> Result<Revisions, StoreError> {
-        let witness = self.witness.read().await;
-        read::revisions(&self.readers, &witness).await
+#[async_trait]
+impl Database for Sqlite {
+    async fn transaction(&self) -> Result<Box<dyn Transaction>, StoreError> {
+        // A closed store has no files left to look at.
+        if self.writer.is_closed() {
+            return Err(store_error(sqlx::Error::PoolClosed));
+        }
+        // Before a connection is asked for, because a new one would open whatever the path leads to now.
+        self.anchor.check()?;
+        let connection = self.writer.acquire().await.map_err(store_error)?;
+        let (place, anchor) = (Arc::clone(&self.place), Arc::clone(&self.anchor));
+        Ok(Box::new(Writing::new(connection, anchor, Arc::clone(&self.ledger), place)))
     }
 
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
@@ -245,45 +203,18 @@ impl Store for SqliteStore {
         Ok(Changes { until, tenants: since.and_then(|since| ledger.between(since, until)) })
     }
 
-    async fn commit(&self, change: &Change) -> Result<(), StoreError> {
-        let mut work = {
-            let witness = self.witness.read().await;
-            write::Work::of(change, &witness)?
-        };
-        work.seal(&*self.seals).await?;
-        self.write(work).await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        self.binding().await?;
-        {
-            let witness = self.witness.read().await;
-            let mut connection = self.readers.acquire().await.map_err(store_error)?;
-            write::goes_on(&mut connection, &self.read_tip().await?, witness.log_end()).await?;
+    async fn close(&self) {
+        self.readers.0.close().await;
+        self.writer.close().await;
+        if let Err(error) = self.place.release() {
+            tracing::warn!(%error, "the lock of the store was not released; it ends with this process");
         }
-        self.write(write::Work::probe()).await
-    }
-
-    async fn binding(&self) -> Result<TokenBinding, StoreError> {
-        read::binding(&self.readers).await
-    }
-
-    async fn tokens(&self) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError> {
-        read::tokens(&self.readers, &*self.seals).await
-    }
-
-    async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
-        read::events(&self.readers, page).await
-    }
-
-    async fn log_tip(&self) -> Result<Tip, StoreError> {
-        self.read_tip().await
     }
 }
 
-impl std::fmt::Debug for SqliteStore {
+impl std::fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SqliteStore").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Sqlite").field("place", &self.place).finish_non_exhaustive()
     }
 }
 

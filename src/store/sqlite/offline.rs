@@ -1,15 +1,14 @@
 use std::path::{Path, PathBuf};
 
-use sqlx::SqlitePool;
-
 use super::error::store_error;
-use super::{options, pool, read};
+use super::{Readers, options, pool};
+use crate::store::sql::read;
 use crate::store::{EventPage, EventRow, StoreError, TokenBinding};
 
 /// The administration log of a store that may be in use, or may be a copy: it is read, and of the rest nothing is looked at but
 /// the name of the token, and nothing believed.
 pub struct LogReader {
-    pool: SqlitePool,
+    readers: Readers,
 }
 
 impl LogReader {
@@ -26,7 +25,7 @@ impl LogReader {
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
         let options = options(path).read_only(true).immutable(!PathBuf::from(log).exists());
-        Ok(Self { pool: pool(1).connect_with(options).await.map_err(store_error)? })
+        Ok(Self { readers: Readers(pool(1).connect_with(options).await.map_err(store_error)?) })
     }
 
     /// The token that the store says it belongs to; nobody sealed that.
@@ -34,7 +33,7 @@ impl LogReader {
     /// # Errors
     /// The store cannot be read.
     pub async fn binding(&self) -> Result<TokenBinding, StoreError> {
-        read::binding(&self.pool).await
+        read::binding(&self.readers).await
     }
 
     /// Records, as [`crate::store::Store::events`] has them.
@@ -42,6 +41,6 @@ impl LogReader {
     /// # Errors
     /// The store cannot be read.
     pub async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
-        read::events(&self.pool, page).await
+        read::events(&self.readers, page).await
     }
 }

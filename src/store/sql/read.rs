@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqlitePool, query};
-
-use super::error::store_error;
+use super::{Reads, Row, Statement};
 use crate::domain::{Algorithm, TenantId};
 use crate::store::record::{self, KeyringRow, TenantRow, TokenRow};
 use crate::store::witness::{self, Shown, Sight, Witness};
@@ -22,20 +19,20 @@ pub(super) struct Rows {
 }
 
 /// The token that the store says it belongs to.
-pub(super) async fn binding(pool: &SqlitePool) -> Result<TokenBinding, StoreError> {
-    let row = query("select token_serial, token_label from meta").fetch_one(pool).await.map_err(store_error)?;
-    Ok(TokenBinding { serial: column(&row, "token_serial")?, label: column(&row, "token_label")? })
+pub(in crate::store) async fn binding(database: &dyn Reads) -> Result<TokenBinding, StoreError> {
+    let row = one(database.rows(Statement::new("select token_serial, token_label from meta")).await?)?;
+    Ok(TokenBinding { serial: row.get("token_serial")?, label: row.get("token_label")? })
 }
 
 /// The tokens that were seen beside that one.
 pub(super) async fn tokens(
-    pool: &SqlitePool,
+    database: &dyn Reads,
     seals: &dyn Seals,
 ) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError> {
-    let rows = query("select name, document, seal from token").fetch_all(pool).await.map_err(store_error)?;
-    let read = |row: &SqliteRow| {
-        let (document, seal) = (column(row, "document")?, column(row, "seal")?);
-        let row = TokenRow { name: column(row, "name")?, document, seal };
+    let rows = database.rows(Statement::new("select name, document, seal from token")).await?;
+    let read = |row: &Row| {
+        let (document, seal) = (row.get("document")?, row.get("seal")?);
+        let row = TokenRow { name: row.get("name")?, document, seal };
         let believed = row.decode(seals).map_err(|error| error.to_string());
         Ok((row.name, believed))
     };
@@ -44,18 +41,18 @@ pub(super) async fn tokens(
 
 /// One tenant, and what is new of it; `None` if there is none and need not be.
 pub(super) async fn tenant(
-    pool: &SqlitePool,
+    database: &dyn Reads,
     tenant: &TenantId,
     seals: &dyn Seals,
     witness: &Witness,
 ) -> Result<Option<(TenantRecord, Vec<Sight>)>, StoreError> {
     // One statement, and so one moment.
-    let rows = query(
+    let rows = Statement::new(
         "select t.id, t.revision, t.issuer, t.custom_domain, t.document, t.seal, \
          k.algorithm, k.revision as keyring_revision, k.document as keyring_document, k.seal as keyring_seal \
-         from tenant t left join keyring k on k.tenant = t.id where t.id = ?1",
+         from tenant t left join keyring k on k.tenant = t.id where t.id = $1",
     );
-    let rows = rows.bind(tenant.as_str()).fetch_all(pool).await.map_err(store_error)?;
+    let rows = database.rows(rows.bind(tenant)).await?;
     if rows.is_empty() {
         let gone = || StoreError::Untrusted(witness::gone(tenant));
         return if witness.expects(tenant) { Err(gone()) } else { Ok(None) };
@@ -66,13 +63,13 @@ pub(super) async fn tenant(
 
 /// Every tenant, and what is new of them.
 pub(super) async fn all(
-    pool: &SqlitePool,
+    database: &dyn Reads,
     seals: &dyn Seals,
     witness: &Witness,
 ) -> Result<(Loaded, Vec<Sight>), StoreError> {
     let (mut loaded, mut news) = (Loaded::default(), Vec::new());
     let mut present = Vec::new();
-    for (id, rows) in every(pool).await? {
+    for (id, rows) in every(database).await? {
         match rows.and_then(|rows| believe(rows, seals, witness)) {
             Ok((record, new)) => {
                 loaded.records.push(record);
@@ -92,13 +89,13 @@ pub(super) async fn all(
 }
 
 /// Every tenant's rows, by id, or why they cannot be read as rows.
-pub(super) async fn every(pool: &SqlitePool) -> Result<Vec<(String, Result<Rows, StoreError>)>, StoreError> {
-    let rows = query(
+pub(super) async fn every(database: &dyn Reads) -> Result<Vec<(String, Result<Rows, StoreError>)>, StoreError> {
+    let rows = Statement::new(
         "select t.id, t.revision, t.issuer, t.custom_domain, t.document, t.seal, \
          k.algorithm, k.revision as keyring_revision, k.document as keyring_document, k.seal as keyring_seal \
          from tenant t left join keyring k on k.tenant = t.id order by t.id",
     );
-    let rows = rows.fetch_all(pool).await.map_err(store_error)?;
+    let rows = database.rows(rows).await?;
     let read = of_tenants(&rows).map(|(id, rows)| {
         let read = Rows::read(rows).map_err(|error| of_tenant(&id, error));
         (id, read)
@@ -114,12 +111,12 @@ fn of_tenant(id: &str, error: StoreError) -> StoreError {
     }
 }
 
-pub(super) async fn revisions(pool: &SqlitePool, witness: &Witness) -> Result<Revisions, StoreError> {
-    let rows = query(
+pub(super) async fn revisions(database: &dyn Reads, witness: &Witness) -> Result<Revisions, StoreError> {
+    let rows = Statement::new(
         "select t.id, t.revision, k.algorithm, k.revision as keyring_revision \
          from tenant t left join keyring k on k.tenant = t.id order by t.id",
     );
-    let rows = rows.fetch_all(pool).await.map_err(store_error)?;
+    let rows = database.rows(rows).await?;
     let mut read = Revisions::default();
     let mut present = Vec::new();
     for (id, rows) in of_tenants(&rows) {
@@ -139,79 +136,65 @@ pub(super) async fn revisions(pool: &SqlitePool, witness: &Witness) -> Result<Re
     Ok(read)
 }
 
-fn read_revisions(id: &str, rows: &[SqliteRow]) -> Result<TenantRevisions, StoreError> {
+fn read_revisions(id: &str, rows: &[Row]) -> Result<TenantRevisions, StoreError> {
     let mut keyrings = Vec::new();
     for row in rows {
-        if let Some(algorithm) = column(row, "algorithm")? {
-            keyrings.push((algorithm, column(row, "keyring_revision")?));
+        if let Some(algorithm) = row.get("algorithm")? {
+            keyrings.push((algorithm, row.get("keyring_revision")?));
         }
     }
-    record::revisions(id, column(&rows[0], "revision")?, keyrings)
+    record::revisions(id, rows[0].get("revision")?, keyrings)
 }
 
-pub(super) async fn events(pool: &SqlitePool, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
-    be_a_table(pool).await?;
+pub(in crate::store) async fn events(database: &dyn Reads, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
+    database.check_log().await?;
     let (statement, place) = match page.start {
         Start::Newest(before) => (
-            "select position, tenant, cast(record as blob) as record from audit_event where position < ?1 and (?2 is null or tenant = ?2) \
-             order by position desc limit ?3",
+            "select position, tenant, record from audit_event where position < $1 and ($2 is null or tenant = $2) \
+             order by position desc limit $3",
             before.unwrap_or(u64::MAX),
         ),
         Start::Oldest(from) => (
-            "select position, tenant, cast(record as blob) as record from audit_event where position >= ?1 and (?2 is null or tenant = ?2) \
-             order by position limit ?3",
+            "select position, tenant, record from audit_event where position >= $1 and ($2 is null or tenant = $2) \
+             order by position limit $3",
             from,
         ),
     };
-    let rows = query(statement)
+    let statement = Statement::new(statement)
         .bind(i64::try_from(place).unwrap_or(i64::MAX))
-        .bind(page.tenant.as_ref().map(TenantId::as_str))
-        .bind(page.limit)
-        .fetch_all(pool)
-        .await
-        .map_err(store_error)?;
-    let read = |row: &SqliteRow| {
-        let record = column(row, "record")?;
-        Ok(EventRow { position: column(row, "position")?, tenant: column(row, "tenant")?, record })
+        .bind(page.tenant.as_ref())
+        .bind(i64::from(page.limit));
+    let rows = database.rows(statement).await?;
+    let read = |row: &Row| {
+        let record = row.get("record")?;
+        Ok(EventRow { position: row.get("position")?, tenant: row.get("tenant")?, record })
     };
     rows.iter().map(read).collect()
 }
 
-/// Sees that the log is a table with columns that are kept: what is computed, such as a view, can be without an end.
-async fn be_a_table(pool: &SqlitePool) -> Result<(), StoreError> {
-    let tables = query(
-        "select 1 from pragma_table_list where schema = 'main' and name = 'audit_event' and type = 'table' and strict = 1 \
-         and not exists (select 1 from pragma_table_xinfo('audit_event') where hidden <> 0)",
-    );
-    match tables.fetch_optional(pool).await.map_err(store_error)? {
-        Some(_) => Ok(()),
-        None => Err(StoreError::Damaged("audit_event is not the table that Keyward makes".to_owned())),
-    }
-}
-
 impl Rows {
     /// The rows of one tenant: one for each keyring, and at least one.
-    fn read(rows: &[SqliteRow]) -> Result<Self, StoreError> {
+    fn read(rows: &[Row]) -> Result<Self, StoreError> {
         let row = &rows[0];
-        let id: String = column(row, "id")?;
+        let id: String = row.get("id")?;
         let tenant = TenantRow {
             id: id.clone(),
-            revision: column(row, "revision")?,
-            issuer: column(row, "issuer")?,
-            custom_domain: column(row, "custom_domain")?,
-            document: column(row, "document")?,
-            seal: column(row, "seal")?,
+            revision: row.get("revision")?,
+            issuer: row.get("issuer")?,
+            custom_domain: row.get("custom_domain")?,
+            document: row.get("document")?,
+            seal: row.get("seal")?,
         };
         let mut keyrings = Vec::new();
         for row in rows {
             // A tenant without keyrings has one row, without an algorithm.
-            if let Some(algorithm) = column(row, "algorithm")? {
+            if let Some(algorithm) = row.get("algorithm")? {
                 keyrings.push(KeyringRow {
                     tenant: id.clone(),
                     algorithm,
-                    revision: column(row, "keyring_revision")?,
-                    document: column(row, "keyring_document")?,
-                    seal: column(row, "keyring_seal")?,
+                    revision: row.get("keyring_revision")?,
+                    document: row.get("keyring_document")?,
+                    seal: row.get("keyring_seal")?,
                 });
             }
         }
@@ -249,14 +232,12 @@ pub(super) fn shown<'a>(record: &'a TenantRecord, hash: Hash, hashes: &[Hash]) -
 }
 
 /// Rows ordered by tenant, as one slice a tenant.
-fn of_tenants(rows: &[SqliteRow]) -> impl Iterator<Item = (String, &[SqliteRow])> {
-    let id = |row: &SqliteRow| row.try_get::<String, _>("id").unwrap_or_default();
+fn of_tenants(rows: &[Row]) -> impl Iterator<Item = (String, &[Row])> {
+    let id = |row: &Row| row.get::<String>("id").unwrap_or_default();
     rows.chunk_by(move |one, other| id(one) == id(other)).map(move |rows| (id(&rows[0]), rows))
 }
 
-pub(super) fn column<'r, T>(row: &'r SqliteRow, name: &str) -> Result<T, StoreError>
-where
-    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    row.try_get(name).map_err(store_error)
+/// The one row of `meta`.
+pub(super) fn one(mut rows: Vec<Row>) -> Result<Row, StoreError> {
+    rows.pop().ok_or_else(|| StoreError::Damaged("meta has no row".to_owned()))
 }

@@ -1,14 +1,7 @@
 //! Accepting a store that is older than what this replica has seen: a backup that was put back on purpose.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use sqlx::query;
-
-use super::error::store_error;
-use super::place::Place;
 use super::read::{self, shown};
-use super::{Guard, SqliteStore, write};
+use super::{Database, Guard, SqlStore, Statement, Transaction, write};
 use crate::domain::{Event, TenantId, Timestamp};
 use crate::store::record::{KeyringRow, TenantRow};
 use crate::store::witness::{Sight, Witness};
@@ -37,25 +30,24 @@ struct Renewed {
     sights: Vec<Sight>,
 }
 
-impl SqliteStore {
-    /// Compares the store at `path` with what was seen of it; with `accept`, also makes it hold as it is, and appends that
+impl SqlStore {
+    /// Compares the store in `database` with what was seen of it; with `accept`, also makes it hold as it is, and appends that
     /// event.
     ///
     /// What becomes valid again gets a tenant's time of making that is new, which all of its seals are over: rows of the state
     /// that was given up cannot be put back in their turn.
-    ///
-    /// # Errors
-    /// As [`SqliteStore::open`], and [`StoreError::Unsealed`]. A crash leaves the store as it was or as it is to be; the same
-    /// call again finishes the memory of it.
-    pub async fn restore(path: &Path, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
-        let place = Place::occupied(path)?;
+    pub(in crate::store) async fn restore(
+        database: impl Database,
+        guard: Guard,
+        accept: Option<Event>,
+    ) -> Result<Restored, StoreError> {
         let (witness, forgotten) = match Witness::open(&guard.witness) {
             Ok(witness) => (witness, false),
             // What the store was like is not known any more: all of it is taken anew.
             Err(StoreError::Refused(_)) if accept.is_some() => (Witness::lost(&guard.witness)?, true),
             Err(error) => return Err(error),
         };
-        let store = Self::connect(place, Arc::clone(&guard.seals), witness).await?;
+        let store = Self::new(database, guard.seals, witness).await?;
         let outcome = store.accept(accept, forgotten).await;
         store.close().await;
         outcome
@@ -63,12 +55,12 @@ impl SqliteStore {
 
     async fn accept(&self, accept: Option<Event>, forgotten: bool) -> Result<Restored, StoreError> {
         let mut witness = self.witness.write().await;
-        let tip = self.read_tip().await?;
+        let tip = write::tip(self.database.rows(write::read_tip()).await?)?;
         let mut restored =
             Restored { log: (tip.size(), witness.log_end().map_or(0, Tip::size)), ..Restored::default() };
         let (mut older, mut sights) = (Vec::new(), Vec::new());
         let mut present = Vec::new();
-        for (id, rows) in read::every(&self.readers).await? {
+        for (id, rows) in read::every(&*self.database).await? {
             match rows.and_then(|rows| rows.decode(&*self.seals)) {
                 Ok((record, hash, hashes)) => match witness.compare(&shown(&record, hash, &hashes)) {
                     Ok(news) if !forgotten => sights.extend(news),
@@ -96,31 +88,47 @@ impl SqliteStore {
             let since = witness.create_time(&record.tenant.id);
             renewed.push(renew(record, since, &*self.seals).await?);
         }
-        let mut connection = self.writer.acquire().await.map_err(store_error)?;
-        let mut transaction = sqlx::Connection::begin(&mut *connection).await.map_err(store_error)?;
-        for tenant in &restored.deleted {
-            for statement in ["delete from keyring where tenant = ?1", "delete from tenant where id = ?1"] {
-                query(statement).bind(tenant.as_str()).execute(&mut *transaction).await.map_err(store_error)?;
-            }
-        }
-        for Renewed { tenant, keyrings, sights: new } in renewed {
-            let update = query("update tenant set document = ?2, seal = ?3 where id = ?1");
-            let update = update.bind(tenant.id).bind(tenant.document).bind(tenant.seal);
-            update.execute(&mut *transaction).await.map_err(store_error)?;
-            for keyring in keyrings {
-                let update = query("update keyring set seal = ?3 where tenant = ?1 and algorithm = ?2");
-                let update = update.bind(keyring.tenant).bind(keyring.algorithm).bind(keyring.seal);
-                update.execute(&mut *transaction).await.map_err(store_error)?;
-            }
-            sights.extend(new);
-        }
+        let mut transaction = self.database.transaction().await?;
         let event = Event { detail: restored.to_string(), ..event };
-        let tip = write::append(&mut transaction, &[event], None).await?;
-        sights.push(Sight::Administration { tip });
-        transaction.commit().await.map_err(store_error)?;
+        match put_back(&mut *transaction, &restored.deleted, renewed, event).await {
+            Ok(made) => sights.extend(made),
+            Err(because) => {
+                transaction.abandon(&because).await;
+                return Err(because);
+            }
+        }
         witness.replace_with(&sights)?;
         Ok(restored)
     }
+}
+
+/// Makes the store hold as it is, in one transaction; what is to be remembered of it.
+async fn put_back(
+    transaction: &mut dyn Transaction,
+    deleted: &[TenantId],
+    renewed: Vec<Renewed>,
+    event: Event,
+) -> Result<Vec<Sight>, StoreError> {
+    transaction.begin(&[]).await?;
+    for tenant in deleted {
+        for statement in ["delete from keyring where tenant = $1", "delete from tenant where id = $1"] {
+            transaction.execute(Statement::new(statement).bind(tenant)).await?;
+        }
+    }
+    let mut sights = Vec::new();
+    for Renewed { tenant, keyrings, sights: new } in renewed {
+        let update = Statement::new("update tenant set document = $2, seal = $3 where id = $1");
+        transaction.execute(update.bind(tenant.id).bind(tenant.document).bind(tenant.seal)).await?;
+        for keyring in keyrings {
+            let update = Statement::new("update keyring set seal = $3 where tenant = $1 and algorithm = $2");
+            transaction.execute(update.bind(keyring.tenant).bind(keyring.algorithm).bind(keyring.seal)).await?;
+        }
+        sights.extend(new);
+    }
+    let tip = write::append(transaction, &[event], None).await?;
+    sights.push(Sight::Administration { tip });
+    transaction.commit().await?;
+    Ok(sights)
 }
 
 impl std::fmt::Display for Restored {

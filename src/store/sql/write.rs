@@ -1,13 +1,7 @@
 //! How a change is written: as a list of statements, decided and sealed first, then carried out in one transaction.
 
-use sqlx::pool::PoolConnection;
-use sqlx::query::Query;
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{Connection as _, Sqlite, SqliteConnection, query};
-
-use super::error::store_error;
-use super::place::Anchor;
-use super::read::column;
+use super::read::one;
+use super::{Row, Statement, Transaction};
 use crate::domain::{Event, Revision, TenantId, Timestamp};
 use crate::store::record::{self, KeyringRow, TenantRow, TokenRow};
 use crate::store::witness::{IF_ON_PURPOSE, Sight, Witness};
@@ -16,7 +10,7 @@ use crate::tlog::Tip;
 
 /// One statement of a transaction.
 struct Step {
-    statement: Query<'static, Sqlite, SqliteArguments>,
+    statement: Statement,
     /// What it means if no row is met or made. For a compare-and-swap: that it was lost (R7).
     missed: Option<StoreError>,
 }
@@ -94,11 +88,14 @@ impl Work {
     fn steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         if self.probe {
-            steps.push(Step { statement: query("update meta set probes = (probes & 65535) + 1"), missed: None });
+            steps.push(Step {
+                statement: Statement::new("update meta set probes = (probes & 65535) + 1"),
+                missed: None,
+            });
         }
         if let Some((tenant, revision)) = self.remove.take() {
-            let remove_keyrings = query("delete from keyring where tenant = ?1").bind(tenant.to_string());
-            let remove_tenant = query("delete from tenant where id = ?1 and revision = ?2").bind(tenant.to_string());
+            let remove_keyrings = Statement::new("delete from keyring where tenant = $1").bind(&tenant);
+            let remove_tenant = Statement::new("delete from tenant where id = $1 and revision = $2").bind(&tenant);
             steps.push(Step { statement: remove_keyrings, missed: None });
             steps.push(Step { statement: remove_tenant.bind(revision), missed: Some(StoreError::Conflict) });
         }
@@ -106,20 +103,20 @@ impl Work {
             steps.extend(tenant_steps(row, new_revision));
         }
         if let Some((TokenRow { name, document, seal }, seen)) = self.token.take() {
-            let statement = query(if seen {
-                "update token set document = ?2, seal = ?3 where name = ?1"
+            let statement = Statement::new(if seen {
+                "update token set document = $2, seal = $3 where name = $1"
             } else {
-                "insert into token (name, document, seal) values (?1, ?2, ?3)"
+                "insert into token (name, document, seal) values ($1, $2, $3)"
             });
             let statement = statement.bind(name).bind(document).bind(seal);
             steps.push(Step { statement, missed: Some(StoreError::Conflict) });
         }
         for (KeyringRow { tenant, algorithm, revision, document, seal }, _) in self.keyrings.drain(..) {
-            let statement = query(if revision == FIRST {
-                "insert into keyring (tenant, algorithm, revision, document, seal) values (?1, ?2, ?3, ?4, ?5)"
+            let statement = Statement::new(if revision == FIRST {
+                "insert into keyring (tenant, algorithm, revision, document, seal) values ($1, $2, $3, $4, $5)"
             } else {
-                "update keyring set revision = ?3, document = ?4, seal = ?5 \
-                 where tenant = ?1 and algorithm = ?2 and revision = ?3 - 1"
+                "update keyring set revision = $3, document = $4, seal = $5 \
+                 where tenant = $1 and algorithm = $2 and revision = $3 - 1"
             });
             let statement = statement.bind(tenant).bind(algorithm).bind(revision).bind(document).bind(seal);
             steps.push(Step { statement, missed: Some(StoreError::Conflict) });
@@ -135,15 +132,15 @@ fn tenant_steps(row: TenantRow, new_revision: Revision) -> Vec<Step> {
     let TenantRow { id, revision, issuer, custom_domain, document, seal } = row;
     let (statement, missed) = if new_revision == Revision::FIRST {
         // Without the condition, a tenant that is created again could as well be told that its issuer is taken.
-        let insert = query(
+        let insert = Statement::new(
             "insert into tenant (id, revision, issuer, custom_domain, document, seal) \
-             select ?1, ?2, ?3, ?4, ?5, ?6 where not exists (select 1 from tenant where id = ?1)",
+             select $1, $2, $3, $4, $5, $6 where not exists (select 1 from tenant where id = $1)",
         );
         (insert, StoreError::Taken { field: "id" })
     } else {
-        let update = query(
-            "update tenant set revision = ?2, issuer = ?3, custom_domain = ?4, document = ?5, seal = ?6 \
-             where id = ?1 and revision = ?2 - 1",
+        let update = Statement::new(
+            "update tenant set revision = $2, issuer = $3, custom_domain = $4, document = $5, seal = $6 \
+             where id = $1 and revision = $2 - 1",
         );
         (update, StoreError::Conflict)
     };
@@ -160,45 +157,37 @@ fn tenant_steps(row: TenantRow, new_revision: Revision) -> Vec<Step> {
 
 // A custom domain makes an issuer too, and two tenants of one issuer could sign for each other. What the columns' own
 // constraints do not see is looked at in the same transaction, by a statement that changes the one row of `meta` to what it is.
-// What a tenant has already it keeps, and the issuer of a tenant that is being deleted keeps no domain from anybody.
+// What a tenant has already it keeps, and the issuer of a tenant that is being deleted keeps no domain from anybody: its document
+// has a member of that name, which no text in a document can pass for, because the quotes in it are escaped.
 const FREE_AS_ISSUER: &str = "update meta set probes = probes \
-     where exists (select 1 from tenant where id = ?1 and 'https://' || custom_domain = ?2) \
-     or not exists (select 1 from tenant where id <> ?1 and issuer = ?2 and document ->> 'delete_time' is null)";
+     where exists (select 1 from tenant where id = $1 and 'https://' || custom_domain = $2) \
+     or not exists (select 1 from tenant where id <> $1 and issuer = $2 and replace(document, '\"delete_time\":\"', '') = document)";
 const FREE_AS_DOMAIN: &str = "update meta set probes = probes \
-     where exists (select 1 from tenant where id = ?1 and issuer = ?2) \
-     or not exists (select 1 from tenant where id <> ?1 and 'https://' || custom_domain = ?2)";
+     where exists (select 1 from tenant where id = $1 and issuer = $2) \
+     or not exists (select 1 from tenant where id <> $1 and 'https://' || custom_domain = $2)";
 
 /// Sees that no other tenant than `own` has the issuer that is named with it.
 fn free(field: &'static str, statement: &'static str, own: (String, String)) -> Step {
-    Step { statement: query(statement).bind(own.0).bind(own.1), missed: Some(StoreError::Taken { field }) }
+    Step { statement: Statement::new(statement).bind(own.0).bind(own.1), missed: Some(StoreError::Taken { field }) }
 }
 
-/// Carries the work out, all of it or nothing, remembers it, and gives the connection back if it is fit for the next
-/// transaction.
+/// Carries the work out, all of it or nothing, and remembers it.
 pub(super) async fn transact(
-    mut connection: PoolConnection<Sqlite>,
-    anchor: &Anchor,
+    mut transaction: Box<dyn Transaction>,
     witness: &mut Witness,
     work: Work,
 ) -> Result<(), StoreError> {
-    let outcome = transaction(&mut connection, anchor, witness, work).await;
-    if let Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_)) = &outcome {
-        // SQLite ends a transaction by itself after some of these errors, and the driver does not learn of it: it would
-        // count one open for ever, and refuse to begin. A new connection knows nothing of that. What closing says is of no
-        // interest: whatever the transaction left is rolled back by whoever reads the file next.
-        connection.close().await.ok();
+    let outcome = carry_out(&mut *transaction, witness, work).await;
+    if let Err(because) = &outcome {
+        transaction.abandon(because).await;
     }
     outcome
 }
 
-async fn transaction(
-    connection: &mut PoolConnection<Sqlite>,
-    anchor: &Anchor,
-    witness: &mut Witness,
-    mut work: Work,
-) -> Result<(), StoreError> {
+async fn carry_out(transaction: &mut dyn Transaction, witness: &mut Witness, mut work: Work) -> Result<(), StoreError> {
     // A change that could not be remembered must not be made.
     witness.reserve().map_err(not_remembered)?;
+    let tenants: Vec<TenantId> = work.tenants().collect();
     let mut sights = std::mem::take(&mut work.sights);
     // What is not there any more tells nothing of itself: a crash between the commit and its note must not look like a theft.
     let leaving = sights.iter().filter_map(|sight| match sight {
@@ -209,22 +198,19 @@ async fn transaction(
     });
     let leaving: Vec<Sight> = leaving.collect();
     witness.note(&leaving).map_err(not_remembered)?;
-    // Immediate: the one wait for a lock is here, before anything was read or written.
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+    transaction.begin(&tenants).await?;
     for Step { statement, missed } in work.steps() {
-        let done = statement.execute(&mut *transaction).await.map_err(store_error)?;
-        if let (0, Some(missed)) = (done.rows_affected(), missed) {
+        let done = transaction.execute(statement).await?;
+        if let (0, Some(missed)) = (done, missed) {
             return Err(missed);
         }
     }
     if !work.events.is_empty() {
-        let tip = append(&mut transaction, &work.events, witness.log_end()).await?;
+        let tip = append(transaction, &work.events, witness.log_end()).await?;
         sights.push(Sight::Administration { tip });
     }
-    // Last, so that as little as possible can happen between this look and the commit.
-    anchor.check()?;
     // A crash before this leaves nothing of the change; once it returns, the log is on disk with all of it.
-    transaction.commit().await.map_err(store_error)?;
+    transaction.commit().await?;
     // A crash before this leaves a store that is newer than what is remembered of it, which is believed.
     witness
         .note(&sights)
@@ -237,48 +223,53 @@ fn not_remembered(error: std::io::Error) -> StoreError {
 
 /// Appends to the administration log, which must end where it ended before, or later; where it ends now.
 pub(super) async fn append(
-    connection: &mut SqliteConnection,
+    transaction: &mut dyn Transaction,
     events: &[Event],
     seen: Option<&Tip>,
 ) -> Result<Tip, StoreError> {
-    let row = query("select log_tip from meta").fetch_one(&mut *connection).await.map_err(store_error)?;
-    let mut tip = parse_tip(&column::<String>(&row, "log_tip")?)?;
-    goes_on(connection, &tip, seen).await?;
+    let mut tip = tip(transaction.rows(read_tip()).await?)?;
+    if let Some(since) = records_since(&tip, seen) {
+        let rows = transaction.rows(since).await?;
+        goes_on(&tip, seen, &rows)?;
+    }
     for event in events {
         let position = i64::try_from(tip.size()).map_err(|_| StoreError::Damaged("the log is full".to_owned()))?;
         let record = String::from_utf8(tip.append(event)).expect("JSON is UTF-8");
-        query("insert into audit_event (position, tenant, record) values (?1, ?2, ?3)")
-            .bind(position)
-            .bind(event.tenant.as_ref().map(ToString::to_string))
-            .bind(record)
-            .execute(&mut *connection)
-            .await
-            .map_err(store_error)?;
+        let insert = Statement::new("insert into audit_event (position, tenant, record) values ($1, $2, $3)");
+        transaction.execute(insert.bind(position).bind(event.tenant.as_ref()).bind(record)).await?;
     }
-    let changed = query("update meta set log_tip = ?1").bind(tip_text(&tip));
-    changed.execute(&mut *connection).await.map_err(store_error)?;
+    transaction.execute(Statement::new("update meta set log_tip = $1").bind(tip_text(&tip))).await?;
     Ok(tip)
 }
 
-/// Sees that the log ends where it ended when it was last looked at, or that it has grown from there.
-pub(super) async fn goes_on(
-    connection: &mut SqliteConnection,
-    tip: &Tip,
-    seen: Option<&Tip>,
-) -> Result<(), StoreError> {
-    let Some(seen) = seen.filter(|seen| *seen != tip) else { return Ok(()) };
+/// Asks where the log ends; [`tip`] reads the answer.
+pub(super) const fn read_tip() -> Statement {
+    Statement::new("select log_tip from meta")
+}
+
+/// Where the log ends, as its column says it.
+pub(super) fn tip(rows: Vec<Row>) -> Result<Tip, StoreError> {
+    let text: String = one(rows)?.get("log_tip")?;
+    serde_json::from_str(&text).map_err(|error| StoreError::Damaged(format!("meta: log_tip: {error}")))
+}
+
+/// Asks for the records between where the log was seen to end and where it ends now; [`goes_on`] looks at them. `None` if it ends
+/// where it did.
+pub(super) fn records_since(tip: &Tip, seen: Option<&Tip>) -> Option<Statement> {
+    let seen = seen.filter(|seen| *seen != tip)?;
+    let place = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    // Some only after a crash, or behind another replica.
+    let statement = Statement::new("select record from audit_event where position >= $1 order by position limit $2");
+    Some(statement.bind(place(seen.size())).bind(place(tip.size().saturating_sub(seen.size()))))
+}
+
+/// Sees that the log has grown from where it was seen to end, by these records.
+pub(super) fn goes_on(tip: &Tip, seen: Option<&Tip>, records: &[Row]) -> Result<(), StoreError> {
+    let Some(seen) = seen else { return Ok(()) };
     let mut followed = seen.clone();
-    if tip.size() > seen.size() {
-        // Only after a crash, or behind another replica.
-        let rows = query(
-            "select cast(record as blob) as record from audit_event where position >= ?1 order by position limit ?2",
-        );
-        let position = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let rows = rows.bind(position(seen.size())).bind(position(tip.size() - seen.size()));
-        for row in rows.fetch_all(connection).await.map_err(store_error)? {
-            if followed.follow(&column::<Vec<u8>>(&row, "record")?).is_err() {
-                break;
-            }
+    for record in records {
+        if followed.follow(&record.get::<Vec<u8>>("record")?).is_err() {
+            break;
         }
     }
     if followed == *tip {
@@ -293,10 +284,6 @@ pub(super) async fn goes_on(
 }
 
 /// The end of a log as its column holds it.
-pub(super) fn tip_text(tip: &Tip) -> String {
+pub(in crate::store) fn tip_text(tip: &Tip) -> String {
     serde_json::to_string(tip).expect("hashes and numbers have a form in JSON")
-}
-
-pub(super) fn parse_tip(text: &str) -> Result<Tip, StoreError> {
-    serde_json::from_str(text).map_err(|error| StoreError::Damaged(format!("meta: log_tip: {error}")))
 }

@@ -1,0 +1,45 @@
+//! Statements as PostgreSQL's driver takes them, and rows as it gives them.
+
+use std::sync::Arc;
+
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{Column as _, PgExecutor, Postgres, Row as _, TypeInfo as _, ValueRef as _, query};
+
+use super::error::store_error;
+use crate::store::StoreError;
+use crate::store::sql::{Row, Statement, Value};
+
+/// Rows, as of one moment.
+pub(super) async fn all(executor: impl PgExecutor<'_>, statement: Statement) -> Result<Vec<Row>, StoreError> {
+    let rows = prepared(statement).fetch_all(executor).await.map_err(store_error)?;
+    let Some(first) = rows.first() else { return Ok(Vec::new()) };
+    let names: Arc<[String]> = first.columns().iter().map(|column| column.name().to_owned()).collect();
+    let read = |row: &PgRow| {
+        let values = (0..names.len()).map(|place| value(row, place)).collect::<Result<_, _>>()?;
+        Ok(Row::new(Arc::clone(&names), values))
+    };
+    rows.iter().map(read).collect()
+}
+
+pub(super) fn prepared(statement: Statement) -> Query<'static, Postgres, PgArguments> {
+    statement.values.into_iter().fold(query(statement.text), |query, value| match value {
+        Value::None => query.bind(None::<String>),
+        Value::Number(number) => query.bind(number),
+        Value::Text(text) => query.bind(text),
+        Value::Octets(octets) => query.bind(octets),
+    })
+}
+
+fn value(row: &PgRow, place: usize) -> Result<Value, StoreError> {
+    let raw = row.try_get_raw(place).map_err(store_error)?;
+    if raw.is_null() {
+        return Ok(Value::None);
+    }
+    match raw.type_info().name() {
+        "INT8" => row.try_get(place).map(Value::Number).map_err(store_error),
+        "TEXT" => row.try_get(place).map(Value::Text).map_err(store_error),
+        "BYTEA" => row.try_get(place).map(Value::Octets).map_err(store_error),
+        kind => Err(StoreError::Damaged(format!("a column holds a value of the kind {kind}"))),
+    }
+}

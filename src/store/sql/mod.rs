@@ -1,0 +1,201 @@
+//! What is the same in every SQL database: how a change is written, how rows are read, and what of them is believed. A database
+//! brings its connections, its transactions and the meaning of its errors ([`Database`]).
+
+pub(super) mod error;
+pub(super) mod read;
+mod restore;
+mod statement;
+mod write;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::RwLock;
+
+pub use self::restore::Restored;
+pub(super) use self::statement::{Row, Statement, Value};
+pub(super) use self::write::tip_text;
+use super::witness::{Sight, Witness};
+use super::{
+    Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
+    TokenBinding, TokenRecord,
+};
+use crate::domain::TenantId;
+use crate::tlog::Tip;
+
+/// What a store needs to tell which records are to be believed (R15).
+#[derive(Clone)]
+pub struct Guard {
+    /// Seals, with the service key.
+    pub seals: Arc<dyn Seals>,
+    /// The file in which this replica remembers what it has seen.
+    pub witness: PathBuf,
+}
+
+/// What can be read of a database with the schema of `migrations/`.
+#[async_trait]
+pub(super) trait Reads: Send + Sync {
+    /// Rows, as of one moment.
+    async fn rows(&self, statement: Statement) -> Result<Vec<Row>, StoreError>;
+
+    /// Sees that the administration log is a table with columns that are kept: what is computed, such as a view, can be without
+    /// an end.
+    async fn check_log(&self) -> Result<(), StoreError>;
+}
+
+/// A database in which a store is kept.
+#[async_trait]
+pub(super) trait Database: Reads + std::fmt::Debug + 'static {
+    /// A connection for a change.
+    async fn transaction(&self) -> Result<Box<dyn Transaction>, StoreError>;
+
+    /// As [`Store::changes`].
+    async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError>;
+
+    /// Waits for the calls under way, and lets go of the database.
+    async fn close(&self);
+}
+
+/// A connection, and the one transaction that it is taken for. Dropped before it was committed, nothing was changed.
+#[async_trait]
+pub(super) trait Transaction: Send {
+    /// Begins, alone among all who change this store; the records of these tenants are to be written.
+    async fn begin(&mut self, tenants: &[TenantId]) -> Result<(), StoreError>;
+
+    /// How many rows were met or made.
+    async fn execute(&mut self, statement: Statement) -> Result<u64, StoreError>;
+
+    /// Rows, as of this transaction.
+    async fn rows(&mut self, statement: Statement) -> Result<Vec<Row>, StoreError>;
+
+    /// Once this returns Ok, all of it survives a crash.
+    async fn commit(&mut self) -> Result<(), StoreError>;
+
+    /// Ends it without a change, and gives the connection back if it is fit for the next one.
+    async fn abandon(self: Box<Self>, because: &StoreError);
+}
+
+/// A store in a SQL database.
+///
+/// A commit is carried out even if the caller's future is dropped meanwhile; all of it is made or nothing.
+pub struct SqlStore {
+    database: Arc<dyn Database>,
+    seals: Arc<dyn Seals>,
+    /// Reads share it and a commit has it alone, so that what is read is compared with what had been seen at that moment.
+    witness: Arc<RwLock<Witness>>,
+}
+
+impl SqlStore {
+    /// Waits for the calls under way, and closes the database. Calls that come later answer [`StoreError::Unavailable`].
+    ///
+    /// A store that is dropped instead loses nothing; its connections are closed a little later.
+    pub async fn close(&self) {
+        self.database.close().await;
+    }
+
+    pub(super) async fn new(
+        database: impl Database,
+        seals: Arc<dyn Seals>,
+        witness: Witness,
+    ) -> Result<Self, StoreError> {
+        let store = Self { database: Arc::new(database), seals, witness: Arc::new(RwLock::new(witness)) };
+        store.binding().await?;
+        Ok(store)
+    }
+
+    /// Carries out the work, and remembers what that made of the store.
+    async fn write(&self, work: write::Work) -> Result<(), StoreError> {
+        let transaction = self.database.transaction().await?;
+        let witness = Arc::clone(&self.witness);
+        // A task of its own goes on when the caller's future is dropped: no transaction is left half done on the connection.
+        let task =
+            tokio::spawn(async move { write::transact(transaction, &mut *witness.write_owned().await, work).await });
+        task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("the write was interrupted: {error}"))))
+    }
+
+    /// Remembers what was read and not known yet: another replica's change, or one that a crash kept this one from noting.
+    async fn remember(&self, news: Vec<Sight>) {
+        if news.is_empty() {
+            return;
+        }
+        if let Err(error) = self.witness.write().await.note(&news) {
+            tracing::warn!(%error, "what was read of the store is remembered by this process alone");
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqlStore {
+    async fn load(&self, tenant: &TenantId) -> Result<Option<TenantRecord>, StoreError> {
+        let read = {
+            let witness = self.witness.read().await;
+            read::tenant(&*self.database, tenant, &*self.seals, &witness).await?
+        };
+        let Some((record, news)) = read else { return Ok(None) };
+        self.remember(news).await;
+        Ok(Some(record))
+    }
+
+    async fn load_all(&self) -> Result<Loaded, StoreError> {
+        let (loaded, news) = {
+            let witness = self.witness.read().await;
+            read::all(&*self.database, &*self.seals, &witness).await?
+        };
+        self.remember(news).await;
+        Ok(loaded)
+    }
+
+    async fn revisions(&self) -> Result<Revisions, StoreError> {
+        let witness = self.witness.read().await;
+        read::revisions(&*self.database, &witness).await
+    }
+
+    async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
+        self.database.changes(since).await
+    }
+
+    async fn commit(&self, change: &Change) -> Result<(), StoreError> {
+        let mut work = {
+            let witness = self.witness.read().await;
+            write::Work::of(change, &witness)?
+        };
+        work.seal(&*self.seals).await?;
+        self.write(work).await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.binding().await?;
+        {
+            let witness = self.witness.read().await;
+            let (tip, seen) = (self.log_tip().await?, witness.log_end());
+            if let Some(since) = write::records_since(&tip, seen) {
+                write::goes_on(&tip, seen, &self.database.rows(since).await?)?;
+            }
+        }
+        self.write(write::Work::probe()).await
+    }
+
+    async fn binding(&self) -> Result<TokenBinding, StoreError> {
+        read::binding(&*self.database).await
+    }
+
+    async fn tokens(&self) -> Result<BTreeMap<String, Result<TokenRecord, String>>, StoreError> {
+        read::tokens(&*self.database, &*self.seals).await
+    }
+
+    async fn events(&self, page: &EventPage) -> Result<Vec<EventRow>, StoreError> {
+        read::events(&*self.database, page).await
+    }
+
+    async fn log_tip(&self) -> Result<Tip, StoreError> {
+        write::tip(self.database.rows(write::read_tip()).await?)
+    }
+}
+
+impl std::fmt::Debug for SqlStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqlStore").field("database", &self.database).finish_non_exhaustive()
+    }
+}
