@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Seals, StoreError, TenantRevisions, TokenRecord, seal};
-use crate::domain::{Algorithm, Keyring, Revision, Tenant, Timestamp};
+use crate::domain::{Algorithm, Keyring, Revision, Tenant, TenantId, Timestamp};
 
 /// A row of `tenant`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,15 @@ pub(super) struct KeyringRow {
 pub(super) struct TokenRow {
     pub(super) name: String,
     pub(super) document: String,
+    /// Empty until it is sealed.
+    pub(super) seal: Vec<u8>,
+}
+
+/// A row of `removal`: that the tenant of this id that was made at this time is there no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RemovalRow {
+    pub(super) tenant: String,
+    pub(super) create_time: String,
     /// Empty until it is sealed.
     pub(super) seal: Vec<u8>,
 }
@@ -111,6 +120,24 @@ impl TokenRow {
         seal::check(seals, &self.message(), &self.seal, &row)?;
         let token: TokenRecord = value(&self.document, &row)?;
         if token.name.as_str() == self.name { Ok(token) } else { Err(differs(&row)) }
+    }
+}
+
+impl RemovalRow {
+    pub(super) fn encode(tenant: &TenantId, create_time: Timestamp) -> Self {
+        Self { tenant: tenant.to_string(), create_time: create_time.to_string(), seal: Vec::new() }
+    }
+
+    /// What is sealed.
+    pub(super) fn message(&self) -> Vec<u8> {
+        seal::removal_message(&self.tenant, &self.create_time)
+    }
+
+    /// When the tenant was made.
+    pub(super) fn decode(&self, seals: &dyn Seals) -> Result<Timestamp, StoreError> {
+        let row = format!("removal {}", self.tenant);
+        seal::check(seals, &self.message(), &self.seal, &row)?;
+        parse(&self.create_time, &row, "create_time")
     }
 }
 

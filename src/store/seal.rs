@@ -30,6 +30,11 @@ pub(super) fn keyring_message(tenant_created: Timestamp, document: &str) -> Vec<
     format!("{PURPOSE}\nkeyring\n{tenant_created}\n{document}").into_bytes()
 }
 
+/// What the seal of a removal is over.
+pub(super) fn removal_message(tenant: &str, tenant_created: &str) -> Vec<u8> {
+    format!("{PURPOSE}\nremoval\n{tenant}\n{tenant_created}").into_bytes()
+}
+
 /// What the seal of a token's record is over.
 pub(super) fn token_message(document: &str) -> Vec<u8> {
     format!("{PURPOSE}\ntoken\n{document}").into_bytes()

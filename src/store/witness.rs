@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Damage, StoreError};
+use super::StoreError;
 use crate::domain::{Algorithm, Keyring, Revision, Tenant, TenantId, Timestamp};
 use crate::files::put_whole;
 use crate::tlog::{Hash, Tip, leaf_hash};
@@ -204,11 +204,19 @@ impl Witness {
     }
 
     /// The tenants that must be in the store and are not among `present`, which is sorted.
-    pub(super) fn missing(&self, present: &[&str]) -> Vec<Damage> {
+    pub(super) fn missing(&self, present: &[&str]) -> Vec<TenantId> {
         let there = |tenant: &&TenantId| present.binary_search(&tenant.as_str()).is_ok();
         let known = self.seen.tenants.iter().filter(|(_, tenancy)| tenancy.stays()).map(|(tenant, _)| tenant);
-        let missing = known.filter(|tenant| !there(tenant));
-        missing.map(|tenant| Damage { tenant: tenant.to_string(), problem: gone(tenant) }).collect()
+        known.filter(|tenant| !there(tenant)).cloned().collect()
+    }
+
+    /// What is new in a tenant's removal, or why it is not to be believed.
+    pub(super) fn compare_removal(&self, tenant: &TenantId, create_time: Timestamp) -> Result<Sight, String> {
+        let tenancy = self.seen.tenants.get(tenant);
+        if tenancy.is_some_and(|tenancy| tenancy.create_time > create_time) {
+            return Err(gone(tenant));
+        }
+        Ok(Sight::Removed { tenant: tenant.clone(), create_time })
     }
 
     /// Whether this tenant must be in the store.
@@ -216,9 +224,9 @@ impl Witness {
         self.seen.tenants.get(tenant).is_some_and(Tenancy::stays)
     }
 
-    /// Whether the tenant of this id was removed, and none was made under it since.
-    pub(super) fn has_removed(&self, tenant: &TenantId) -> bool {
-        self.seen.tenants.get(tenant).is_some_and(|tenancy| tenancy.removed)
+    /// When the tenant of this id was made that was removed, if none was made under it since.
+    pub(super) fn removed(&self, tenant: &TenantId) -> Option<Timestamp> {
+        self.seen.tenants.get(tenant).filter(|tenancy| tenancy.removed).map(|tenancy| tenancy.create_time)
     }
 
     /// Whether a tenant of this id was removed that was not made before this time.

@@ -1,9 +1,10 @@
 //! PostgreSQL: Debian's, a server of the test process's own, and databases in it.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -20,50 +21,79 @@ const START_MAX: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65_534;
 
 /// A running server. It ends when the last test that uses it does, and when the process does, however that ends.
-pub(crate) struct Postgresql {
+pub(crate) struct Server {
     directory: TempDir,
     databases: AtomicU32,
-    end: Option<Sender<()>>,
-    keeper: Option<JoinHandle<()>>,
+    keeper: Option<Keeper>,
 }
 
 /// A database that nobody else uses.
 pub(crate) struct Database {
-    server: Arc<Postgresql>,
+    server: Arc<Server>,
     name: String,
+}
+
+/// psql, as an operator leaves it open.
+pub(crate) struct Shell {
+    process: Child,
+    output: BufReader<ChildStdout>,
+}
+
+/// The thread that has the server as its child, and where it is told to end it and start it again.
+struct Keeper {
+    thread: JoinHandle<()>,
+    restart: Sender<Sender<()>>,
 }
 
 impl Database {
     /// An empty one on the server that the tests of this process share.
     pub(crate) fn fresh() -> Self {
-        Postgresql::shared().database()
+        Server::shared().database()
     }
 
     /// Its address.
     pub(crate) fn url(&self) -> String {
-        format!("postgres://keyward@localhost/{}?host={}", self.name, self.server.socket_dir().display())
+        format!("postgres://keyward@localhost/{}?host={}", self.name, self.server.directory.path().display())
     }
 
     /// What psql prints for a statement, as an operator would ask it.
     pub(crate) fn psql(&self, statement: &str) -> String {
         self.server.psql(&self.name, statement)
     }
+
+    /// psql for several statements of one session.
+    pub(crate) fn shell(&self) -> Shell {
+        let mut psql = self.server.client(&self.name);
+        let mut process = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql runs");
+        let output = BufReader::new(process.stdout.take().expect("it is piped"));
+        Shell { process, output }
+    }
 }
 
-impl Postgresql {
-    /// The one that the tests of this process share.
-    fn shared() -> Arc<Self> {
-        static SHARED: Mutex<Weak<Postgresql>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.upgrade().unwrap_or_else(|| {
-            let server = Arc::new(Self::start());
-            *shared = Arc::downgrade(&server);
-            server
-        })
+impl Shell {
+    /// Waits until it is done.
+    pub(crate) fn ask(&mut self, statements: &str) {
+        let stdin = self.process.stdin.as_mut().expect("it is piped");
+        writeln!(stdin, "{statements}\n\\echo done").expect("psql reads");
+        let mut line = String::new();
+        while line.trim_end() != "done" {
+            line.clear();
+            assert!(self.output.read_line(&mut line).expect("psql prints") > 0, "psql ended: {statements}");
+        }
     }
+}
 
+impl Drop for Shell {
+    fn drop(&mut self) {
+        // It ends when its input does.
+        self.process.stdin.take();
+        self.process.wait().ok();
+    }
+}
+
+impl Server {
     /// A server in a directory of its own, which listens on a socket there.
-    fn start() -> Self {
+    pub(crate) fn start() -> Arc<Self> {
         let directory = TempDir::with_prefix("keyward-pg-").expect("a directory");
         let data = directory.path().join("data");
         fs::create_dir(&data).expect("a directory");
@@ -74,50 +104,62 @@ impl Postgresql {
             }
         }
         let mut initdb = as_nobody("initdb");
-        initdb
-            .args(["--auth=trust", "--username=keyward", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
-            .arg(&data);
-        let output = initdb.output().expect("initdb runs");
+        initdb.args(["--auth=trust", "--username=keyward", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"]);
+        let output = initdb.arg(&data).output().expect("initdb runs");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        let (end, ends) = channel();
-        let (kept_data, socket_dir) = (data.clone(), directory.path().to_owned());
+        let (restart, restarts) = channel();
+        let path = directory.path().to_owned();
         // The server dies with the thread that started it; a test's own thread would end too soon.
-        let keeper = thread::spawn(move || keep(&kept_data, &socket_dir, &ends));
-        let server = Self { directory, databases: AtomicU32::new(0), end: Some(end), keeper: Some(keeper) };
+        let thread = thread::spawn(move || keep(&path, &restarts));
+        let server = Self { directory, databases: AtomicU32::new(0), keeper: Some(Keeper { thread, restart }) };
         server.wait_until_it_answers();
-        server
+        Arc::new(server)
     }
 
-    fn socket_dir(&self) -> PathBuf {
-        self.directory.path().to_owned()
+    /// The one that the tests of this process share.
+    fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let server = Self::start();
+            *shared = Arc::downgrade(&server);
+            server
+        })
     }
 
-    fn database(self: Arc<Self>) -> Database {
+    /// A new database.
+    pub(crate) fn database(self: &Arc<Self>) -> Database {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.psql("postgres", &format!("create database {name}"));
-        Database { server: self, name }
+        Database { server: Arc::clone(self), name }
+    }
+
+    /// Kills it in whatever it is doing, and starts it again: it comes back with what it had acknowledged.
+    pub(crate) fn kill_and_start_again(&self) {
+        let (started, is_started) = channel();
+        let keeper = self.keeper.as_ref().expect("it is there until it is dropped");
+        keeper.restart.send(started).expect("the keeper waits");
+        is_started.recv().expect("the keeper starts it");
+        self.wait_until_it_answers();
     }
 
     fn psql(&self, database: &str, statement: &str) -> String {
-        let mut psql = Command::new(programs().join("psql"));
-        psql.args([
-            "--no-psqlrc",
-            "--tuples-only",
-            "--no-align",
-            "--set=ON_ERROR_STOP=1",
-            "--username=keyward",
-            "--host",
-        ]);
-        psql.arg(self.socket_dir()).args(["--dbname", database, "--command", statement]);
-        let output = psql.output().expect("psql runs");
+        let output = self.client(database).args(["--command", statement]).output().expect("psql runs");
         assert!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8").trim_end().to_owned()
+    }
+
+    fn client(&self, database: &str) -> Command {
+        let mut psql = Command::new(programs().join("psql"));
+        psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]);
+        psql.args(["--username=keyward", "--dbname", database, "--host"]).arg(self.directory.path());
+        psql
     }
 
     fn wait_until_it_answers(&self) {
         let begun = Instant::now();
         let mut is_ready = Command::new(programs().join("pg_isready"));
-        is_ready.arg("--quiet").arg("--host").arg(self.socket_dir());
+        is_ready.arg("--quiet").arg("--host").arg(self.directory.path());
         while !is_ready.status().expect("pg_isready runs").success() {
             let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
             assert!(begun.elapsed() < START_MAX, "PostgreSQL does not answer: {}", log());
@@ -126,30 +168,42 @@ impl Postgresql {
     }
 }
 
-impl Drop for Postgresql {
+impl Drop for Server {
     fn drop(&mut self) {
-        self.end.take();
-        if let Some(keeper) = self.keeper.take() {
-            keeper.join().ok();
+        if let Some(Keeper { thread, restart }) = self.keeper.take() {
+            drop(restart);
+            thread.join().ok();
         }
     }
 }
 
-/// Starts the server, and stops it when nobody can tell any more to go on.
-fn keep(data: &Path, socket_dir: &Path, ends: &Receiver<()>) {
+/// Starts the server, starts it again when told to, and stops it when nobody can tell any more.
+fn keep(directory: &Path, restarts: &Receiver<Sender<()>>) {
+    let mut server = spawn(directory);
+    while let Ok(started) = restarts.recv() {
+        // As a crash: nothing is put in order before the end.
+        end(&mut server, Signal::QUIT);
+        server = spawn(directory);
+        started.send(()).ok();
+    }
+    // Connections are cut.
+    end(&mut server, Signal::INT);
+}
+
+fn spawn(directory: &Path) -> Child {
     let mut postgres = as_nobody("postgres");
-    postgres.arg("-D").arg(data).arg("-k").arg(socket_dir);
-    // What a crash of the machine would lose is not what tests ask about; that of the server loses nothing without it.
+    postgres.arg("-D").arg(directory.join("data")).arg("-k").arg(directory);
+    // A crash of the machine loses what is not on the disk; that of the server does not, and this is all that tests ask about.
     for setting in ["listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=32MB"] {
         postgres.args(["-c", setting]);
     }
-    let log = fs::File::create(socket_dir.join("log")).expect("a log");
+    let log = OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
     postgres.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-    let mut server: Child = postgres.spawn().expect("PostgreSQL starts");
-    ends.recv().ok();
-    // Fast shutdown: connections are cut.
-    let id = i32::try_from(server.id()).ok().and_then(Pid::from_raw).expect("a process id");
-    kill_process(id, Signal::INT).ok();
+    postgres.spawn().expect("PostgreSQL starts")
+}
+
+fn end(server: &mut Child, signal: Signal) {
+    kill_process(Pid::from_child(server), signal).ok();
     server.wait().ok();
 }
 

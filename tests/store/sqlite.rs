@@ -286,7 +286,9 @@ async fn a_store_of_the_first_version_is_brought_up_to_date() {
     let store = harness.store();
     store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     let mut shell = harness.shell().await;
-    query("drop table token").execute(&mut shell).await.unwrap();
+    for table in ["drop table token", "drop table removal"] {
+        query(table).execute(&mut shell).await.unwrap();
+    }
     query("delete from _sqlx_migrations where version > 1").execute(&mut shell).await.unwrap();
     let document: String = query("select document from tenant").fetch_one(&mut shell).await.unwrap().get(0);
     assert!(!document.contains("token\":"), "where it is home it is left out, as it was: {document}");

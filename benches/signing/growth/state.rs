@@ -93,9 +93,10 @@ fn make(whole: &Path, tenants: usize, runtime: &Runtime) -> Result<(), String> {
                 clients.create_tenant(&tenant(number), &[ALGORITHM], policy()).await;
                 rotate(&mut clients, &tenant(number)).await?;
             }
-            Ok::<_, String>(())
+            drop(clients);
+            // On a thread of its own: the server waits for connections, which are closed here meanwhile.
+            tokio::task::spawn_blocking(move || server.terminate()).await.map_err(|error| error.to_string())
         })?;
-        server.terminate();
         if std::mem::take(&mut first) {
             copy_all(&copy, whole)?;
         } else {

@@ -157,8 +157,11 @@ impl Database for Server {
 }
 
 fn options(settings: &Settings) -> Result<PgConnectOptions, StoreError> {
+    let url = settings.url.expose_secret();
+    let is_ours = url.starts_with("postgres://") || url.starts_with("postgresql://");
     // What the parser says could name the password.
-    let options: PgConnectOptions = settings.url.expose_secret().parse().map_err(|_| {
+    let options: Option<PgConnectOptions> = is_ours.then(|| url.parse().ok()).flatten();
+    let options = options.ok_or_else(|| {
         StoreError::Refused("the store's url is not of the form postgres://user@host:port/database".to_owned())
     })?;
     // The driver would log every statement; what goes wrong is logged where it is handled.
@@ -178,5 +181,5 @@ async fn is_there(connection: &mut PgConnection) -> Result<bool, StoreError> {
 async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
     let statements = include_str!("../../../migrations/postgres/0001_store.sql").into_sql_str();
     let migration = Migration::new(1, "store".into(), MigrationType::Simple, statements, false);
-    Migrator::with_migrations(vec![migration]).run(connection).await.map_err(migrate_error)
+    Migrator::with_migrations(vec![migration]).run_direct(None, connection, false).await.map_err(migrate_error)
 }

@@ -14,10 +14,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::RwLock;
 
+use self::read::Read;
 pub use self::restore::Restored;
 pub(super) use self::statement::{Row, Statement, Value};
 pub(super) use self::write::tip_text;
-use super::witness::{Sight, Witness};
+use super::witness::Witness;
 use super::{
     Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
     TokenBinding, TokenRecord,
@@ -115,14 +116,15 @@ impl SqlStore {
         task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("the write was interrupted: {error}"))))
     }
 
-    /// Remembers what was read and not known yet: another replica's change, or one that a crash kept this one from noting.
-    async fn remember(&self, news: Vec<Sight>) {
-        if news.is_empty() {
-            return;
-        }
-        if let Err(error) = self.witness.write().await.note(&news) {
+    /// What was read, once it is remembered what of it was not known yet: another replica's change, or one that a crash kept this
+    /// one from noting.
+    async fn remembered<T>(&self, Read { record, news }: Read<T>) -> T {
+        if !news.is_empty()
+            && let Err(error) = self.witness.write().await.note(&news)
+        {
             tracing::warn!(%error, "what was read of the store is remembered by this process alone");
         }
+        record
     }
 }
 
@@ -133,23 +135,23 @@ impl Store for SqlStore {
             let witness = self.witness.read().await;
             read::tenant(&*self.database, tenant, &*self.seals, &witness).await?
         };
-        let Some((record, news)) = read else { return Ok(None) };
-        self.remember(news).await;
-        Ok(Some(record))
+        Ok(self.remembered(read).await)
     }
 
     async fn load_all(&self) -> Result<Loaded, StoreError> {
-        let (loaded, news) = {
+        let read = {
             let witness = self.witness.read().await;
             read::all(&*self.database, &*self.seals, &witness).await?
         };
-        self.remember(news).await;
-        Ok(loaded)
+        Ok(self.remembered(read).await)
     }
 
     async fn revisions(&self) -> Result<Revisions, StoreError> {
-        let witness = self.witness.read().await;
-        read::revisions(&*self.database, &witness).await
+        let read = {
+            let witness = self.witness.read().await;
+            read::revisions(&*self.database, &*self.seals, &witness).await?
+        };
+        Ok(self.remembered(read).await)
     }
 
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {

@@ -4,13 +4,19 @@ use std::collections::BTreeMap;
 
 use super::{Reads, Row, Statement};
 use crate::domain::{Algorithm, TenantId};
-use crate::store::record::{self, KeyringRow, TenantRow, TokenRow};
+use crate::store::record::{self, KeyringRow, RemovalRow, TenantRow, TokenRow};
 use crate::store::witness::{self, Shown, Sight, Witness};
 use crate::store::{
     Damage, EventPage, EventRow, Loaded, Revisions, Seals, Start, StoreError, TenantRecord, TenantRevisions,
     TokenBinding, TokenRecord,
 };
 use crate::tlog::{Hash, leaf_hash};
+
+/// What was read, and what of it this replica had not seen.
+pub(super) struct Read<T> {
+    pub(super) record: T,
+    pub(super) news: Vec<Sight>,
+}
 
 /// A tenant's rows, as they stand there.
 pub(super) struct Rows {
@@ -39,13 +45,13 @@ pub(super) async fn tokens(
     rows.iter().map(read).collect()
 }
 
-/// One tenant, and what is new of it; `None` if there is none and need not be.
+/// One tenant; `None` if there is none and need not be.
 pub(super) async fn tenant(
     database: &dyn Reads,
     tenant: &TenantId,
     seals: &dyn Seals,
     witness: &Witness,
-) -> Result<Option<(TenantRecord, Vec<Sight>)>, StoreError> {
+) -> Result<Read<Option<TenantRecord>>, StoreError> {
     // One statement, and so one moment.
     let rows = Statement::new(
         "select t.id, t.revision, t.issuer, t.custom_domain, t.document, t.seal, \
@@ -54,19 +60,56 @@ pub(super) async fn tenant(
     );
     let rows = database.rows(rows.bind(tenant)).await?;
     if rows.is_empty() {
-        let gone = || StoreError::Untrusted(witness::gone(tenant));
-        return if witness.expects(tenant) { Err(gone()) } else { Ok(None) };
+        let removal =
+            if witness.expects(tenant) { Some(removal(database, tenant, seals, witness).await?) } else { None };
+        return Ok(Read { record: None, news: removal.into_iter().collect() });
     }
     let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
-    believe(rows, seals, witness).map(Some)
+    let (record, news) = believe(rows, seals, witness)?;
+    Ok(Read { record: Some(record), news })
 }
 
-/// Every tenant, and what is new of them.
+/// That a tenant was removed which was to be there; else its record is gone.
+async fn removal(
+    database: &dyn Reads,
+    tenant: &TenantId,
+    seals: &dyn Seals,
+    witness: &Witness,
+) -> Result<Sight, StoreError> {
+    let rows = Statement::new("select create_time, seal from removal where tenant = $1").bind(tenant);
+    let Some(row) = database.rows(rows).await?.pop() else {
+        return Err(StoreError::Untrusted(witness::gone(tenant)));
+    };
+    let row = RemovalRow { tenant: tenant.to_string(), create_time: row.get("create_time")?, seal: row.get("seal")? };
+    witness.compare_removal(tenant, row.decode(seals)?).map_err(StoreError::Untrusted)
+}
+
+/// Of the tenants that must be there and are not among those `present`: whose records are gone, and who was removed.
+async fn missing(
+    database: &dyn Reads,
+    mut present: Vec<String>,
+    seals: &dyn Seals,
+    witness: &Witness,
+) -> Result<(Vec<Damage>, Vec<Sight>), StoreError> {
+    present.sort_unstable();
+    let present: Vec<&str> = present.iter().map(String::as_str).collect();
+    let (mut damaged, mut news) = (Vec::new(), Vec::new());
+    for tenant in witness.missing(&present) {
+        match removal(database, &tenant, seals, witness).await.map_err(|error| of_tenant(tenant.as_str(), error)) {
+            Ok(removed) => news.push(removed),
+            Err(StoreError::Untrusted(problem)) => damaged.push(Damage { tenant: tenant.to_string(), problem }),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok((damaged, news))
+}
+
+/// Every tenant.
 pub(super) async fn all(
     database: &dyn Reads,
     seals: &dyn Seals,
     witness: &Witness,
-) -> Result<(Loaded, Vec<Sight>), StoreError> {
+) -> Result<Read<Loaded>, StoreError> {
     let (mut loaded, mut news) = (Loaded::default(), Vec::new());
     let mut present = Vec::new();
     for (id, rows) in every(database).await? {
@@ -82,10 +125,10 @@ pub(super) async fn all(
         // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
         tokio::task::yield_now().await;
     }
-    present.sort_unstable();
-    let present: Vec<&str> = present.iter().map(String::as_str).collect();
-    loaded.damaged.extend(witness.missing(&present));
-    Ok((loaded, news))
+    let (damaged, removed) = missing(database, present, seals, witness).await?;
+    loaded.damaged.extend(damaged);
+    news.extend(removed);
+    Ok(Read { record: loaded, news })
 }
 
 /// Every tenant's rows, by id, or why they cannot be read as rows.
@@ -111,7 +154,11 @@ fn of_tenant(id: &str, error: StoreError) -> StoreError {
     }
 }
 
-pub(super) async fn revisions(database: &dyn Reads, witness: &Witness) -> Result<Revisions, StoreError> {
+pub(super) async fn revisions(
+    database: &dyn Reads,
+    seals: &dyn Seals,
+    witness: &Witness,
+) -> Result<Read<Revisions>, StoreError> {
     let rows = Statement::new(
         "select t.id, t.revision, k.algorithm, k.revision as keyring_revision \
          from tenant t left join keyring k on k.tenant = t.id order by t.id",
@@ -129,11 +176,10 @@ pub(super) async fn revisions(database: &dyn Reads, witness: &Witness) -> Result
         // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
         tokio::task::yield_now().await;
     }
-    present.sort_unstable();
-    let present: Vec<&str> = present.iter().map(String::as_str).collect();
-    read.damaged.extend(witness.missing(&present));
+    let (damaged, news) = missing(database, present, seals, witness).await?;
+    read.damaged.extend(damaged);
     read.tenants.sort_unstable_by(|one, other| one.tenant.cmp(&other.tenant));
-    Ok(read)
+    Ok(Read { record: read, news })
 }
 
 fn read_revisions(id: &str, rows: &[Row]) -> Result<TenantRevisions, StoreError> {

@@ -3,7 +3,7 @@
 use super::read::{self, shown};
 use super::{Database, Guard, SqlStore, Statement, Transaction, write};
 use crate::domain::{Event, TenantId, Timestamp};
-use crate::store::record::{KeyringRow, TenantRow};
+use crate::store::record::{KeyringRow, RemovalRow, TenantRow};
 use crate::store::witness::{Sight, Witness};
 use crate::store::{Damage, Seals, StoreError, TenantRecord, seal};
 use crate::tlog::Tip;
@@ -58,13 +58,16 @@ impl SqlStore {
         let tip = write::tip(self.database.rows(write::read_tip()).await?)?;
         let mut restored =
             Restored { log: (tip.size(), witness.log_end().map_or(0, Tip::size)), ..Restored::default() };
-        let (mut older, mut sights) = (Vec::new(), Vec::new());
+        let (mut older, mut sights, mut removals) = (Vec::new(), Vec::new(), Vec::new());
         let mut present = Vec::new();
         for (id, rows) in read::every(&*self.database).await? {
             match rows.and_then(|rows| rows.decode(&*self.seals)) {
                 Ok((record, hash, hashes)) => match witness.compare(&shown(&record, hash, &hashes)) {
                     Ok(news) if !forgotten => sights.extend(news),
-                    Err(_) if witness.has_removed(&record.tenant.id) => restored.deleted.push(record.tenant.id),
+                    Err(_) if let Some(create_time) = witness.removed(&record.tenant.id) => {
+                        removals.push(RemovalRow::encode(&record.tenant.id, create_time));
+                        restored.deleted.push(record.tenant.id);
+                    }
                     _ => {
                         restored.older.push(record.tenant.id.clone());
                         older.push(record);
@@ -77,9 +80,11 @@ impl SqlStore {
         }
         present.sort_unstable();
         let names: Vec<&str> = present.iter().map(String::as_str).collect();
-        for tenant in witness.missing(&names).into_iter().filter_map(|missing| missing.tenant.parse().ok()) {
-            let create_time = witness.create_time(&tenant);
-            sights.extend(create_time.map(|create_time| Sight::Removed { tenant: tenant.clone(), create_time }));
+        for tenant in witness.missing(&names) {
+            if let Some(create_time) = witness.create_time(&tenant) {
+                removals.push(RemovalRow::encode(&tenant, create_time));
+                sights.push(Sight::Removed { tenant: tenant.clone(), create_time });
+            }
             restored.missing.push(tenant);
         }
         let Some(event) = accept else { return Ok(restored) };
@@ -88,9 +93,11 @@ impl SqlStore {
             let since = witness.create_time(&record.tenant.id);
             renewed.push(renew(record, since, &*self.seals).await?);
         }
+        let to_seal = removals.iter_mut().map(|row| (row.message(), &mut row.seal));
+        seal::put(&*self.seals, to_seal.collect()).await?;
         let mut transaction = self.database.transaction().await?;
         let event = Event { detail: restored.to_string(), ..event };
-        match put_back(&mut *transaction, &restored.deleted, renewed, event).await {
+        match put_back(&mut *transaction, &restored.deleted, removals, renewed, event).await {
             Ok(made) => sights.extend(made),
             Err(because) => {
                 transaction.abandon(&because).await;
@@ -106,6 +113,7 @@ impl SqlStore {
 async fn put_back(
     transaction: &mut dyn Transaction,
     deleted: &[TenantId],
+    removals: Vec<RemovalRow>,
     renewed: Vec<Renewed>,
     event: Event,
 ) -> Result<Vec<Sight>, StoreError> {
@@ -114,6 +122,9 @@ async fn put_back(
         for statement in ["delete from keyring where tenant = $1", "delete from tenant where id = $1"] {
             transaction.execute(Statement::new(statement).bind(tenant)).await?;
         }
+    }
+    for row in removals {
+        transaction.execute(write::removal(row)).await?;
     }
     let mut sights = Vec::new();
     for Renewed { tenant, keyrings, sights: new } in renewed {

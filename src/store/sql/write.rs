@@ -3,7 +3,7 @@
 use super::read::one;
 use super::{Row, Statement, Transaction};
 use crate::domain::{Event, Revision, TenantId, Timestamp};
-use crate::store::record::{self, KeyringRow, TenantRow, TokenRow};
+use crate::store::record::{self, KeyringRow, RemovalRow, TenantRow, TokenRow};
 use crate::store::witness::{IF_ON_PURPOSE, Sight, Witness};
 use crate::store::{Change, Seals, StoreError, seal};
 use crate::tlog::Tip;
@@ -21,7 +21,7 @@ pub(super) struct Work {
     tenant: Option<(TenantRow, Revision)>,
     /// Each with the time at which its tenant was made.
     keyrings: Vec<(KeyringRow, Timestamp)>,
-    remove: Option<(TenantId, i64)>,
+    remove: Option<(RemovalRow, i64)>,
     /// With whether it was seen before.
     token: Option<(TokenRow, bool)>,
     events: Vec<Event>,
@@ -35,9 +35,10 @@ impl Work {
     pub(super) fn of(change: &Change, witness: &Witness) -> Result<Self, StoreError> {
         let mut work = Self { events: change.events.clone(), ..Self::default() };
         if let Some((tenant, revision)) = &change.remove {
-            work.remove = Some((tenant.clone(), record::number(*revision)?));
-            let removed = |create_time| Sight::Removed { tenant: tenant.clone(), create_time };
-            work.sights.extend(witness.create_time(tenant).map(removed));
+            // Whoever removes a tenant has seen it: unless another change came first.
+            let create_time = witness.create_time(tenant).ok_or(StoreError::Conflict)?;
+            work.remove = Some((RemovalRow::encode(tenant, create_time), record::number(*revision)?));
+            work.sights.push(Sight::Removed { tenant: tenant.clone(), create_time });
         }
         if let Some(tenant) = &change.tenant {
             let row = TenantRow::encode(tenant)?;
@@ -71,9 +72,7 @@ impl Work {
 
     /// The tenants whose records it writes.
     pub(super) fn tenants(&self) -> impl Iterator<Item = TenantId> {
-        let of_record = |sight: &Sight| sight.tenant().cloned();
-        let removed = self.remove.iter().map(|(tenant, _)| tenant.clone());
-        self.sights.iter().filter_map(of_record).chain(removed)
+        self.sights.iter().filter_map(|sight| sight.tenant().cloned())
     }
 
     /// Seals its records.
@@ -81,7 +80,8 @@ impl Work {
         let tenant = self.tenant.iter_mut().map(|(row, _)| (row.message(), &mut row.seal));
         let keyrings = self.keyrings.iter_mut().map(|(row, created)| (row.message(*created), &mut row.seal));
         let token = self.token.iter_mut().map(|(row, _)| (row.message(), &mut row.seal));
-        seal::put(seals, tenant.chain(keyrings).chain(token).collect()).await
+        let removal = self.remove.iter_mut().map(|(row, _)| (row.message(), &mut row.seal));
+        seal::put(seals, tenant.chain(keyrings).chain(token).chain(removal).collect()).await
     }
 
     /// Its statements. A removal comes first, so that what it frees may be taken in the same change.
@@ -93,11 +93,13 @@ impl Work {
                 missed: None,
             });
         }
-        if let Some((tenant, revision)) = self.remove.take() {
-            let remove_keyrings = Statement::new("delete from keyring where tenant = $1").bind(&tenant);
-            let remove_tenant = Statement::new("delete from tenant where id = $1 and revision = $2").bind(&tenant);
+        if let Some((row, revision)) = self.remove.take() {
+            let tenant = || row.tenant.clone();
+            let remove_keyrings = Statement::new("delete from keyring where tenant = $1").bind(tenant());
+            let remove_tenant = Statement::new("delete from tenant where id = $1 and revision = $2").bind(tenant());
             steps.push(Step { statement: remove_keyrings, missed: None });
             steps.push(Step { statement: remove_tenant.bind(revision), missed: Some(StoreError::Conflict) });
+            steps.push(Step { statement: removal(row), missed: None });
         }
         if let Some((row, new_revision)) = self.tenant.take() {
             steps.extend(tenant_steps(row, new_revision));
@@ -123,6 +125,15 @@ impl Work {
         }
         steps
     }
+}
+
+/// Tells those who miss the tenant that it was removed.
+pub(super) fn removal(RemovalRow { tenant, create_time, seal }: RemovalRow) -> Statement {
+    let statement = Statement::new(
+        "insert into removal (tenant, create_time, seal) values ($1, $2, $3) \
+         on conflict (tenant) do update set create_time = excluded.create_time, seal = excluded.seal",
+    );
+    statement.bind(tenant).bind(create_time).bind(seal)
 }
 
 /// [`Revision::FIRST`], as databases count.

@@ -243,6 +243,7 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let migrations = [
         (1, "store", include_str!("../../../migrations/sqlite/0001_store.sql")),
         (2, "tokens", include_str!("../../../migrations/sqlite/0002_tokens.sql")),
+        (3, "removals", include_str!("../../../migrations/sqlite/0003_removals.sql")),
     ];
     let migrations: Vec<Migration> = migrations.map(migration).into();
     Migrator::with_migrations(migrations).run(connection).await.map_err(migrate_error)
