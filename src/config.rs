@@ -6,6 +6,7 @@ mod callers;
 mod files;
 mod grpc;
 mod management;
+mod store;
 mod token;
 mod watched;
 
@@ -26,6 +27,7 @@ use config::{Environment, File, FileFormat, Value, ValueKind};
 use secrecy::SecretString;
 
 use crate::files::directory_of;
+use crate::store::Location;
 use crate::token::TokenConfig;
 
 /// A configuration in which every value and every relation was checked.
@@ -47,8 +49,8 @@ pub struct Config {
     pub further_tokens: Vec<TokenConfig>,
     /// Whether a start tells how token and store differ.
     pub reconcile_at_start: bool,
-    /// The SQLite file.
-    pub store_path: PathBuf,
+    /// Where tenants and keyrings are kept.
+    pub store: Location,
     /// The file in which this replica remembers what it has seen of the store.
     pub store_witness_path: PathBuf,
     /// The file that pins the service key.
@@ -104,7 +106,7 @@ impl Config {
             token: reader.home_token(),
             further_tokens: reader.further_tokens(),
             reconcile_at_start: reader.flag("token.reconcile_at_start", true),
-            store_path: reader.required_path("store.path"),
+            store: reader.store(),
             store_witness_path: reader.path("store.witness_file", "store-witness.jsonl"),
             service_key_path: reader.service_key_path(),
             audit: reader.audit(),
@@ -270,34 +272,46 @@ impl Reader {
 
     /// The PIN, from the file or the environment: never from the TOML, which people copy and commit.
     fn pin(&mut self, key: &str, variable: &str) -> SecretString {
-        let file = self.text(key).map(|path| self.directory.join(path));
-        let pin = match (file, std::env::var(variable)) {
-            (Some(_), Ok(_)) => Err(format!("must not be set together with {variable} in the environment")),
-            (Some(file), Err(_)) => read_pin(&file),
-            (None, Ok(pin)) => Ok(pin),
-            (None, Err(_)) => Err(format!("must name a file that holds the PIN, or {variable} be set")),
-        };
-        let pin =
-            pin.and_then(|pin| if pin.is_empty() { Err("must not name an empty file".to_owned()) } else { Ok(pin) });
-        pin.map(SecretString::from).unwrap_or_else(|text| {
-            self.problem(key, text);
+        self.secret(key, variable).unwrap_or_else(|| {
+            self.problem(key, format!("must name a file that holds the PIN, or {variable} be set"));
             SecretString::from(String::new())
         })
     }
+
+    /// A secret from the file that the key names, or from the environment. `None` if there is neither.
+    fn secret(&mut self, key: &str, variable: &str) -> Option<SecretString> {
+        let file = self.text(key).map(|path| self.directory.join(path));
+        let secret = match (file, std::env::var(variable)) {
+            (Some(_), Ok(_)) => Err(format!("must not be set together with {variable} in the environment")),
+            (Some(file), Err(_)) => read_secret(&file),
+            (None, Ok(secret)) => Ok(secret),
+            (None, Err(_)) => return None,
+        };
+        let secret =
+            secret.and_then(
+                |secret| {
+                    if secret.is_empty() { Err("must not name an empty file".to_owned()) } else { Ok(secret) }
+                },
+            );
+        Some(secret.map(SecretString::from).unwrap_or_else(|text| {
+            self.problem(key, text);
+            SecretString::from(String::new())
+        }))
+    }
 }
 
-/// A parser's text without the lines of the file that it shows: whoever writes a PIN there by mistake finds it in no log.
+/// A parser's text without the lines of the file that it shows: whoever writes a secret there by mistake finds it in no log.
 fn without_source(error: &str) -> String {
     let shows_source =
         |line: &&str| line.trim_start_matches([' ', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']).starts_with('|');
     error.lines().filter(|line| !shows_source(line)).collect::<Vec<_>>().join("; ")
 }
 
-fn read_pin(path: &Path) -> Result<String, String> {
+fn read_secret(path: &Path) -> Result<String, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {}: {error}", path.display());
     let mode = std::fs::metadata(path).map_err(unreadable)?.mode();
     if mode & 0o077 != 0 {
         return Err(format!("must be readable by its owner alone: chmod 600 {}", path.display()));
     }
-    std::fs::read_to_string(path).map(|pin| pin.trim_end_matches(['\r', '\n']).to_owned()).map_err(unreadable)
+    std::fs::read_to_string(path).map(|secret| secret.trim_end_matches(['\r', '\n']).to_owned()).map_err(unreadable)
 }

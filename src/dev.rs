@@ -12,6 +12,7 @@ use secrecy::SecretString;
 
 use crate::domain::{Algorithm, Caller, RotationPolicy, TokenName};
 use crate::keyring::{Error, Keyrings, TenantSpec};
+use crate::store::StoreError;
 use crate::token::{TokenError, provision};
 
 /// The tenant that `keyward dev` makes.
@@ -104,9 +105,11 @@ impl StateDirectory {
 }
 
 /// Whether the store of a development service was made already.
-#[must_use]
-pub fn is_initialised(config: &crate::config::Config) -> bool {
-    config.store_path.exists() && config.service_key_path.exists()
+///
+/// # Errors
+/// As [`crate::store::Location::is_taken`].
+pub async fn is_initialised(config: &crate::config::Config) -> Result<bool, StoreError> {
+    Ok(config.service_key_path.exists() && config.store.is_taken().await?)
 }
 
 /// Makes the demo tenant, if it is not there: three algorithms, and times short enough to watch a rotation.

@@ -53,6 +53,13 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Makes a replica of a service whose store is in PostgreSQL: its own witness file, of what is in the store now.
+    ///
+    /// Give it the configuration of the first replica and its service key file (service_key.file), and run it once, before `serve`.
+    Join {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Serves until SIGTERM or SIGINT.
     Serve {
         #[command(flatten)]
@@ -116,6 +123,7 @@ fn main() -> ExitCode {
 fn run_command(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Init { config } => init(&load(&config.path)?),
+        Command::Join { config } => join(&load(&config.path)?),
         Command::Serve { config, announce } => serve(&load(&config.path)?, announce),
         Command::AcceptStore { config, confirm } => accept::run(&load(&config.path)?, confirm),
         Command::Reconcile(arguments) => return reconcile::run(&load(&arguments.config.path)?, &arguments),
@@ -184,9 +192,21 @@ fn init(config: &Config) -> Result<(), Failure> {
     let made = runtime.block_on(setup::init(config, &token));
     token.close();
     made.map_err(|error| error.to_string())?;
-    let made = [&config.store_path, &config.store_witness_path, &config.service_key_path].map(|path| path.display());
-    let [store, witness, pin] = made;
-    eprintln!("made {store}, {witness} and {pin}");
+    let [witness, pin] = [&config.store_witness_path, &config.service_key_path].map(|path| path.display());
+    eprintln!("made {}, {witness} and {pin}", config.store);
+    Ok(())
+}
+
+fn join(config: &Config) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let token = open_token(&runtime, config)?;
+    let joined = runtime.block_on(setup::join(config, &token));
+    token.close();
+    let joined = joined.map_err(|error| error.to_string())?;
+    for damage in &joined.damaged {
+        say!("{}: will be in quarantine: {}", damage.tenant, damage.problem);
+    }
+    eprintln!("made {}; the store has {} tenants", config.store_witness_path.display(), joined.records.len());
     Ok(())
 }
 

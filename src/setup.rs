@@ -4,6 +4,7 @@ mod tokens;
 
 pub use tokens::{OpenedTokens, open_tokens};
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use crate::files::put_whole;
 use crate::jose::BadPublicKey;
 use crate::keyring::reconcile::{self, ReconcileError, Report};
 use crate::keyring::{Canary, ServiceKey, Tokens, new_object};
-use crate::store::{Guard, Restored, SqlStore, Store as _, StoreError, TokenBinding, sqlite};
-use crate::token::{Pkcs11Token, Token, TokenError};
+use crate::store::{Guard, Loaded, Location, Restored, SqlStore, Store as _, StoreError, TokenBinding, postgres};
+use crate::token::{Pkcs11Token, Token, TokenError, TokenIdentity};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -73,16 +74,17 @@ struct ServiceKeyFile {
 /// # Errors
 /// Says what is in the way, or what failed; the same call again goes on from there.
 pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), SetupError> {
-    let (store, pinned) = (&config.store_path, &config.service_key_path);
+    let (store, pinned) = (&config.store, &config.service_key_path);
     let begun = pinned.with_extension("begun");
     let resuming = begun.exists();
-    let exists = |path: &Path| {
-        SetupError::Refused(format!("{} exists already; init makes everything new and touches nothing", path.display()))
+    let exists = |what: &dyn fmt::Display| {
+        SetupError::Refused(format!("{what} exists already; init makes everything new and touches nothing"))
     };
     if pinned.exists() {
-        return Err(exists(pinned));
+        return Err(exists(&pinned.display()));
     }
-    if store.exists() && !resuming {
+    let is_made = store.is_taken().await?;
+    if is_made && !resuming {
         return Err(exists(store));
     }
     // 1. The intent: under which id the service key will be. A crash from here on leaves at most that id on the token.
@@ -92,11 +94,11 @@ pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), Setup
     // 3. The store, bound to the token. It appears whole or not at all.
     let identity = token.identity();
     let binding = TokenBinding { serial: identity.serial.clone(), label: identity.label.clone() };
-    if !store.exists() {
-        sqlite::create(store, &binding, &config.store_witness_path).await?;
+    if !is_made {
+        store.create(&binding, &config.store_witness_path).await?;
     }
     let key = Arc::new(ServiceKey::new(Arc::clone(token) as _, object, public_key.clone())?);
-    let made = sqlite::open(store, guard(config, &key)).await?;
+    let made = store.open(guard(config, &key)).await?;
     let bound = made.binding().await?;
     made.close().await;
     if bound != binding {
@@ -116,6 +118,44 @@ fn new_intent(begun: &Path) -> Result<ObjectId, SetupError> {
     Ok(file.cka_id)
 }
 
+/// Makes this replica's memory of a store that another replica made, of what is in it now.
+///
+/// # Errors
+/// The store is of one process alone, or belongs to another token; the replica has a memory of it already; or what failed.
+pub async fn join(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Loaded, SetupError> {
+    let Location::Postgres(settings) = &config.store else {
+        let text = "a SQLite store has one process; replicas share a PostgreSQL database, which store.url names";
+        return Err(SetupError::Refused(text.to_owned()));
+    };
+    let witness = &config.store_witness_path;
+    if witness.exists() {
+        let text = format!("{} is there: this replica has joined, and can serve", witness.display());
+        return Err(SetupError::Refused(text));
+    }
+    let key = pinned_key(config, Arc::clone(token) as _)?;
+    let store = postgres::join(settings, guard(config, &key)).await?;
+    let joined = async {
+        is_of(&store, token.identity()).await?;
+        Ok(store.load_all().await?)
+    };
+    let joined = joined.await;
+    store.close().await;
+    joined
+}
+
+/// Sees that the store belongs to this token.
+async fn is_of(store: &SqlStore, token: &TokenIdentity) -> Result<(), SetupError> {
+    let (binding, serial) = (store.binding().await?, &token.serial);
+    if binding.serial == *serial {
+        return Ok(());
+    }
+    Err(SetupError::Refused(format!(
+        "the store was made with token {} (serial {}), and this token has serial {serial}: its keys are not here; \
+         correct token.label and token.serial",
+        binding.label, binding.serial
+    )))
+}
+
 /// Opens the store, sees that it belongs to the tokens, and reads the pinned service key.
 ///
 /// # Errors
@@ -125,16 +165,8 @@ pub async fn open(config: &Config, opened: &OpenedTokens) -> Result<Opened, Setu
     let home = further.remove(&TokenName::default()).expect("it is among them");
     let tokens = Tokens::new(home, further);
     let service_key = pinned_key(config, Arc::clone(tokens.home()) as _)?;
-    let store = sqlite::open(&config.store_path, guard(config, &service_key)).await?;
-    let binding = store.binding().await?;
-    let serial = &opened.home.identity().serial;
-    if binding.serial != *serial {
-        return Err(SetupError::Refused(format!(
-            "the store was made with token {} (serial {}), and this token has serial {serial}: its keys are not here; \
-             correct token.label and token.serial",
-            binding.label, binding.serial
-        )));
-    }
+    let store = config.store.open(guard(config, &service_key)).await?;
+    is_of(&store, opened.home.identity()).await?;
     opened.check(config, &store).await?;
     Ok(Opened { tokens, store: Arc::new(store), service_key })
 }
@@ -145,7 +177,7 @@ pub async fn open(config: &Config, opened: &OpenedTokens) -> Result<Opened, Setu
 /// As [`open`].
 pub async fn restore(config: &Config, token: &Arc<Pkcs11Token>, accept: Option<Event>) -> Result<Restored, SetupError> {
     let key = pinned_key(config, Arc::clone(token) as _)?;
-    Ok(sqlite::restore(&config.store_path, guard(config, &key), accept).await?)
+    Ok(config.store.restore(guard(config, &key), accept).await?)
 }
 
 /// Compares the tokens with what the store accounts for; destroys the named objects, of which `event` tells. The report of what is
@@ -179,8 +211,10 @@ fn guard(config: &Config, key: &Arc<ServiceKey>) -> Guard {
 
 /// The service key, as its file pins it.
 fn pinned_key(config: &Config, token: Arc<dyn Token>) -> Result<Arc<ServiceKey>, SetupError> {
-    if !config.store_path.exists() {
-        let text = format!("there is no store at {}; make one with `keyward init`", config.store_path.display());
+    if let Location::Sqlite(path) = &config.store
+        && !path.exists()
+    {
+        let text = format!("there is no store at {}; make one with `keyward init`", path.display());
         return Err(SetupError::Refused(text));
     }
     let (object, public) = pinned(&config.service_key_path)?;

@@ -31,14 +31,31 @@ create table audit_event (
 
 create index audit_event_of_tenant on audit_event (tenant, position);
 
--- One row: the token that the store belongs to, where the administration log ends (a `Tip` of src/tlog, as JSON), and a number
--- that probes raise to show that the store can be written. Whoever changes the store locks it first.
+-- One row: the token that the store belongs to, where the administration log ends (a `Tip` of src/tlog, as JSON), a number
+-- that probes raise to show that the store can be written, and how many changes of tenants there were. Whoever changes the store
+-- locks it first.
 create table meta (
     single bigint primary key check (single = 1),
     token_serial text not null,
     token_label text not null,
     log_tip text not null,
-    probes bigint not null
+    probes bigint not null,
+    changes bigint not null default 0
+);
+
+-- Which tenants the latest changes were of, so that a replica reads those anew and no others. Nothing is believed for it: what
+-- is read has its seal.
+create table change (
+    number bigint not null,
+    tenant text collate "C" not null,
+    primary key (number, tenant)
+);
+
+-- The replicas: up to which change each has taken up what happened, and until when it may sign from that.
+create table replica (
+    id text primary key,
+    taken_up bigint not null,
+    signs_until timestamp with time zone not null
 );
 
 -- Tokens beside the home token, as the service first saw them: which one has the name (`document`, src/store/record.rs), and the

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::{Problems, Reader};
 use crate::audit::{OnFailure, Settings, Signing};
+use crate::store::Location;
 
 /// The audit logs.
 #[derive(Clone, Debug)]
@@ -13,11 +14,12 @@ pub struct AuditSettings {
     pub checkpoint_every: Duration,
 }
 
-/// Where the files are that tell who did what: all that is needed to look at them, and no secret among it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where the files are that tell who did what: all that is needed to look at them, and of secrets none but a
+/// database's password.
+#[derive(Clone, Debug)]
 pub struct Places {
-    /// The SQLite file.
-    pub store: PathBuf,
+    /// The store, which has the log of administration.
+    pub store: Location,
     /// The file that pins the service key.
     pub service_key: PathBuf,
     /// The directory of the log of calls and of all checkpoints.
@@ -33,7 +35,7 @@ impl Places {
     pub fn load(path: &Path) -> Result<Self, Problems> {
         let mut reader = Reader::open(path)?;
         let places = Self {
-            store: reader.required_path("store.path"),
+            store: reader.store(),
             service_key: reader.service_key_path(),
             audit_directory: reader.audit_directory(),
         };

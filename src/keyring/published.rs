@@ -94,6 +94,11 @@ impl Published {
         self.lock_let_go().iter().any(|signer| signer.upgrade().is_some_and(|signer| signer.kid == *kid))
     }
 
+    /// Whether a request may still sign with any key that the snapshot has let go.
+    pub(super) fn holds_any(&self) -> bool {
+        !self.lock_let_go().is_empty()
+    }
+
     fn lock_let_go(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Signer>>> {
         let mut let_go = self.let_go.lock().unwrap_or_else(PoisonError::into_inner);
         let_go.retain(|signer| signer.strong_count() > 0);

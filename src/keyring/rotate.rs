@@ -45,6 +45,9 @@ const FAILED_SOON: Duration = Duration::from_secs(10);
 /// How often the fence looks whether the last request with a revoked key has ended: requests take milliseconds.
 const FENCE_LOOK: Duration = Duration::from_millis(1);
 
+/// The same for other replicas, which look at the store once a second.
+const FENCE_LOOK_AT_OTHERS: Duration = Duration::from_millis(50);
+
 impl Keyrings {
     /// Rotates a keyring.
     ///
@@ -235,6 +238,23 @@ impl Keyrings {
                 return Err(Error::away(Part::Snapshot, cause));
             }
             tokio::time::sleep(FENCE_LOOK).await;
+        }
+        self.fence_others().await
+    }
+
+    /// Waits until no other replica can sign from what was there before, either because it has taken up the change or because its
+    /// snapshot has become too old.
+    async fn fence_others(&self) -> Result<(), Error> {
+        let now = self.store.changes(None).await?.until;
+        let patience = Instant::now() + self.settings.snapshot_max_age + Duration::from_secs(1);
+        while !self.store.all_have_taken_up(now).await? {
+            if Instant::now() > patience {
+                return Err(Error::away(
+                    Part::Snapshot,
+                    "another replica may still sign with the revoked key".to_owned(),
+                ));
+            }
+            tokio::time::sleep(FENCE_LOOK_AT_OTHERS).await;
         }
         Ok(())
     }

@@ -198,6 +198,8 @@ impl Keyrings {
         }
         // Another call may have found out in between, and not every signature is verified.
         self.check_key(&signer.kid)?;
+        // A process that stood still meanwhile is believed to sign no more once its snapshot is too old (R10).
+        self.check_age()?;
         Ok(signatures)
     }
 

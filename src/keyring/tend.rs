@@ -41,6 +41,8 @@ struct Pause {
 #[derive(Debug)]
 pub(super) struct Known {
     until: Moment,
+    /// Up to when nothing older can be released any more.
+    taken_up: Moment,
     /// When all revisions were compared last.
     compared: Instant,
 }
@@ -153,10 +155,27 @@ impl Keyrings {
     /// Of the store. The snapshot is then not confirmed, so that signing ends with `snapshot_max_age` (R10).
     pub async fn refresh(&self) -> Result<(), Error> {
         let mut known = self.known.lock().await;
+        loop {
+            let asked = Instant::now();
+            let now = self.catch_up(known.as_ref()).await?;
+            // Before anything is signed from it: others wait for those who may sign from what was before a change (R10).
+            let lasted = self.store.lease(now.taken_up, self.settings.snapshot_max_age).await?;
+            let until = now.until;
+            *known = Some(now);
+            // What was changed while nobody knew of this replica, nobody waited with for it.
+            if lasted || self.store.changes(None).await?.until == until {
+                self.published.confirm(asked);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings the snapshot up to date with the store as it is now.
+    async fn catch_up(&self, known: Option<&Known>) -> Result<Known, Error> {
         let asked = Instant::now();
         // Before anything is read: what changes meanwhile is read again.
-        let changes = self.store.changes(known.as_ref().map(|known| known.until)).await?;
-        let compared = match (&*known, changes.tenants) {
+        let changes = self.store.changes(known.map(|known| known.until)).await?;
+        let compared = match (known, changes.tenants) {
             (None, _) => {
                 self.load_all().await?;
                 self.compare().await?;
@@ -176,9 +195,12 @@ impl Keyrings {
                 asked
             }
         };
-        *known = Some(Known { until: changes.until, compared });
-        self.published.confirm(asked);
-        Ok(())
+        // What a request may still hold is from before: it lasts no longer than `sign_wait_max`.
+        let taken_up = match known {
+            Some(before) if self.published.holds_any() => before.taken_up,
+            _ => changes.until,
+        };
+        Ok(Known { until: changes.until, taken_up, compared })
     }
 
     /// The first load, in one go.

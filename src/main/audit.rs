@@ -8,8 +8,7 @@ use keyward::audit::{self, Findings, Walk, evidence};
 use keyward::config::{Config, Places};
 use keyward::domain::TenantId;
 use keyward::setup;
-use keyward::store::sqlite::LogReader;
-use keyward::store::{EventPage, EventRow, Start};
+use keyward::store::{EventPage, EventRow, Location, LogReader, Start};
 use keyward::tlog::{Entry, Log, LogKey, Record};
 
 use super::{Failure, runtime};
@@ -64,7 +63,7 @@ pub(super) struct PlacesArguments {
     /// The directory of the log of calls and of the checkpoints (audit.directory).
     #[arg(long = "directory", value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// The store, which has the log of administration, or a copy of it.
+    /// The SQLite store, which has the log of administration, or a copy of it.
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
 }
@@ -79,7 +78,7 @@ pub(super) enum LogName {
 struct Found {
     service_key: Option<PathBuf>,
     directory: Option<PathBuf>,
-    store: Option<PathBuf>,
+    store: Option<Location>,
 }
 
 impl PlacesArguments {
@@ -90,7 +89,7 @@ impl PlacesArguments {
         Ok(Found {
             service_key: self.service_key.or_else(|| of(|places| &places.service_key)),
             directory: self.directory.or_else(|| of(|places| &places.audit_directory)),
-            store: self.store.or_else(|| of(|places| &places.store)),
+            store: self.store.map(Location::Sqlite).or_else(|| places.as_ref().map(|places| places.store.clone())),
         })
     }
 }
@@ -164,7 +163,7 @@ fn verify(found: &Found, checkpoints: &[PathBuf]) -> Result<(), Failure> {
 pub(super) fn retire(config: &Config) -> Result<(), Failure> {
     let public = setup::service_public_key(&config.service_key_path).map_err(|error| error.to_string())?;
     let retired = runtime()?.block_on(async {
-        let log = LogReader::open(&config.store_path).await.map_err(|error| error.to_string())?;
+        let log = config.store.read_log().await.map_err(|error| error.to_string())?;
         audit::retire_administration(&config.audit.log.directory, &public, &Records(log)).await
     });
     let retired = retired.map_err(|problem| {
@@ -188,8 +187,8 @@ impl audit::Administration for Records {
     }
 }
 
-async fn verify_store(path: &Path, mut walk: Walk) -> Result<Findings, Failure> {
-    let log = LogReader::open(path).await.map_err(|error| error.to_string())?;
+async fn verify_store(store: &Location, mut walk: Walk) -> Result<Findings, Failure> {
+    let log = store.read_log().await.map_err(|error| error.to_string())?;
     let mut from = 0;
     loop {
         let page = EventPage { tenant: None, start: Start::Oldest(from), limit: PAGE };
@@ -234,8 +233,13 @@ fn tell(findings: &Findings) -> bool {
     findings.is_good()
 }
 
-async fn of_store(path: &Path, tenant: Option<TenantId>, from: Option<u64>, limit: u32) -> Result<Vec<Entry>, Failure> {
-    let log = LogReader::open(path).await.map_err(|error| error.to_string())?;
+async fn of_store(
+    store: &Location,
+    tenant: Option<TenantId>,
+    from: Option<u64>,
+    limit: u32,
+) -> Result<Vec<Entry>, Failure> {
+    let log = store.read_log().await.map_err(|error| error.to_string())?;
     let start = from.map_or(Start::Newest(None), Start::Oldest);
     let rows = log.events(&EventPage { tenant, start, limit }).await.map_err(|error| error.to_string())?;
     let mut entries: Vec<_> = rows.iter().map(EventRow::entry).collect();

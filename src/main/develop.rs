@@ -81,7 +81,7 @@ fn develop_in(state: &StateDirectory, ephemeral: bool) -> Result<(), Failure> {
     let metrics = Metrics::install()?;
     let shutdown = runtime.block_on(on_signal())?;
     let config = load(&state.config_file())?;
-    let initialised = dev::is_initialised(&config);
+    let initialised = runtime.block_on(dev::is_initialised(&config)).map_err(|error| error.to_string())?;
     let opened = open_token(&runtime, &config);
     let token = match opened {
         Err(_) if !initialised => {

@@ -4,6 +4,7 @@
 //! every write, because whatever changes together (a tenant, its keyrings, the event that tells of it) commits together or
 //! not at all, each record by compare-and-swap on its revision (R7).
 
+mod location;
 pub mod postgres;
 mod record;
 mod seal;
@@ -11,13 +12,15 @@ mod sql;
 pub mod sqlite;
 mod witness;
 
+pub use self::location::Location;
 pub use self::seal::Seals;
-pub use self::sql::{Guard, Restored, SqlStore};
+pub use self::sql::{Guard, LogReader, Restored, SqlStore};
 use crate::domain::{Algorithm, Event, Keyring, ObjectId, PublicKey, Revision, Tenant, TenantId, TokenName};
 use crate::tlog::{Entry, Tip};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Where tenants and keyrings are kept.
 ///
@@ -39,6 +42,20 @@ pub trait Store: Send + Sync + 'static {
     /// that costs does not grow with the number of tenants. A store that cannot tell says that any may be.
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
         Ok(Changes { until: since.unwrap_or_default(), tenants: None })
+    }
+
+    /// Says that this replica has taken up every change up to a moment, that nothing it releases is from before, and that it may
+    /// sign from that for `life` unless it says so again (R10). Whether it was known until now that it may sign: if not, others
+    /// did not wait for it, and it must not sign from what was read before this. A store of one process has nobody to say it to.
+    async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
+        let _ = (taken_up, life);
+        Ok(true)
+    }
+
+    /// Whether no other replica may sign any more from what was there before this moment.
+    async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
+        let _ = moment;
+        Ok(true)
     }
 
     /// Seals the records in `change` and commits everything in it, or nothing. Once it answers Ok the change survives a crash;

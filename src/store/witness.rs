@@ -413,7 +413,7 @@ pub(super) const IF_ON_PURPOSE: &str = "if a backup was put back on purpose, `ke
 fn forgotten(path: &Path, what: &str) -> StoreError {
     StoreError::Refused(format!(
         "{}, which remembers what this store was like, {what}; restore it, or, if the store is known to be good, run \
-         `keyward accept-store --confirm`",
+         `keyward accept-store --confirm`; a new replica runs `keyward join`",
         path.display()
     ))
 }

@@ -21,7 +21,7 @@ pub(crate) enum Module {
 /// A directory with a token of its own, SoftHSM's where nothing else is said, a PIN file, a configuration and, after `init`, a store.
 ///
 /// It outlives the servers that run on it, so a test can kill one with -9 and start the next. One server at a time: SQLite
-/// has one process.
+/// has one process, and a replica on PostgreSQL one directory.
 pub(crate) struct Installation {
     dir: TempDir,
     module: Module,
@@ -107,6 +107,30 @@ impl Installation {
         let faults = Faults::new(self.dir());
         self.environment.extend(faults.environment());
         (self.set(&format!("tokens.{name}.module"), &format!("{:?}", Faults::module())), faults)
+    }
+
+    /// The store in this database.
+    pub(crate) fn with_database(self, url: &str) -> Self {
+        self.without("store.path").set("store.url", &format!("{url:?}"))
+    }
+
+    /// Another replica's installation, before `keyward join`: a directory of its own with the configuration and the service key
+    /// of this one, which has the token.
+    pub(crate) fn replica(&self) -> Self {
+        let dir = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
+        for name in ["pin", "module.conf", "service-key.json"] {
+            fs::copy(self.dir().join(name), dir.path().join(name)).expect("it is copied");
+        }
+        let (settings, grants, environment) = (self.settings.clone(), self.grants.clone(), self.environment.clone());
+        let replica = Self { dir, module: self.module, settings, grants, environment };
+        // On one machine they meet there: SoftHSM's files are not safe from processes that log in or make keys at the same time.
+        replica.set("token.pin_refused_file", &format!("{:?}", self.dir().join("token-pin-refused")))
+    }
+
+    /// `keyward join`.
+    pub(crate) fn join(self) -> Self {
+        run(&mut self.command("join"));
+        self
     }
 
     fn write(&self) {

@@ -9,6 +9,7 @@
 //! - [`Dial`]: how clients connect: TCP, TLS with or without a certificate, a Unix socket.
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
+//! - [`postgresql`]: databases on a server of the test process's own.
 //! - [`token_user`]: somebody else at the installation's token.
 //! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
@@ -24,6 +25,7 @@ pub(crate) mod http;
 mod installation;
 mod interpreter;
 mod issuer;
+pub(crate) mod postgresql;
 mod server;
 pub(crate) mod token_user;
 pub(crate) mod tools;

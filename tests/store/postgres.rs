@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use keyward::domain::{Algorithm, Revision, Tenant, after};
 use keyward::store::postgres::Settings;
-use keyward::store::{Change, SqlStore, Store, StoreError, postgres};
-use secrecy::SecretString;
+use keyward::store::{Change, Changes, SqlStore, Store, StoreError, postgres};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -55,7 +54,7 @@ impl Postgres {
 }
 
 fn settings(url: String) -> Settings {
-    Settings { url: SecretString::from(url), connections_max: 4 }
+    Settings { url, password: None, connections_max: 4 }
 }
 
 /// With the witness in this directory.
@@ -153,7 +152,7 @@ async fn a_store_of_a_newer_version_is_refused() {
 
 #[tokio::test]
 async fn what_cannot_be_an_address_is_refused_without_a_word_of_it() {
-    for url in ["", "keyward", "https://keyward:s3cret@db/", "postgres://keyward:s3cret@db:port/x"] {
+    for url in ["", "keyward", "https://s3cret@db/", "postgres://s3cret@db:port/x"] {
         let witness = tempfile::tempdir().unwrap();
         let outcome = postgres::create(&settings(url.to_owned()), &binding(), &witness.path().join("witness")).await;
         let text = refusal(outcome);
@@ -268,4 +267,62 @@ async fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {
         assert_eq!(told(&*harness.store, 1000).await.len(), there.len());
         harness.store.probe().await.unwrap();
     }
+}
+
+/// R10: whoever may sign from what was before a change is waited for, and for no longer than that; nobody else is.
+#[tokio::test]
+async fn a_change_is_taken_up_when_nobody_may_sign_from_before() {
+    let harness = Postgres::fresh().await;
+    let one = &harness.store;
+    let ((other, _memory), long) = (harness.replica().await, Duration::from_secs(3600));
+    let before = other.changes(None).await.unwrap().until;
+    assert!(!other.lease(before, long).await.unwrap(), "nobody knew of it");
+    assert!(other.lease(before, long).await.unwrap());
+    assert!(one.all_have_taken_up(before).await.unwrap());
+
+    one.commit(&of_tenant(tenant("acme"))).await.unwrap();
+    let after = one.changes(Some(before)).await.unwrap();
+    assert_eq!(after.tenants, Some([id("acme")].into()));
+    assert!(!one.all_have_taken_up(after.until).await.unwrap());
+    assert!(other.all_have_taken_up(after.until).await.unwrap(), "none waits for itself");
+    assert!(other.lease(after.until, long).await.unwrap());
+    assert!(one.all_have_taken_up(after.until).await.unwrap());
+
+    // It has closed, so that it signs no more.
+    one.commit(&of_tenant(tenant("other"))).await.unwrap();
+    let later = one.changes(Some(after.until)).await.unwrap().until;
+    assert!(!one.all_have_taken_up(later).await.unwrap());
+    other.close().await;
+    assert!(one.all_have_taken_up(later).await.unwrap());
+
+    // It stopped, and its time is over.
+    let (stopped, _memory) = harness.replica().await;
+    stopped.lease(before, Duration::from_millis(1)).await.unwrap();
+    while !one.all_have_taken_up(later).await.unwrap() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!stopped.lease(later, long).await.unwrap(), "nobody waited for it meanwhile");
+}
+
+/// What a replica missed is told by tenant, and as anything where it missed too much to tell.
+#[tokio::test]
+async fn changes_are_told_by_tenant() {
+    let harness = Postgres::fresh().await;
+    let store = &harness.store;
+    let start = store.changes(None).await.unwrap();
+    assert_eq!(start.tenants, None);
+    assert_eq!(store.changes(Some(start.until)).await.unwrap().tenants, Some([].into()));
+    for name in ["acme", "other"] {
+        store.commit(&of_tenant(tenant(name))).await.unwrap();
+    }
+    // Neither is a change of any tenant.
+    store.commit(&Change { events: vec![event("probe", "acme")], ..Change::default() }).await.unwrap();
+    store.probe().await.unwrap();
+    let later = store.changes(Some(start.until)).await.unwrap();
+    assert_eq!(later.tenants, Some([id("acme"), id("other")].into()));
+    assert_eq!(store.changes(Some(later.until)).await.unwrap(), Changes { tenants: Some([].into()), ..later });
+    harness.database.psql("update meta set changes = changes + 5000");
+    assert_eq!(store.changes(Some(later.until)).await.unwrap().tenants, None);
+    harness.database.psql("update meta set changes = 0");
+    assert_eq!(store.changes(Some(later.until)).await.unwrap().tenants, None, "an older database was put back");
 }

@@ -6,7 +6,11 @@ use super::error::store_error;
 use super::rows;
 use crate::domain::TenantId;
 use crate::store::StoreError;
+use crate::store::sql::read::one;
 use crate::store::sql::{Row, Statement, Transaction};
+
+/// Of how many changes it is kept whose they were: more than a replica misses from one look to the next, a second later.
+pub(super) const CHANGES_KEPT: i64 = 4096;
 
 /// A connection that writes.
 pub(super) struct Writing(PoolConnection<Postgres>);
@@ -19,11 +23,18 @@ impl Writing {
 
 #[async_trait]
 impl Transaction for Writing {
-    async fn begin(&mut self, _tenants: &[TenantId]) -> Result<(), StoreError> {
+    async fn begin(&mut self, tenants: &[TenantId]) -> Result<(), StoreError> {
         self.execute(Statement::new("begin")).await?;
-        // The one wait for others is here, before anything was read or written.
-        let met = self.execute(Statement::new("select single from meta for update")).await?;
-        if met == 1 { Ok(()) } else { Err(StoreError::Damaged("meta has no row".to_owned())) }
+        // The one wait for others is here, before anything was read or written: whoever changes the store changes this row first.
+        let raised = "update meta set changes = changes + $1 returning changes";
+        let raised = Statement::new(raised).bind(i64::from(!tenants.is_empty()));
+        let number: i64 = one(self.rows(raised).await?)?.get("changes")?;
+        for tenant in tenants {
+            let note = Statement::new("insert into change (number, tenant) values ($1, $2)");
+            self.execute(note.bind(number).bind(tenant)).await?;
+        }
+        let forget = Statement::new("delete from change where number <= $1");
+        self.execute(forget.bind(number - CHANGES_KEPT)).await.map(drop)
     }
 
     async fn execute(&mut self, statement: Statement) -> Result<u64, StoreError> {

@@ -2,6 +2,7 @@
 //! brings its connections, its transactions and the meaning of its errors ([`Database`]).
 
 pub(super) mod error;
+mod log;
 pub(super) mod read;
 mod restore;
 mod statement;
@@ -10,10 +11,12 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::RwLock;
 
+pub use self::log::LogReader;
 use self::read::Read;
 pub use self::restore::Restored;
 pub(super) use self::statement::{Row, Statement, Value};
@@ -54,6 +57,18 @@ pub(super) trait Database: Reads + std::fmt::Debug + 'static {
 
     /// As [`Store::changes`].
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError>;
+
+    /// As [`Store::lease`].
+    async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
+        let _ = (taken_up, life);
+        Ok(true)
+    }
+
+    /// As [`Store::all_have_taken_up`].
+    async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
+        let _ = moment;
+        Ok(true)
+    }
 
     /// Waits for the calls under way, and lets go of the database.
     async fn close(&self);
@@ -156,6 +171,14 @@ impl Store for SqlStore {
 
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
         self.database.changes(since).await
+    }
+
+    async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
+        self.database.lease(taken_up, life).await
+    }
+
+    async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
+        self.database.all_have_taken_up(moment).await
     }
 
     async fn commit(&self, change: &Change) -> Result<(), StoreError> {

@@ -284,6 +284,6 @@ fn of_tenants(rows: &[Row]) -> impl Iterator<Item = (String, &[Row])> {
 }
 
 /// The one row of `meta`.
-pub(super) fn one(mut rows: Vec<Row>) -> Result<Row, StoreError> {
+pub(in crate::store) fn one(mut rows: Vec<Row>) -> Result<Row, StoreError> {
     rows.pop().ok_or_else(|| StoreError::Damaged("meta has no row".to_owned()))
 }

@@ -117,7 +117,10 @@ async fn put_back(
     renewed: Vec<Renewed>,
     event: Event,
 ) -> Result<Vec<Sight>, StoreError> {
-    transaction.begin(&[]).await?;
+    let of_removals = removals.iter().filter_map(|row| row.tenant.parse().ok());
+    let of_renewed = renewed.iter().filter_map(|renewed| renewed.tenant.id.parse().ok());
+    let tenants: Vec<TenantId> = of_removals.chain(of_renewed).collect();
+    transaction.begin(&tenants).await?;
     for tenant in deleted {
         for statement in ["delete from keyring where tenant = $1", "delete from tenant where id = $1"] {
             transaction.execute(Statement::new(statement).bind(tenant)).await?;

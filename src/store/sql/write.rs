@@ -1,5 +1,7 @@
 //! How a change is written: as a list of statements, decided and sealed first, then carried out in one transaction.
 
+use std::collections::BTreeSet;
+
 use super::read::one;
 use super::{Row, Statement, Transaction};
 use crate::domain::{Event, Revision, TenantId, Timestamp};
@@ -198,7 +200,8 @@ pub(super) async fn transact(
 async fn carry_out(transaction: &mut dyn Transaction, witness: &mut Witness, mut work: Work) -> Result<(), StoreError> {
     // A change that could not be remembered must not be made.
     witness.reserve().map_err(not_remembered)?;
-    let tenants: Vec<TenantId> = work.tenants().collect();
+    let tenants: BTreeSet<TenantId> = work.tenants().collect();
+    let tenants: Vec<TenantId> = tenants.into_iter().collect();
     let mut sights = std::mem::take(&mut work.sights);
     // What is not there any more tells nothing of itself: a crash between the commit and its note must not look like a theft.
     let leaving = sights.iter().filter_map(|sight| match sight {

@@ -5,12 +5,11 @@
 
 mod error;
 mod ledger;
-mod offline;
 mod place;
 mod rows;
 mod writing;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,10 +22,9 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _, Sqli
 
 use self::error::{migrate_error, store_error};
 use self::ledger::Ledger;
-pub use self::offline::LogReader;
 use self::place::{Anchor, Place};
 use self::writing::Writing;
-use super::sql::{Database, Guard, Reads, Restored, Row, SqlStore, Statement, Transaction, tip_text};
+use super::sql::{Database, Guard, LogReader, Reads, Restored, Row, SqlStore, Statement, Transaction, tip_text};
 use super::witness::Witness;
 use super::{Changes, Moment, StoreError, TokenBinding};
 use crate::domain::Event;
@@ -105,6 +103,22 @@ pub async fn open(path: &Path, guard: Guard) -> Result<SqlStore, StoreError> {
 pub async fn restore(path: &Path, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
     let place = Place::occupied(path)?;
     SqlStore::restore(Sqlite::connect(place).await?, guard, accept).await
+}
+
+/// The administration log of the store at `path`, which may be in use.
+///
+/// # Errors
+/// [`StoreError::Refused`] if there is none; [`StoreError::Damaged`] if the file is no store.
+pub async fn read_log(path: &Path) -> Result<LogReader, StoreError> {
+    // Opening a pipe could wait for ever.
+    if !path.is_file() {
+        return Err(StoreError::Refused(format!("there is no store at {}", path.display())));
+    }
+    // A store in use has a write-ahead log beside it. Without one nobody writes, and reading needs no files beside it either.
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let options = options(path).read_only(true).immutable(!PathBuf::from(log).exists());
+    Ok(LogReader::new(Readers(pool(1).connect_with(options).await.map_err(store_error)?)))
 }
 
 impl Sqlite {

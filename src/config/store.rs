@@ -1,0 +1,38 @@
+use url::Url;
+
+use super::Reader;
+use crate::store::{Location, postgres};
+
+/// The password's place beside `store.password_file`.
+const PASSWORD_VARIABLE: &str = "KEYWARD_STORE_PASSWORD";
+
+impl Reader {
+    /// The section `[store]`, but for the witness.
+    pub(super) fn store(&mut self) -> Location {
+        let Some(url) = self.text("store.url") else {
+            if self.values.contains_key("store.password_file") {
+                self.problem("store.password_file", "must stand beside store.url: a SQLite file has no password");
+                self.values.remove("store.password_file");
+            }
+            return Location::Sqlite(self.required_path("store.path"));
+        };
+        if self.values.remove("store.path").is_some() {
+            self.problem("store.path", "must not be set together with store.url: a store is in one place");
+        }
+        match Url::parse(&url) {
+            Ok(parsed) if matches!(parsed.scheme(), "postgres" | "postgresql") => {
+                if parsed.password().is_some() || parsed.query_pairs().any(|(name, _)| name == "password") {
+                    let text =
+                        format!("must not hold the password: put it into store.password_file or {PASSWORD_VARIABLE}");
+                    self.problem("store.url", text);
+                }
+            }
+            _ => self.problem("store.url", "must be of the form postgres://user@host:port/database"),
+        }
+        Location::Postgres(postgres::Settings {
+            url,
+            password: self.secret("store.password_file", PASSWORD_VARIABLE),
+            connections_max: self.number("store.connections_max", 8, 2..=100),
+        })
+    }
+}

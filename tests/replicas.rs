@@ -1,0 +1,247 @@
+//! Several replicas on one PostgreSQL database and one token.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::http::get;
+use common::postgresql::Database;
+use common::{Clients, Installation, Server, claims, short_policy};
+use jsonwebtoken::jwk::JwkSet;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use keyward::grpc::proto::{DeleteTenantRequest, RotateSigningKeyRequest};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const TENANT: &str = "shared";
+
+/// How long a change may take to reach all replicas: each looks once a second, and a debug build on a busy machine is slow.
+const REACHES_ALL_MAX: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Replicas, the first of which made the store.
+struct Stand {
+    installations: Vec<Installation>,
+    servers: Vec<Server>,
+    database: Database,
+}
+
+impl Stand {
+    fn of(replicas: usize) -> Self {
+        Self::with(replicas, |installation| installation)
+    }
+
+    fn with(replicas: usize, settings: fn(Installation) -> Installation) -> Self {
+        let database = Database::fresh();
+        let first = settings(Installation::bare().with_database(&database.url())).init();
+        let others: Vec<_> = (1..replicas).map(|_| first.replica().join()).collect();
+        let installations: Vec<_> = std::iter::once(first).chain(others).collect();
+        let servers = installations.iter().map(Installation::serve).collect();
+        Self { installations, servers, database }
+    }
+
+    async fn clients(&self) -> Vec<Clients> {
+        let mut clients = Vec::new();
+        for server in &self.servers {
+            clients.push(Clients::connect(server).await);
+        }
+        clients
+    }
+
+    /// Waits until all replicas publish these keys of the tenant.
+    fn wait_for(&self, kids: &BTreeSet<String>) {
+        let begun = Instant::now();
+        for server in &self.servers {
+            while published(server) != *kids {
+                assert!(begun.elapsed() < REACHES_ALL_MAX, "{:?} and not {kids:?}", published(server));
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+}
+
+/// The kids in the tenant's JWKS; none if there is no such tenant.
+fn published(server: &Server) -> BTreeSet<String> {
+    let answer = get(&server.jwks_uri(TENANT));
+    if answer.status == 404 {
+        return BTreeSet::new();
+    }
+    let jwks: Value = answer.json();
+    let keys = jwks["keys"].as_array().expect("a JWKS").iter();
+    keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
+}
+
+fn verify(jwt: &str, server: &Server) {
+    let jwks: JwkSet = get(&server.jwks_uri(TENANT)).json();
+    let kid = jsonwebtoken::decode_header(jwt).expect("a JWT").kid.expect("it names its key");
+    let key = DecodingKey::from_jwk(jwks.find(&kid).expect("it is published")).expect("a key");
+    jsonwebtoken::decode::<Value>(jwt, &key, &Validation::new(Algorithm::ES256)).expect("it verifies");
+}
+
+fn said(mut command: Command) -> (bool, String) {
+    let output = command.output().expect("it runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A tenant that is made, rotated and deleted on any of them is signed for, published and gone on all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_does_all_do() {
+    let stand = Stand::of(3);
+    let mut clients = stand.clients().await;
+    let tenant = clients[0].create_tenant(TENANT, &["ES256"], short_policy()).await;
+    let mut kids = published(&stand.servers[0]);
+    assert_eq!(kids.len(), 2, "current and next");
+    for turn in 0..3 {
+        stand.wait_for(&kids);
+        let mut signed_with = BTreeSet::new();
+        for client in &mut clients {
+            let answer = client.sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.expect("each signs");
+            signed_with.insert(answer.kid);
+            stand.servers.iter().for_each(|server| verify(&answer.jwt, server));
+        }
+        assert_eq!(signed_with.len(), 1, "all sign with the one current key");
+        // Another one each time.
+        let rotated = clients[(turn + 1) % 3].rotate_when_allowed(TENANT, "ES256").await;
+        let made = [rotated.current, rotated.next, rotated.previous].map(|key| key.expect("a key").kid);
+        assert!(signed_with.contains(&made[2]));
+        kids.extend(made);
+    }
+    stand.wait_for(&kids);
+
+    let confirmed = DeleteTenantRequest { id: TENANT.to_owned(), confirm_id: TENANT.to_owned() };
+    clients[2].tenants.delete_tenant(confirmed).await.expect("it is deleted");
+    stand.wait_for(&BTreeSet::new());
+    for installation in &stand.installations[..2] {
+        // Not a theft: its removal is sealed.
+        let (good, text) = said(installation.command("accept-store"));
+        assert!(good && !text.contains(TENANT), "{text}");
+    }
+    assert!(stand.servers.iter().all(|server| get(&format!("{}/readyz", server.ops())).status == 200));
+}
+
+#[test]
+fn a_replica_joins_once_a_store_that_is_there_with_the_key_that_made_it() {
+    let database = Database::fresh();
+    let bare = Installation::bare().with_database(&database.url());
+    let (served, text) = said(bare.command("serve"));
+    assert!(!served && text.contains("keyward init"), "{text}");
+    let first = bare.init();
+
+    let (made, text) = said(first.command("init"));
+    assert!(!made && text.contains("exists already"), "{text}");
+    let (joined, text) = said(first.command("join"));
+    assert!(!joined && text.contains("store-witness.jsonl"), "the first has a memory of it already: {text}");
+
+    let replica = first.replica();
+    let (served, text) = said(replica.command("serve"));
+    assert!(!served && text.contains("keyward join"), "{text}");
+    drop(replica.join().serve());
+
+    // Somebody else's token, and somebody else's key: nothing of the store would be theirs.
+    let stranger = Installation::bare().with_database(&database.url());
+    let (joined, text) = said(stranger.command("join"));
+    assert!(!joined && text.contains("service-key.json"), "{text}");
+    stranger.put("service-key.json", &first.dir().join("service-key.json"));
+    let (joined, text) = said(stranger.command("join"));
+    assert!(!joined && text.contains("serial"), "{text}");
+
+    let alone = Installation::prepare();
+    let (joined, text) = said(alone.command("join"));
+    assert!(!joined && text.contains("one process"), "{text}");
+}
+
+#[test]
+fn a_configuration_names_one_store_and_no_password() {
+    let installation = Installation::bare();
+    let of = |installation: &Installation| said(installation.command("check")).1;
+    let both = installation.set("store.url", r#""postgres://keyward@db/keyward""#);
+    assert!(of(&both).contains("store.path must not be set together with store.url"), "{}", of(&both));
+    let with_password = both.without("store.path").set("store.url", r#""postgres://keyward:s3cret@db/keyward""#);
+    let text = of(&with_password);
+    assert!(text.contains("store.url must not hold the password") && !text.contains("s3cret"), "{text}");
+    let other = with_password.set("store.url", r#""mysql://keyward@db/keyward""#);
+    assert!(of(&other).contains("store.url must be of the form postgres://"), "{}", of(&other));
+    let file = other.without("store.url").set("store.path", r#""store.sqlite""#).set("store.password_file", r#""pin""#);
+    assert!(of(&file).contains("store.password_file must stand beside store.url"), "{}", of(&file));
+}
+
+/// The logs of administration are one, and each replica's commands tell it whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_administration_is_one() {
+    let stand = Stand::of(2);
+    let mut clients = stand.clients().await;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.create_tenant(&format!("of-{number}"), &["ES256"], short_policy()).await;
+    }
+    let events = stand.database.psql("select count(*) from audit_event");
+    for installation in &stand.installations {
+        let mut verify = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        verify.args(["audit", "verify", "--config"]).arg(installation.config_file());
+        let output = verify.output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains(&format!("administration: {events} records")), "{text}");
+    }
+}
+
+/// R10 over replicas: the answer to a rotation that revokes comes when none of them can sign with the revoked key any more, and one
+/// that stands still meanwhile does not when it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_stands_still_holds_a_revocation_up_and_signs_no_more_with_the_key() {
+    let stand = Stand::with(3, |installation| installation.set("signing.snapshot_max_age_ms", "3000"));
+    let mut clients = stand.clients().await;
+    let tenant = clients[0].create_tenant(TENANT, &["ES256"], short_policy()).await;
+    stand.wait_for(&published(&stand.servers[0]));
+    let revoked = clients[0].sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.expect("it signs").kid;
+
+    // Each signs all the time, and notes when a call was answered and with which key.
+    let (stop, mut signers) = (Arc::new(AtomicBool::new(false)), Vec::new());
+    for client in &clients {
+        let (mut client, issuer, stop) = (client.clone(), tenant.issuer.clone(), Arc::clone(&stop));
+        signers.push(tokio::spawn(async move {
+            let mut answers = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                match client.sign_jwt(TENANT, "ES256", claims(&issuer, 60)).await {
+                    Ok(answer) => answers.push((Instant::now(), answer.kid)),
+                    Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}"),
+                }
+            }
+            answers
+        }));
+    }
+    let stopped = Pid::from_raw(stand.servers[2].pid().cast_signed()).expect("a process");
+    kill_process(stopped, Signal::STOP).expect("it is stopped");
+    let begun = Instant::now();
+    let request = RotateSigningKeyRequest {
+        tenant: TENANT.to_owned(),
+        algorithm: "ES256".to_owned(),
+        force: true,
+        revoke_replaced: true,
+        ..RotateSigningKeyRequest::default()
+    };
+    let rotated = clients[0].keys.rotate_signing_key(request).await.expect("it is rotated").into_inner();
+    let acknowledged = Instant::now();
+    assert!(acknowledged - begun > Duration::from_secs(1), "it was waited for, and its second look never came");
+    kill_process(stopped, Signal::CONT).expect("it goes on");
+    let current = rotated.current.expect("a key").kid;
+    // It comes back with the new key.
+    let back = Instant::now();
+    while clients[2].sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.ok().map(|answer| answer.kid)
+        != Some(current.clone())
+    {
+        assert!(back.elapsed() < REACHES_ALL_MAX);
+        tokio::time::sleep(POLL).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for (number, signer) in signers.into_iter().enumerate() {
+        let answers = signer.await.expect("no call failed but for a while");
+        let late = answers.iter().filter(|(answered, kid)| *answered > acknowledged && *kid == revoked).count();
+        assert_eq!(late, 0, "replica {number} signed with the revoked key");
+        let new = answers.iter().filter(|(answered, kid)| *answered > acknowledged && *kid == current).count();
+        assert!(new > 0, "replica {number} signs with the new one");
+    }
+}
