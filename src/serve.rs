@@ -142,8 +142,7 @@ pub fn keyrings(config: &Config, addresses: Addresses, tokens: Arc<Tokens>, stor
         sign_wait_max: config.sign_wait_max,
         snapshot_max_age: config.snapshot_max_age,
         manual_rotations_per_day: config.manual_rotations_per_day,
-        // SQLite is opened by one process alone.
-        sole: true,
+        sole: !config.store.is_shared(),
     };
     Arc::new(Keyrings::new(tokens, store, Clock::system(), settings))
 }

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use common::http::get;
 use common::postgresql::Database;
-use common::{Clients, Installation, Server, claims, short_policy};
+use common::{Clients, Installation, Server, claims, short_policy, under_load};
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use keyward::grpc::proto::{DeleteTenantRequest, RotateSigningKeyRequest};
+use keyward::domain::Timestamp;
+use keyward::grpc::proto::{
+    DeleteTenantRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest, RotationPolicy,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -243,5 +246,53 @@ async fn a_replica_that_stands_still_holds_a_revocation_up_and_signs_no_more_wit
         assert_eq!(late, 0, "replica {number} signed with the revoked key");
         let new = answers.iter().filter(|(answered, kid)| *answered > acknowledged && *kid == current).count();
         assert!(new > 0, "replica {number} signs with the new one");
+    }
+}
+
+/// R3 and R4 under load, with issuers and caches that come to any of three replicas, and rotations by each in turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caching_verifier_knows_every_key_whichever_replica_it_asks() {
+    let stand = Stand::with(3, |installation| installation.set("limits.manual_rotations_per_day", "1000"));
+    let secs = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    // A change takes a moment to reach the others, which is a difference of clocks to whoever asks them.
+    let policy = RotationPolicy { clock_skew: secs(1), publish_lead: secs(2), ..under_load::policy() };
+    under_load::through_rotations(&stand.servers, policy, 6).await;
+}
+
+/// Whichever replica comes first, a scheduled rotation is done once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
+    const PERIOD_SECS: i64 = 5;
+    let stand = Stand::of(3);
+    let mut clients = stand.clients().await;
+    let period = Some(prost_types::Duration { seconds: PERIOD_SECS, nanos: 0 });
+    let tenants: Vec<String> = (0..6).map(|number| format!("scheduled-{number}")).collect();
+    for (tenant, client) in tenants.iter().zip((0..3).cycle()) {
+        let policy = RotationPolicy { rotation_period: period, ..short_policy() };
+        clients[client].create_tenant(tenant, &["ES256"], policy).await;
+    }
+    let rotations = |tenant: &str| -> Vec<Timestamp> {
+        let records = format!("select record from audit_event where tenant = '{tenant}' order by position");
+        let records = stand.database.psql(&records);
+        let records = records.lines().map(|record| serde_json::from_str::<Value>(record).expect("a record"));
+        let rotations = records.filter(|record| record["action"] == "rotate");
+        rotations.map(|record| record["time"].as_str().expect("a time").parse().expect("a time")).collect()
+    };
+    for tenant in &tenants {
+        while rotations(tenant).len() < 3 {
+            tokio::time::sleep(POLL).await;
+        }
+        let times = rotations(tenant);
+        for (earlier, later) in times.iter().zip(&times[1..]) {
+            let between = later.duration_since(*earlier).as_secs();
+            assert!((PERIOD_SECS..2 * PERIOD_SECS).contains(&between), "{tenant}: {times:?}");
+        }
+    }
+    // Each rotation has left its key: none was made twice, and none is without an account.
+    for tenant in &tenants {
+        let request = ListSigningKeysRequest { tenant: tenant.clone(), ..ListSigningKeysRequest::default() };
+        let keys = clients[0].keys.list_signing_keys(request).await.expect("they are listed").into_inner().keys;
+        let count = |state| keys.iter().filter(|key| key.state() == state).count();
+        assert_eq!((count(KeyState::Current), count(KeyState::Abandoned)), (1, 0), "{keys:?}");
     }
 }

@@ -32,7 +32,7 @@ impl Reader {
         Location::Postgres(postgres::Settings {
             url,
             password: self.secret("store.password_file", PASSWORD_VARIABLE),
-            connections_max: self.number("store.connections_max", 8, 2..=100),
+            connections_max: self.number("store.connections_max", 8, 3..=100),
         })
     }
 }

@@ -67,6 +67,10 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                     tracing::warn!(error = error.for_log(), "the snapshot could not be refreshed");
                 }
             }
+            () = keyrings.store.changed() => {
+                // What goes wrong here goes wrong at the next tick, too, and is told then.
+                keyrings.refresh().await.ok();
+            }
             _ = token.changed() => {
                 // What failed for want of its token, or of the home token's seal, need not wait any longer.
                 let health = keyrings.tokens.health();

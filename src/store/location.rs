@@ -15,6 +15,12 @@ pub enum Location {
 }
 
 impl Location {
+    /// Whether other processes may have it open, too.
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     /// Whether anything is there that a store could be, or that one could not be made beside.
     ///
     /// # Errors

@@ -44,6 +44,12 @@ pub trait Store: Send + Sync + 'static {
         Ok(Changes { until: since.unwrap_or_default(), tenants: None })
     }
 
+    /// Returns when somebody else may have changed something: sooner than a look once a second would find it. It may be told of
+    /// nothing, and of what is lost on the way it is not told.
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
     /// Says that this replica has taken up every change up to a moment, that nothing it releases is from before, and that it may
     /// sign from that for `life` unless it says so again (R10). Whether it was known until now that it may sign: if not, others
     /// did not wait for it, and it must not sign from what was read before this. A store of one process has nobody to say it to.

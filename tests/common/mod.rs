@@ -14,6 +14,7 @@
 //! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
+//! - [`under_load`]: issuers and caching verifiers through rotations.
 //! - [`tools`]: where `make test` put the programs of other people.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
 
@@ -29,6 +30,7 @@ pub(crate) mod postgresql;
 mod server;
 pub(crate) mod token_user;
 pub(crate) mod tools;
+pub(crate) mod under_load;
 
 pub(crate) use authority::{Authority, Identity, Validity};
 pub(crate) use clients::{Clients, claims, short_policy};

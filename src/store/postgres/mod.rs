@@ -4,12 +4,14 @@
 //! So the administration log has one end, and a look at other rows within a transaction still holds when it commits.
 
 mod error;
+mod news;
 mod rows;
 mod writing;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +22,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr as _, query};
 
 use self::error::{migrate_error, store_error};
+use self::news::News;
 use self::writing::{CHANGES_KEPT, Writing};
 use super::sql::read::one;
 use super::sql::{Database, Guard, LogReader, Reads, Restored, Row, SqlStore, Statement, Transaction, tip_text};
@@ -142,6 +145,8 @@ struct Server {
     pool: PgPool,
     /// What this replica is called, as long as it runs.
     replica: String,
+    /// Once somebody wants to hear.
+    news: OnceLock<News>,
 }
 
 impl Server {
@@ -164,7 +169,7 @@ impl Server {
             ));
         }
         drop(connection);
-        Ok(Self { pool, replica: new_replica() })
+        Ok(Self { pool, replica: new_replica(), news: OnceLock::new() })
     }
 }
 
@@ -179,7 +184,7 @@ impl Reads for Server {
             "select 1 from pg_class where oid = to_regclass('audit_event') and relkind = 'r' and not exists \
              (select 1 from pg_attribute where attrelid = pg_class.oid and attgenerated <> '')",
         );
-        match tables.fetch_optional(&self.pool).await.map_err(store_error)? {
+        match rows::answered(tables.fetch_optional(&self.pool)).await? {
             Some(_) => Ok(()),
             None => Err(StoreError::Damaged("audit_event is not the table that Keyward makes".to_owned())),
         }
@@ -208,9 +213,13 @@ impl Database for Server {
         Ok(Changes { until, tenants })
     }
 
+    async fn changed(&self) {
+        self.news.get_or_init(|| News::listen(self.pool.clone())).heard().await;
+    }
+
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
         let forget = query("delete from replica where signs_until < now() - interval '1 hour'");
-        forget.execute(&self.pool).await.map_err(store_error)?;
+        rows::answered(forget.execute(&self.pool)).await?;
         // By the database's clock, which all replicas share.
         let lease = query(
             "with before as (select signs_until > now() as lasts from replica where id = $1) \
@@ -220,7 +229,7 @@ impl Database for Server {
         );
         let millis = i32::try_from(life.as_millis()).unwrap_or(i32::MAX);
         let lease = lease.bind(&self.replica).bind(taken_up.others).bind(millis);
-        lease.fetch_one(&self.pool).await.and_then(|row| row.try_get("lasted")).map_err(store_error)
+        rows::answered(lease.fetch_one(&self.pool)).await?.try_get("lasted").map_err(store_error)
     }
 
     async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
@@ -229,6 +238,9 @@ impl Database for Server {
     }
 
     async fn close(&self) {
+        if let Some(news) = self.news.get() {
+            news.stop();
+        }
         // It signs no more: nobody need wait for it.
         let leave = query("delete from replica where id = $1").bind(&self.replica).execute(&self.pool).await;
         if let Err(error) = leave {

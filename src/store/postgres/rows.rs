@@ -1,6 +1,7 @@
 //! Statements as PostgreSQL's driver takes them, and rows as it gives them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
@@ -10,9 +11,21 @@ use super::error::store_error;
 use crate::store::StoreError;
 use crate::store::sql::{Row, Statement, Value};
 
+/// How long a statement may take, the wait for a connection included: somewhat longer than the server itself gives it, for the way
+/// to a server that does not answer any more.
+const ANSWER_MAX: Duration = Duration::from_secs(12);
+
+/// What the server answers, if it does.
+pub(super) async fn answered<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(ANSWER_MAX, asked).await {
+        Ok(answer) => answer.map_err(store_error),
+        Err(_) => Err(StoreError::Unavailable(format!("the database did not answer in {} s", ANSWER_MAX.as_secs()))),
+    }
+}
+
 /// Rows, as of one moment.
 pub(super) async fn all(executor: impl PgExecutor<'_>, statement: Statement) -> Result<Vec<Row>, StoreError> {
-    let rows = prepared(statement).fetch_all(executor).await.map_err(store_error)?;
+    let rows = answered(prepared(statement).fetch_all(executor)).await?;
     let Some(first) = rows.first() else { return Ok(Vec::new()) };
     let names: Arc<[String]> = first.columns().iter().map(|column| column.name().to_owned()).collect();
     let read = |row: &PgRow| {

@@ -2,8 +2,7 @@ use async_trait::async_trait;
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
 
-use super::error::store_error;
-use super::rows;
+use super::{news, rows};
 use crate::domain::TenantId;
 use crate::store::StoreError;
 use crate::store::sql::read::one;
@@ -33,12 +32,16 @@ impl Transaction for Writing {
             let note = Statement::new("insert into change (number, tenant) values ($1, $2)");
             self.execute(note.bind(number).bind(tenant)).await?;
         }
+        if !tenants.is_empty() {
+            // Sent when it is committed, once for all of the transaction.
+            self.rows(Statement::new(news::TELL)).await?;
+        }
         let forget = Statement::new("delete from change where number <= $1");
         self.execute(forget.bind(number - CHANGES_KEPT)).await.map(drop)
     }
 
     async fn execute(&mut self, statement: Statement) -> Result<u64, StoreError> {
-        let done = rows::prepared(statement).execute(&mut *self.0).await.map_err(store_error)?;
+        let done = rows::answered(rows::prepared(statement).execute(&mut *self.0)).await?;
         Ok(done.rows_affected())
     }
 

@@ -58,6 +58,11 @@ pub(super) trait Database: Reads + std::fmt::Debug + 'static {
     /// As [`Store::changes`].
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError>;
 
+    /// As [`Store::changed`].
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
     /// As [`Store::lease`].
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
         let _ = (taken_up, life);
@@ -171,6 +176,10 @@ impl Store for SqlStore {
 
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
         self.database.changes(since).await
+    }
+
+    async fn changed(&self) {
+        self.database.changed().await;
     }
 
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
