@@ -25,7 +25,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
     ("tls", &["x509"]),
     ("serving", &["files", "tls"]),
     ("http", &["domain", "x509", "jose", "keyring", "auth", "audit", "telemetry", "serving"]),
-    ("config", &["domain", "files", "audit", "auth", "telemetry", "tls", "token"]),
+    ("config", &["domain", "files", "audit", "auth", "telemetry", "tls", "token", "store"]),
     ("setup", &["config", "domain", "files", "jose", "keyring", "token", "store", "audit"]),
     (
         "serve",
@@ -44,7 +44,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
             "http",
         ],
     ),
-    ("dev", &["config", "domain", "keyring", "token"]),
+    ("dev", &["config", "domain", "keyring", "token", "store"]),
     ("main", &["audit", "config", "domain", "store", "tlog", "setup", "serve", "dev", "token"]),
 ];
 

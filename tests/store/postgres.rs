@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use keyward::domain::{Algorithm, Revision, Tenant, after};
 use keyward::store::postgres::Settings;
-use keyward::store::{Change, Changes, SqlStore, Store, StoreError, postgres};
+use keyward::store::{Change, Changes, Restored, SqlStore, Store, StoreError, TenantRecord, postgres};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::contract::{Harness, left_after};
 use crate::postgresql::{Database, Server};
-use crate::samples::{all, binding, event, id, keyring, now, of_tenant, tenant, told};
+use crate::samples::{all, binding, changed, event, id, keyring, now, of_tenant, tenant, told};
 use crate::seals::{guard, witness_of};
 
 /// A database of its own, and the replica that has it open.
@@ -325,4 +325,36 @@ async fn changes_are_told_by_tenant() {
     assert_eq!(store.changes(Some(later.until)).await.unwrap().tenants, None);
     harness.database.psql("update meta set changes = 0");
     assert_eq!(store.changes(Some(later.until)).await.unwrap().tenants, None, "an older database was put back");
+}
+
+/// A backup that was put back is told of, and holds once it is accepted: for the replica that did so at once, and for others that
+/// begin their memory anew.
+#[tokio::test]
+async fn an_older_state_holds_once_it_is_accepted() {
+    let harness = Postgres::fresh().await;
+    let (store, database) = (&harness.store, &harness.database);
+    store.commit(&of_tenant(tenant("acme"))).await.unwrap();
+    database.psql("create table backup as select * from tenant");
+    store.commit(&of_tenant(changed(tenant("acme")))).await.unwrap();
+    store.commit(&of_tenant(tenant("since"))).await.unwrap();
+    store.close().await;
+    database.psql("delete from tenant; insert into tenant select * from backup");
+
+    let guard = || guard(&harness.directory.path().join("store"));
+    let settings_of_it = settings(database.url());
+    let restore = |accept| postgres::restore(&settings_of_it, guard(), accept);
+    let told = restore(None).await.unwrap();
+    assert_eq!((told.older.clone(), told.missing.clone()), (vec![id("acme")], vec![id("since")]));
+    let accepted = restore(Some(event("accept_store", "acme"))).await.unwrap();
+    assert_eq!(accepted, told);
+    let reopened = open(database, &harness.directory).await.unwrap();
+    let names = |store: Vec<TenantRecord>| store.into_iter().map(|record| record.tenant.id).collect::<Vec<_>>();
+    assert_eq!(names(all(&reopened).await), [id("acme")]);
+    // A second time there is nothing to tell.
+    reopened.close().await;
+    assert_eq!(restore(None).await.unwrap(), Restored { log: (1, 1), ..Restored::default() });
+    let anew = tempfile::tempdir().unwrap();
+    let other =
+        postgres::join(&settings(database.url()), crate::seals::guard(&anew.path().join("store"))).await.unwrap();
+    assert_eq!(names(all(&other).await), [id("acme")]);
 }

@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 /// Tells all replicas that something has changed.
-pub(super) const TELL: &str = "select pg_notify('keyward_changes', '')::text";
+pub(super) const TELL: &str = "select pg_notify('changes', '')::text";
 
-const CHANNEL: &str = "keyward_changes";
+const CHANNEL: &str = "changes";
 
 /// How long to wait until a database is asked again that does not let anybody listen.
 const RETRY: Duration = Duration::from_secs(1);
