@@ -25,7 +25,9 @@ use self::error::{migrate_error, store_error};
 use self::news::News;
 use self::writing::{CHANGES_KEPT, Writing};
 use super::sql::read::one;
-use super::sql::{Database, Guard, LogReader, Reads, Restored, Row, SqlStore, Statement, Transaction, tip_text};
+use super::sql::{
+    Database, Guard, LogReader, Reads, Replicas, Restored, Row, SqlStore, Statement, Transaction, tip_text,
+};
 use super::witness::Witness;
 use super::{Changes, Moment, StoreError, TokenBinding};
 use crate::domain::Event;
@@ -213,6 +215,25 @@ impl Database for Server {
         Ok(Changes { until, tenants })
     }
 
+    fn replicas(&self) -> Option<&dyn Replicas> {
+        Some(self)
+    }
+
+    async fn close(&self) {
+        if let Some(news) = self.news.get() {
+            news.stop();
+        }
+        // It signs no more: nobody need wait for it.
+        let leave = query("delete from replica where id = $1").bind(&self.replica).execute(&self.pool).await;
+        if let Err(error) = leave {
+            tracing::warn!(error = %store_error(error), "a rotation that revokes may wait for this replica, until its lease ends");
+        }
+        self.pool.close().await;
+    }
+}
+
+#[async_trait]
+impl Replicas for Server {
     async fn changed(&self) {
         self.news.get_or_init(|| News::listen(self.pool.clone())).heard().await;
     }
@@ -235,18 +256,6 @@ impl Database for Server {
     async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
         let others = Statement::new("select id from replica where id <> $1 and taken_up < $2 and signs_until > now()");
         Ok(self.rows(others.bind(self.replica.as_str()).bind(moment.others)).await?.is_empty())
-    }
-
-    async fn close(&self) {
-        if let Some(news) = self.news.get() {
-            news.stop();
-        }
-        // It signs no more: nobody need wait for it.
-        let leave = query("delete from replica where id = $1").bind(&self.replica).execute(&self.pool).await;
-        if let Err(error) = leave {
-            tracing::warn!(error = %store_error(error), "a rotation that revokes may wait for this replica, until its lease ends");
-        }
-        self.pool.close().await;
     }
 }
 

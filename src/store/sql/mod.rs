@@ -58,25 +58,26 @@ pub(super) trait Database: Reads + std::fmt::Debug + 'static {
     /// As [`Store::changes`].
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError>;
 
-    /// As [`Store::changed`].
-    async fn changed(&self) {
-        std::future::pending().await
-    }
-
-    /// As [`Store::lease`].
-    async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
-        let _ = (taken_up, life);
-        Ok(true)
-    }
-
-    /// As [`Store::all_have_taken_up`].
-    async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
-        let _ = moment;
-        Ok(true)
+    /// How replicas know of each other, if there can be several.
+    fn replicas(&self) -> Option<&dyn Replicas> {
+        None
     }
 
     /// Waits for the calls under way, and lets go of the database.
     async fn close(&self);
+}
+
+/// What replicas on one database tell each other, as [`Store`] has it.
+#[async_trait]
+pub(super) trait Replicas: Send + Sync {
+    /// As [`Store::changed`].
+    async fn changed(&self);
+
+    /// As [`Store::lease`].
+    async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError>;
+
+    /// As [`Store::all_have_taken_up`].
+    async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError>;
 }
 
 /// A connection, and the one transaction that it is taken for. Dropped before it was committed, nothing was changed.
@@ -179,15 +180,20 @@ impl Store for SqlStore {
     }
 
     async fn changed(&self) {
-        self.database.changed().await;
+        match self.database.replicas() {
+            Some(replicas) => replicas.changed().await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
-        self.database.lease(taken_up, life).await
+        let Some(replicas) = self.database.replicas() else { return Ok(true) };
+        replicas.lease(taken_up, life).await
     }
 
     async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
-        self.database.all_have_taken_up(moment).await
+        let Some(replicas) = self.database.replicas() else { return Ok(true) };
+        replicas.all_have_taken_up(moment).await
     }
 
     async fn commit(&self, change: &Change) -> Result<(), StoreError> {
