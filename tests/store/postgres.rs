@@ -345,6 +345,12 @@ async fn an_older_state_holds_once_it_is_accepted() {
     let restore = |accept| postgres::restore(&settings_of_it, guard(), accept);
     let told = restore(None).await.unwrap();
     assert_eq!((told.older.clone(), told.missing.clone()), (vec![id("acme")], vec![id("since")]));
+    // Not under a replica that serves.
+    let (serving, _memory) = harness.replica().await;
+    serving.lease(serving.changes(None).await.unwrap().until, Duration::from_secs(3600)).await.unwrap();
+    let text = refusal(restore(Some(event("accept_store", "acme"))).await);
+    assert!(text.starts_with("1 replicas serve"), "{text}");
+    serving.close().await;
     let accepted = restore(Some(event("accept_store", "acme"))).await.unwrap();
     assert_eq!(accepted, told);
     let reopened = open(database, &harness.directory).await.unwrap();

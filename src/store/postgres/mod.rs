@@ -127,10 +127,14 @@ pub async fn join(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreEr
 /// Compares the store with what was seen of it; with `accept`, also makes it hold as it is, and appends that event.
 ///
 /// # Errors
-/// As [`open`], and [`StoreError::Unsealed`]. A crash leaves the store as it was or as it is to be; the same call again finishes
-/// the memory of it.
+/// As [`open`], [`StoreError::Unsealed`], and [`StoreError::Refused`] while replicas serve. A crash leaves the store as it was or as
+/// it is to be; the same call again finishes the memory of it.
 pub async fn restore(settings: &Settings, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
-    SqlStore::restore(Server::connect(settings).await?, guard, accept).await
+    let server = Server::connect(settings).await?;
+    if accept.is_some() {
+        server.is_alone().await?;
+    }
+    SqlStore::restore(server, guard, accept).await
 }
 
 /// The administration log of the store in the database.
@@ -175,6 +179,20 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Sees that no replica may sign.
+    async fn is_alone(&self) -> Result<(), StoreError> {
+        let serving = self.rows(Statement::new("select id from replica where signs_until > now()")).await?.len();
+        if serving == 0 {
+            return Ok(());
+        }
+        Err(StoreError::Refused(format!(
+            "{serving} replicas serve this store: stop all of them; one that was killed counts until its lease ends, \
+             signing.snapshot_max_age_ms after its last look"
+        )))
+    }
+}
+
 #[async_trait]
 impl Reads for Server {
     async fn rows(&self, statement: Statement) -> Result<Vec<Row>, StoreError> {
@@ -204,7 +222,8 @@ impl Database for Server {
         let until = Moment { others: number, ..Moment::default() };
         let tenants = match since {
             Some(since) if since == until => Some(BTreeSet::new()),
-            Some(since) if (number - CHANGES_KEPT..number).contains(&since.others) => {
+            // Half of what is kept: the other half may be forgotten while this is read.
+            Some(since) if (number - CHANGES_KEPT / 2..number).contains(&since.others) => {
                 let rows = Statement::new("select distinct tenant from change where number > $1 and number <= $2");
                 let rows = self.rows(rows.bind(since.others).bind(number)).await?;
                 // A name that is none: somebody wrote it, and all are looked at.
