@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::http::get;
 use common::postgresql::Database;
-use common::{Clients, Installation, Server, claims, short_policy, under_load};
+use common::{Clients, Installation, Server, claims, postgresql, short_policy, under_load};
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use keyward::domain::Timestamp;
@@ -39,7 +39,10 @@ impl Stand {
     }
 
     fn with(replicas: usize, settings: fn(Installation) -> Installation) -> Self {
-        let database = Database::fresh();
+        Self::on(Database::fresh(), replicas, settings)
+    }
+
+    fn on(database: Database, replicas: usize, settings: fn(Installation) -> Installation) -> Self {
         let first = settings(Installation::bare().with_database(&database.url())).init();
         let others: Vec<_> = (1..replicas).map(|_| first.replica().join()).collect();
         let installations: Vec<_> = std::iter::once(first).chain(others).collect();
@@ -271,6 +274,7 @@ async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
         let policy = RotationPolicy { rotation_period: period, ..short_policy() };
         clients[client].create_tenant(tenant, &["ES256"], policy).await;
     }
+    let begun = Instant::now();
     let rotations = |tenant: &str| -> Vec<Timestamp> {
         let records = format!("select record from audit_event where tenant = '{tenant}' order by position");
         let records = stand.database.psql(&records);
@@ -280,6 +284,7 @@ async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
     };
     for tenant in &tenants {
         while rotations(tenant).len() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(120), "{tenant} is not rotated");
             tokio::time::sleep(POLL).await;
         }
         let times = rotations(tenant);
@@ -295,4 +300,60 @@ async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
         let count = |state| keys.iter().filter(|key| key.state() == state).count();
         assert_eq!((count(KeyState::Current), count(KeyState::Abandoned)), (1, 0), "{keys:?}");
     }
+}
+
+/// A database that is killed and comes back costs no signature, and what was acknowledged is there on all replicas.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_killed_costs_no_signature_and_no_change() {
+    let server = postgresql::Server::start();
+    let stand = Stand::on(server.database(), 3, |installation| installation);
+    let mut clients = stand.clients().await;
+    let tenant = clients[0].create_tenant(TENANT, &["ES256"], short_policy()).await;
+    stand.wait_for(&published(&stand.servers[0]));
+    let (stop, mut signers) = (Arc::new(AtomicBool::new(false)), Vec::new());
+    for client in &clients {
+        let (mut client, issuer, stop) = (client.clone(), tenant.issuer.clone(), Arc::clone(&stop));
+        signers.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                client.sign_jwt(TENANT, "ES256", claims(&issuer, 60)).await.expect("signing asks no store");
+            }
+        }));
+    }
+    let mut replaced = BTreeSet::new();
+    for turn in 0..4 {
+        let mut rotating = clients[turn % 3].clone();
+        // It is under way, or just acknowledged, when the database dies; whatever came of it, it is done in the end, once.
+        let rotation = RotateSigningKeyRequest {
+            tenant: TENANT.to_owned(),
+            algorithm: "ES256".to_owned(),
+            request_id: format!("turn-{turn}"),
+            force: true,
+            ..RotateSigningKeyRequest::default()
+        };
+        let (begun, request) = (Instant::now(), rotation.clone());
+        let asked = tokio::spawn(async move { rotating.keys.rotate_signing_key(request).await });
+        server.kill_and_start_again();
+        let _ = asked.await.expect("it is answered");
+        let done = loop {
+            match clients[(turn + 1) % 3].keys.rotate_signing_key(rotation.clone()).await {
+                Ok(done) => break done.into_inner(),
+                Err(status) => assert!(begun.elapsed() < REACHES_ALL_MAX, "{status:?}"),
+            }
+            tokio::time::sleep(POLL).await;
+        };
+        assert!(replaced.insert(done.previous.expect("the replaced key").kid), "one rotation for each turn");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for signer in signers {
+        signer.await.expect("no call failed");
+    }
+    // Current, next and four that were replaced, on all of them.
+    let (begun, mut kids) = (Instant::now(), published(&stand.servers[0]));
+    while kids.len() < 6 {
+        assert!(begun.elapsed() < REACHES_ALL_MAX, "{kids:?}");
+        tokio::time::sleep(POLL).await;
+        kids = published(&stand.servers[0]);
+    }
+    stand.wait_for(&kids);
+    assert!(kids.len() == 6 && kids.is_superset(&replaced), "{kids:?}");
 }

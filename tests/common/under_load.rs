@@ -34,8 +34,10 @@ pub(crate) async fn through_rotations(servers: &[Server], policy: RotationPolicy
         keyward.push(Clients::connect(server).await);
     }
     let tenant = keyward[0].create_tenant(TENANT, &["RS256", "ES256"], policy).await;
+    let begun = Instant::now();
     for server in servers {
         while http::get(&server.jwks_uri(TENANT)).status != 200 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the tenant does not reach {}", server.public());
             tokio::task::yield_now().await;
         }
     }
