@@ -136,10 +136,16 @@ pub async fn join(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Loaded, S
     let store = postgres::join(settings, guard(config, &key)).await?;
     let joined = async {
         is_of(&store, token.identity()).await?;
+        // Follows the administration log to its end, which is remembered, too.
+        store.probe().await?;
         Ok(store.load_all().await?)
     };
     let joined = joined.await;
     store.close().await;
+    if joined.is_err() {
+        // It was not there before, and what it says would pass for a whole one.
+        fs::remove_file(witness).map_err(|error| SetupError::File { path: witness.clone(), error })?;
+    }
     joined
 }
 

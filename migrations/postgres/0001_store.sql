@@ -40,13 +40,16 @@ create table meta (
     token_label text not null,
     log_tip text not null,
     probes bigint not null,
-    changes bigint not null default 0
+    changes bigint not null default 0,
+    change_name bigint not null default 0
 );
 
 -- Which tenants the latest changes were of, so that a replica reads those anew and no others. Nothing is believed for it: what
--- is read has its seal.
+-- is read has its seal. The name of a change is a random number: a standby that took over without the last changes counts on, and
+-- its changes have the numbers of others.
 create table change (
     number bigint not null,
+    name bigint not null,
     tenant text collate "C" not null,
     primary key (number, tenant)
 );

@@ -6,6 +6,9 @@ use crate::store::{Location, postgres};
 /// The password's place beside `store.password_file`.
 const PASSWORD_VARIABLE: &str = "KEYWARD_STORE_PASSWORD";
 
+/// What may stand in the URL. The driver would tell the log of others, with their values.
+const PARAMETERS: [&str; 5] = ["sslmode", "sslrootcert", "sslcert", "sslkey", "host"];
+
 impl Reader {
     /// The section `[store]`, but for the witness.
     pub(super) fn store(&mut self) -> Location {
@@ -21,10 +24,12 @@ impl Reader {
         }
         match Url::parse(&url) {
             Ok(parsed) if matches!(parsed.scheme(), "postgres" | "postgresql") => {
-                if parsed.password().is_some() || parsed.query_pairs().any(|(name, _)| name == "password") {
-                    let text =
-                        format!("must not hold the password: put it into store.password_file or {PASSWORD_VARIABLE}");
-                    self.problem("store.url", text);
+                if parsed.password().is_some() {
+                    let text = "must not hold the password: put it into store.password_file or ";
+                    self.problem("store.url", format!("{text}{PASSWORD_VARIABLE}"));
+                }
+                if parsed.query_pairs().any(|(name, _)| !PARAMETERS.contains(&&*name)) {
+                    self.problem("store.url", format!("must have no other parameters than {}", PARAMETERS.join(", ")));
                 }
             }
             _ => self.problem("store.url", "must be of the form postgres://user@host:port/database"),

@@ -122,6 +122,9 @@ impl Published {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot();
         if snapshot.view(tenant).is_some() || snapshot.is_quarantined(tenant) {
+            if let Some(view) = snapshot.view(tenant) {
+                self.lock_let_go().extend(view.signers.iter().map(Arc::downgrade));
+            }
             self.put(snapshot.without(tenant), tenant);
         }
     }

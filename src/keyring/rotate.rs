@@ -187,6 +187,8 @@ impl Keyrings {
                     tracing::warn!(%tenant, %algorithm, error = error.for_log(), "revoked; what follows is left to the timer");
                 }
             }
+            // A replica that has not heard of the rotation before this may still sign with it. For a repetition, too.
+            self.fence_others().await?;
             let keyring = keyring_of(&record, algorithm)?;
             return keyring.key(kid).map(|key| listed_key(keyring, key, true)).ok_or_else(no_key);
         }

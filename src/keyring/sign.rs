@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::generate::token_input;
 use super::snapshot::{Signer, TenantView};
 use super::{Attended, Error, Keyrings, Part};
-use crate::domain::{Algorithm, Digest, Family, Keyring, Kid, TenantId, after};
+use crate::domain::{Algorithm, Digest, Family, KeyState, Keyring, Kid, TenantId, after};
 use crate::jose::{self, Claims};
 use crate::store::TenantRecord;
 use crate::token::{KeyRef, SignInput, Token as _};
@@ -198,9 +198,25 @@ impl Keyrings {
         }
         // Another call may have found out in between, and not every signature is verified.
         self.check_key(&signer.kid)?;
-        // A process that stood still meanwhile is believed to sign no more once its snapshot is too old (R10).
-        self.check_age()?;
         Ok(signatures)
+    }
+
+    /// R10, once more and last, before the answer goes: a call may have waited for the disk since, or the process may have stood
+    /// still, and meanwhile others were told that this key signs no more.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the call is to be made again, and will be signed with another key.
+    pub fn may_release(&self, tenant: &TenantId, kid: &Kid) -> Result<(), Error> {
+        self.check_age()?;
+        let snapshot = self.snapshot();
+        let is_known = |view: &Arc<TenantView>| {
+            let retired = || view.record.keyrings.iter().filter_map(|keyring| keyring.key(kid));
+            view.signers.iter().any(|signer| signer.kid == *kid) || retired().any(|key| key.state == KeyState::Previous)
+        };
+        if snapshot.tenant(tenant).is_some_and(is_known) {
+            return Ok(());
+        }
+        Err(Error::away(Part::Snapshot, format!("key {kid} was revoked while it signed")))
     }
 
     /// R10: nothing is signed from a snapshot that is too old.

@@ -180,7 +180,7 @@ impl Witness {
         let mut news = Vec::new();
         let tenancy = self.seen.tenants.get(shown.tenant);
         if tenancy.is_some_and(|tenancy| tenancy.outlives(shown.create_time)) {
-            return Err(format!("{row}: it was deleted, and an old record of it was put back; {IF_ON_PURPOSE}"));
+            return Err(put_back(shown.tenant));
         }
         let tenancy = tenancy.filter(|tenancy| tenancy.create_time == shown.create_time);
         if is_news(tenancy.and_then(|tenancy| tenancy.record), shown.revision, shown.hash, &row)? {
@@ -217,6 +217,11 @@ impl Witness {
             return Err(gone(tenant));
         }
         Ok(Sight::Removed { tenant: tenant.clone(), create_time })
+    }
+
+    /// Whether anything was ever seen of a tenant of this id.
+    pub(super) fn knows(&self, tenant: &TenantId) -> bool {
+        self.seen.tenants.contains_key(tenant)
     }
 
     /// Whether this tenant must be in the store.
@@ -340,6 +345,9 @@ impl Seen {
                 let tenancy = self.tenants.get_mut(tenant).filter(|tenancy| tenancy.create_time == *create_time);
                 tenancy.into_iter().for_each(|tenancy| tenancy.leaving = true);
             }
+            // One that was made under the same id since then stays.
+            Sight::Removed { tenant, create_time }
+                if self.tenants.get(tenant).is_some_and(|tenancy| tenancy.create_time > *create_time) => {}
             Sight::Removed { tenant, create_time } => {
                 let (create_time, keyrings) = (*create_time, BTreeMap::new());
                 let gone = Tenancy { create_time, leaving: true, removed: true, record: None, keyrings };
@@ -421,6 +429,11 @@ fn forgotten(path: &Path, what: &str) -> StoreError {
 /// What is wrong where a tenant's record is not there.
 pub(super) fn gone(tenant: &TenantId) -> String {
     format!("tenant {tenant}: its record is gone, and nobody deleted it through Keyward; {IF_ON_PURPOSE}")
+}
+
+/// What is wrong where the record of a tenant is there that was removed.
+pub(super) fn put_back(tenant: &TenantId) -> String {
+    format!("tenant {tenant}: it was deleted, and an old record of it was put back; {IF_ON_PURPOSE}")
 }
 
 fn unusable(path: &Path, error: &io::Error) -> StoreError {

@@ -146,6 +146,7 @@ async fn a_store_of_a_newer_version_is_refused() {
         "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
          values (9999, 'later', true, '', 0)",
     );
+    harness.store.close().await;
     let text = refusal(open(&harness.database, &harness.directory).await);
     assert!(text.contains("newer version") && text.contains("9999"), "{text}");
 }
@@ -275,6 +276,7 @@ async fn a_change_is_taken_up_when_nobody_may_sign_from_before() {
     let harness = Postgres::fresh().await;
     let one = &harness.store;
     let ((other, _memory), long) = (harness.replica().await, Duration::from_secs(3600));
+    one.commit(&of_tenant(tenant("first"))).await.unwrap();
     let before = other.changes(None).await.unwrap().until;
     assert!(!other.lease(before, long).await.unwrap(), "nobody knew of it");
     assert!(other.lease(before, long).await.unwrap());
@@ -318,13 +320,24 @@ async fn changes_are_told_by_tenant() {
     // Neither is a change of any tenant.
     store.commit(&Change { events: vec![event("probe", "acme")], ..Change::default() }).await.unwrap();
     store.probe().await.unwrap();
-    let later = store.changes(Some(start.until)).await.unwrap();
-    assert_eq!(later.tenants, Some([id("acme"), id("other")].into()));
+    // Nothing is kept of the change before the first one: any may be.
+    assert_eq!(store.changes(Some(start.until)).await.unwrap().tenants, None);
+    let earlier = store.changes(None).await.unwrap();
+    store.commit(&of_tenant(changed(tenant("acme")))).await.unwrap();
+    let later = store.changes(Some(earlier.until)).await.unwrap();
+    assert_eq!(later.tenants, Some([id("acme")].into()));
+    assert_ne!(earlier.until, later.until);
     assert_eq!(store.changes(Some(later.until)).await.unwrap(), Changes { tenants: Some([].into()), ..later });
     harness.database.psql("update meta set changes = changes + 5000");
     assert_eq!(store.changes(Some(later.until)).await.unwrap().tenants, None);
     harness.database.psql("update meta set changes = 0");
     assert_eq!(store.changes(Some(later.until)).await.unwrap().tenants, None, "an older database was put back");
+    // One that took over without the last change, and made others.
+    harness.database.psql("update meta set changes = 1, change_name = 0; delete from change where number > 1");
+    for name in ["new", "newer"] {
+        store.commit(&of_tenant(tenant(name))).await.unwrap();
+    }
+    assert_eq!(store.changes(Some(later.until)).await.unwrap().tenants, None, "its numbers are those of others");
 }
 
 /// A backup that was put back is told of, and holds once it is accepted: for the replica that did so at once, and for others that
@@ -363,4 +376,45 @@ async fn an_older_state_holds_once_it_is_accepted() {
     let other =
         postgres::join(&settings(database.url()), crate::seals::guard(&anew.path().join("store"))).await.unwrap();
     assert_eq!(names(all(&other).await), [id("acme")]);
+}
+
+/// A tenant that was removed before a replica joined is not believed there either, if somebody puts it back.
+#[tokio::test]
+async fn what_was_removed_before_a_replica_joined_cannot_be_put_back() {
+    let harness = Postgres::fresh().await;
+    let (store, database) = (&harness.store, &harness.database);
+    store.commit(&of_tenant(tenant("acme"))).await.unwrap();
+    database.psql("create table backup as select * from tenant");
+    store.commit(&Change { remove: Some((id("acme"), Revision::FIRST)), ..Change::default() }).await.unwrap();
+    let anew = tempfile::tempdir().unwrap();
+    let other = postgres::join(&settings(database.url()), guard(&anew.path().join("store"))).await.unwrap();
+    assert_eq!(all(&other).await, []);
+    database.psql("insert into tenant select * from backup");
+    assert!(matches!(other.load(&id("acme")).await, Err(StoreError::Untrusted(_))));
+    let loaded = other.load_all().await.unwrap();
+    assert_eq!(loaded.damaged.iter().map(|damage| damage.tenant.as_str()).collect::<Vec<_>>(), ["acme"]);
+}
+
+/// Reads go on while changes wait for one another, and for somebody who holds them all up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_wait_keep_no_reader_waiting_for_long() {
+    let harness = Postgres::fresh().await;
+    harness.store.commit(&of_tenant(tenant("acme"))).await.unwrap();
+    let mut shell = harness.database.shell();
+    shell.ask("begin; select 1 from meta for update;");
+    let mut waiting = JoinSet::new();
+    for number in 0..8 {
+        let store = Arc::clone(&harness.store);
+        waiting.spawn(async move { store.commit(&of_tenant(tenant(&format!("tenant-{number}")))).await });
+    }
+    while harness.database.psql("select count(*) from pg_locks where not granted") == "0" {
+        tokio::task::yield_now().await;
+    }
+    let begun = Instant::now();
+    assert_eq!(all(&*harness.store).await.len(), 1);
+    // One change may stand before it, for as long as it waits for the lock.
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    shell.ask("rollback;");
+    let made = waiting.join_all().await.into_iter().filter(Result::is_ok).count();
+    assert_eq!(all(&*harness.store).await.len(), 1 + made);
 }

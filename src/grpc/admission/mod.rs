@@ -102,8 +102,13 @@ impl Admission {
         match outcome {
             Ok(answer) => {
                 if signs {
-                    let event = Event { input_sha256, ..self.event(Q::METHOD, &caller, about.signed(&answer)) };
+                    let about = about.signed(&answer);
+                    let signer = about.tenant.clone().zip(about.kid.clone());
+                    let event = Event { input_sha256, ..self.event(Q::METHOD, &caller, about) };
                     self.0.log.record(event).await.map_err(|unwritten| status::unwritten(&unwritten))?;
+                    if let Some((tenant, kid)) = signer {
+                        self.0.keyrings.may_release(&tenant, &kid)?;
+                    }
                 }
                 Ok(Response::new(answer))
             }

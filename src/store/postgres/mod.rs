@@ -9,10 +9,13 @@ mod rows;
 mod writing;
 
 use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -30,11 +33,14 @@ use super::sql::{
 };
 use super::witness::Witness;
 use super::{Changes, Moment, StoreError, TokenBinding};
-use crate::domain::Event;
+use crate::domain::{Event, TenantId};
 use crate::tlog::Tip;
 
 /// How long a call waits for a connection, a new one included: less than the callers' deadlines.
 const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long to take leave may take: a database that does not answer must not keep a service from ending.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// What the server is told of each connection.
 ///
@@ -107,11 +113,12 @@ pub async fn create(settings: &Settings, binding: &TokenBinding, witness: &Path)
 /// do so.
 ///
 /// # Errors
-/// [`StoreError::Refused`] if there is none or no memory of it, or if a newer version of Keyward made it;
-/// [`StoreError::Unavailable`] if the database does not answer.
+/// [`StoreError::Refused`] if there is none or no memory of it, if another process uses that memory, or if a newer version of
+/// Keyward made the store; [`StoreError::Unavailable`] if the database does not answer.
 pub async fn open(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreError> {
+    let memory = lock(&guard.witness)?;
     let witness = Witness::open(&guard.witness)?;
-    SqlStore::new(Server::connect(settings).await?, guard.seals, witness).await
+    SqlStore::new(Server::connect(settings, memory).await?, guard.seals, witness).await
 }
 
 /// Opens the store for a replica that has not seen it, which remembers it from now on.
@@ -119,7 +126,7 @@ pub async fn open(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreEr
 /// # Errors
 /// As [`open`], and [`StoreError::Refused`] if the replica has a memory of a store already.
 pub async fn join(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreError> {
-    let server = Server::connect(settings).await?;
+    let server = Server::connect(settings, lock(&guard.witness)?).await?;
     Witness::create(&guard.witness)?;
     SqlStore::new(server, guard.seals, Witness::open(&guard.witness)?).await
 }
@@ -130,7 +137,7 @@ pub async fn join(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreEr
 /// As [`open`], [`StoreError::Unsealed`], and [`StoreError::Refused`] while replicas serve. A crash leaves the store as it was or as
 /// it is to be; the same call again finishes the memory of it.
 pub async fn restore(settings: &Settings, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
-    let server = Server::connect(settings).await?;
+    let server = Server::connect(settings, lock(&guard.witness)?).await?;
     if accept.is_some() {
         server.is_alone().await?;
     }
@@ -142,44 +149,63 @@ pub async fn restore(settings: &Settings, guard: Guard, accept: Option<Event>) -
 /// # Errors
 /// As [`is_taken`], and [`StoreError::Refused`] if there is no store.
 pub async fn read_log(settings: &Settings) -> Result<LogReader, StoreError> {
-    Ok(LogReader::new(Server::connect_to_any(settings).await?))
+    Ok(LogReader::new(Server::connect_to_any(settings, None).await?))
 }
 
 /// The database, and connections to it.
 #[derive(Debug)]
 struct Server {
+    /// For reading, and for what replicas tell each other.
     pool: PgPool,
+    /// One connection: changes of this replica wait for each other here, before they wait for others'.
+    writer: PgPool,
+    /// Keeps other processes from the replica's memory of the store; none, if nothing is remembered.
+    memory: Option<File>,
     /// What this replica is called, as long as it runs.
     replica: String,
+    /// Until when this replica knows that the others know of its lease.
+    leased: Mutex<Option<Instant>>,
     /// Once somebody wants to hear.
     news: OnceLock<News>,
 }
 
 impl Server {
     /// With the schema up to date.
-    async fn connect(settings: &Settings) -> Result<Self, StoreError> {
-        let server = Self::connect_to_any(settings).await?;
-        migrate(&mut *server.pool.acquire().await.map_err(store_error)?).await?;
+    async fn connect(settings: &Settings, memory: File) -> Result<Self, StoreError> {
+        let server = Self::connect_to_any(settings, Some(memory)).await?;
+        // On a connection of its own: a migration takes as long as it takes, and whoever starts at the same time waits for it.
+        let patient = options(settings)?.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+        let mut connection = patient.connect().await.map_err(store_error)?;
+        migrate(&mut connection).await?;
+        connection.close().await.ok();
         Ok(server)
     }
 
     /// With the schema as it is.
-    async fn connect_to_any(settings: &Settings) -> Result<Self, StoreError> {
-        let pool: PoolOptions<Postgres> =
-            PoolOptions::new().max_connections(settings.connections_max.max(1)).acquire_timeout(CONNECTION_WAIT_MAX);
-        let pool = pool.connect_with(options(settings)?).await.map_err(store_error)?;
-        let mut connection = pool.acquire().await.map_err(store_error)?;
+    async fn connect_to_any(settings: &Settings, memory: Option<File>) -> Result<Self, StoreError> {
+        let pool = |connections| {
+            PoolOptions::<Postgres>::new().max_connections(connections).acquire_timeout(CONNECTION_WAIT_MAX)
+        };
+        let readers = settings.connections_max.saturating_sub(1).max(1);
+        let readers = pool(readers).connect_with(options(settings)?).await.map_err(store_error)?;
+        let writer = pool(1).connect_lazy_with(options(settings)?);
+        let mut connection = readers.acquire().await.map_err(store_error)?;
         if !is_there(&mut connection).await? {
             return Err(StoreError::Refused(
                 "there is no store in the database; make one with `keyward init`".to_owned(),
             ));
         }
         drop(connection);
-        Ok(Self { pool, replica: new_replica(), news: OnceLock::new() })
+        let (leased, news) = (Mutex::default(), OnceLock::new());
+        Ok(Self { pool: readers, writer, memory, replica: new_replica(), leased, news })
     }
 }
 
 impl Server {
+    fn lock_leased(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sees that no replica may sign.
     async fn is_alone(&self) -> Result<(), StoreError> {
         let serving = self.rows(Statement::new("select id from replica where signs_until > now()")).await?.len();
@@ -196,7 +222,7 @@ impl Server {
 #[async_trait]
 impl Reads for Server {
     async fn rows(&self, statement: Statement) -> Result<Vec<Row>, StoreError> {
-        rows::all(&self.pool, statement).await
+        rows::all_of(&self.pool, statement).await
     }
 
     async fn check_log(&self) -> Result<(), StoreError> {
@@ -214,20 +240,21 @@ impl Reads for Server {
 #[async_trait]
 impl Database for Server {
     async fn transaction(&self) -> Result<Box<dyn Transaction>, StoreError> {
-        Ok(Box::new(Writing::new(self.pool.acquire().await.map_err(store_error)?)))
+        Ok(Box::new(Writing::new(self.writer.acquire().await.map_err(store_error)?)))
     }
 
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
-        let number: i64 = one(self.rows(Statement::new("select changes from meta")).await?)?.get("changes")?;
-        let until = Moment { others: number, ..Moment::default() };
+        let meta = one(self.rows(Statement::new("select changes, change_name from meta")).await?)?;
+        let (number, name): (i64, i64) = (meta.get("changes")?, meta.get("change_name")?);
+        let until = Moment { others: number, connection: name.cast_unsigned(), own: 0 };
         let tenants = match since {
             Some(since) if since == until => Some(BTreeSet::new()),
             // Half of what is kept: the other half may be forgotten while this is read.
             Some(since) if (number - CHANGES_KEPT / 2..number).contains(&since.others) => {
-                let rows = Statement::new("select distinct tenant from change where number > $1 and number <= $2");
+                let rows =
+                    Statement::new("select number, name, tenant from change where number >= $1 and number <= $2");
                 let rows = self.rows(rows.bind(since.others).bind(number)).await?;
-                // A name that is none: somebody wrote it, and all are looked at.
-                rows.iter().map(|row| row.get::<String>("tenant").ok()?.parse().ok()).collect()
+                changed_since(since, &rows)
             }
             _ => None,
         };
@@ -242,12 +269,22 @@ impl Database for Server {
         if let Some(news) = self.news.get() {
             news.stop();
         }
-        // It signs no more: nobody need wait for it.
-        let leave = query("delete from replica where id = $1").bind(&self.replica).execute(&self.pool).await;
-        if let Err(error) = leave {
-            tracing::warn!(error = %store_error(error), "a rotation that revokes may wait for this replica, until its lease ends");
+        let close = async {
+            self.writer.close().await;
+            // It signs no more: nobody need wait for it.
+            let leave = query("delete from replica where id = $1").bind(&self.replica).execute(&self.pool).await;
+            if let Err(error) = leave {
+                let error = store_error(error);
+                tracing::warn!(%error, "a rotation that revokes may wait for this replica, until its lease ends");
+            }
+            self.pool.close().await;
+        };
+        if tokio::time::timeout(CLOSE_MAX, close).await.is_err() {
+            tracing::warn!("the database does not answer; its connections are left to it");
         }
-        self.pool.close().await;
+        if let Some(Err(error)) = self.memory.as_ref().map(File::unlock) {
+            tracing::warn!(%error, "the lock of the store's memory was not released; it ends with this process");
+        }
     }
 }
 
@@ -269,7 +306,13 @@ impl Replicas for Server {
         );
         let millis = i32::try_from(life.as_millis()).unwrap_or(i32::MAX);
         let lease = lease.bind(&self.replica).bind(taken_up.others).bind(millis);
-        rows::answered(lease.fetch_one(&self.pool)).await?.try_get("lasted").map_err(store_error)
+        let sent = Instant::now();
+        // Until the answer nobody knows whether it is there.
+        let known = self.lock_leased().take();
+        let lasted: bool = rows::answered(lease.fetch_one(&self.pool)).await?.try_get("lasted").map_err(store_error)?;
+        *self.lock_leased() = Some(sent + life);
+        // Others may have seen the one before end while this one was on its way.
+        Ok(lasted && known.is_some_and(|until| Instant::now() < until))
     }
 
     async fn all_have_taken_up(&self, moment: Moment) -> Result<bool, StoreError> {
@@ -278,10 +321,47 @@ impl Replicas for Server {
     }
 }
 
-fn new_replica() -> String {
-    let mut octets = [0_u8; 16];
+/// The tenants of the changes after this moment. `None` where that cannot be told: the change of that moment is not among these, or
+/// a name is none, because somebody else wrote it.
+fn changed_since(since: Moment, rows: &[Row]) -> Option<BTreeSet<TenantId>> {
+    let mut is_among = false;
+    let mut tenants = BTreeSet::new();
+    for row in rows {
+        let (number, name): (i64, i64) = (row.get("number").ok()?, row.get("name").ok()?);
+        if number > since.others {
+            tenants.insert(row.get::<String>("tenant").ok()?.parse().ok()?);
+        } else {
+            is_among |= name.cast_unsigned() == since.connection;
+        }
+    }
+    is_among.then_some(tenants)
+}
+
+/// Keeps other processes from a replica's memory of the store: they would write another file in its place.
+fn lock(witness: &Path) -> Result<File, StoreError> {
+    let mut name = witness.as_os_str().to_owned();
+    name.push(".lock");
+    let unusable = |error: io::Error| StoreError::Refused(format!("{}: {error}", Path::new(&name).display()));
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(unusable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
+            "{} is in use by another Keyward process; stop that one first",
+            witness.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut octets = [0; N];
     getrandom::fill(&mut octets).expect("the operating system gives random octets");
-    octets.map(|octet| format!("{octet:02x}")).concat()
+    octets
+}
+
+fn new_replica() -> String {
+    random::<16>().map(|octet| format!("{octet:02x}")).concat()
 }
 
 async fn connect(settings: &Settings) -> Result<PgConnection, StoreError> {
@@ -301,11 +381,17 @@ fn options(settings: &Settings) -> Result<PgConnectOptions, StoreError> {
         options = options.password(password.expose_secret());
     }
     // libpq's own default takes what it gets: whoever stands between could be the database.
-    if !url.contains("sslmode=") && !is_local(&options) {
+    if !says(url, "sslmode") && !is_local(&options) {
         options = options.ssl_mode(PgSslMode::VerifyFull);
     }
     // The driver would log every statement; what goes wrong is logged where it is handled.
     Ok(options.application_name("keyward").options(SESSION).disable_statement_logging())
+}
+
+/// Whether the URL has this parameter.
+fn says(url: &str, parameter: &str) -> bool {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    query.split('&').any(|pair| pair.split('=').next() == Some(parameter))
 }
 
 /// Whether the database is asked through a socket, or on this machine.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{Column as _, PgExecutor, Postgres, Row as _, TypeInfo as _, ValueRef as _, query};
+use sqlx::{Column as _, PgExecutor, PgPool, Postgres, Row as _, TypeInfo as _, ValueRef as _, query};
 
 use super::error::store_error;
 use crate::store::StoreError;
@@ -21,6 +21,16 @@ pub(super) async fn answered<T>(asked: impl Future<Output = Result<T, sqlx::Erro
         Ok(answer) => answer.map_err(store_error),
         Err(_) => Err(StoreError::Unavailable(format!("the database did not answer in {} s", ANSWER_MAX.as_secs()))),
     }
+}
+
+/// Rows, as of one moment, on a connection of the pool. One that does not answer does not go back: whoever had it next would wait, too.
+pub(super) async fn all_of(pool: &PgPool, statement: Statement) -> Result<Vec<Row>, StoreError> {
+    let mut connection = pool.acquire().await.map_err(store_error)?;
+    let rows = all(&mut *connection, statement).await;
+    if let Err(StoreError::Unavailable(_)) = &rows {
+        connection.close_on_drop();
+    }
+    rows
 }
 
 /// Rows, as of one moment.

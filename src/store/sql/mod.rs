@@ -21,7 +21,7 @@ use self::read::Read;
 pub use self::restore::Restored;
 pub(super) use self::statement::{Row, Statement, Value};
 pub(super) use self::write::tip_text;
-use super::witness::Witness;
+use super::witness::{Sight, Witness};
 use super::{
     Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
     TokenBinding, TokenRecord,
@@ -137,6 +137,20 @@ impl SqlStore {
         task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("the write was interrupted: {error}"))))
     }
 
+    /// Follows the administration log from where it was seen to end to where it ends now, some records at a time.
+    async fn follow_log(&self) -> Result<(), StoreError> {
+        loop {
+            let followed = {
+                // A commit of this process has the witness alone: what it has seen is not newer than what is read.
+                let witness = self.witness.read().await;
+                let (tip, seen) = (self.log_tip().await?, witness.log_end());
+                let Some(since) = write::records_since(&tip, seen) else { return Ok(()) };
+                write::followed(&tip, seen, &self.database.rows(since).await?)?
+            };
+            self.remembered(Read { record: (), news: vec![Sight::Administration { tip: followed }] }).await;
+        }
+    }
+
     /// What was read, once it is remembered what of it was not known yet: another replica's change, or one that a crash kept this
     /// one from noting.
     async fn remembered<T>(&self, Read { record, news }: Read<T>) -> T {
@@ -202,18 +216,14 @@ impl Store for SqlStore {
             write::Work::of(change, &witness)?
         };
         work.seal(&*self.seals).await?;
+        // What others appended since, so that as little as possible is read while they wait.
+        self.follow_log().await?;
         self.write(work).await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
         self.binding().await?;
-        {
-            let witness = self.witness.read().await;
-            let (tip, seen) = (self.log_tip().await?, witness.log_end());
-            if let Some(since) = write::records_since(&tip, seen) {
-                write::goes_on(&tip, seen, &self.database.rows(since).await?)?;
-            }
-        }
+        self.follow_log().await?;
         self.write(write::Work::probe()).await
     }
 

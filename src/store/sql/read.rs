@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Reads, Row, Statement};
-use crate::domain::{Algorithm, TenantId};
+use crate::domain::{Algorithm, TenantId, Timestamp};
 use crate::store::record::{self, KeyringRow, RemovalRow, TenantRow, TokenRow};
 use crate::store::witness::{self, Shown, Sight, Witness};
 use crate::store::{
@@ -65,8 +65,27 @@ pub(super) async fn tenant(
         return Ok(Read { record: None, news: removal.into_iter().collect() });
     }
     let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
-    let (record, news) = believe(rows, seals, witness)?;
+    let removed = if witness.knows(tenant) { None } else { removals(database, Some(tenant), seals).await?.pop() };
+    let (record, news) = believe(rows, seals, witness, removed.as_ref())?;
     Ok(Read { record: Some(record), news })
+}
+
+/// The tenants that were removed, of this id or of all, and when each was made, as far as that is sealed.
+async fn removals(
+    database: &dyn Reads,
+    tenant: Option<&TenantId>,
+    seals: &dyn Seals,
+) -> Result<Vec<(TenantId, Timestamp)>, StoreError> {
+    let rows = Statement::new("select tenant, create_time, seal from removal where $1 is null or tenant = $1");
+    let mut removed = Vec::new();
+    for row in database.rows(rows.bind(tenant)).await? {
+        let row =
+            RemovalRow { tenant: row.get("tenant")?, create_time: row.get("create_time")?, seal: row.get("seal")? };
+        if let (Ok(create_time), Ok(tenant)) = (row.decode(seals), row.tenant.parse()) {
+            removed.push((tenant, create_time));
+        }
+    }
+    Ok(removed)
 }
 
 /// That a tenant was removed which was to be there; else its record is gone.
@@ -76,12 +95,9 @@ async fn removal(
     seals: &dyn Seals,
     witness: &Witness,
 ) -> Result<Sight, StoreError> {
-    let rows = Statement::new("select create_time, seal from removal where tenant = $1").bind(tenant);
-    let Some(row) = database.rows(rows).await?.pop() else {
-        return Err(StoreError::Untrusted(witness::gone(tenant)));
-    };
-    let row = RemovalRow { tenant: tenant.to_string(), create_time: row.get("create_time")?, seal: row.get("seal")? };
-    witness.compare_removal(tenant, row.decode(seals)?).map_err(StoreError::Untrusted)
+    let removed = removals(database, Some(tenant), seals).await?.pop();
+    let (_, create_time) = removed.ok_or_else(|| StoreError::Untrusted(witness::gone(tenant)))?;
+    witness.compare_removal(tenant, create_time).map_err(StoreError::Untrusted)
 }
 
 /// Of the tenants that must be there and are not among those `present`: whose records are gone, and who was removed.
@@ -112,8 +128,13 @@ pub(super) async fn all(
 ) -> Result<Read<Loaded>, StoreError> {
     let (mut loaded, mut news) = (Loaded::default(), Vec::new());
     let mut present = Vec::new();
+    let removals: BTreeMap<String, (TenantId, Timestamp)> = removals(database, None, seals)
+        .await?
+        .into_iter()
+        .map(|(tenant, create_time)| (tenant.to_string(), (tenant, create_time)))
+        .collect();
     for (id, rows) in every(database).await? {
-        match rows.and_then(|rows| believe(rows, seals, witness)) {
+        match rows.and_then(|rows| believe(rows, seals, witness, removals.get(&id))) {
             Ok((record, new)) => {
                 loaded.records.push(record);
                 news.extend(new);
@@ -262,9 +283,18 @@ impl Rows {
     }
 }
 
-/// What the rows say, if their seals hold and nothing older was put back; and what of it is new.
-fn believe(rows: Rows, seals: &dyn Seals, witness: &Witness) -> Result<(TenantRecord, Vec<Sight>), StoreError> {
+/// What the rows say, if their seals hold and nothing older was put back; and what of it is new. `removed` is a tenant of the same id
+/// that was removed, and when it was made: a replica may not have seen either.
+fn believe(
+    rows: Rows,
+    seals: &dyn Seals,
+    witness: &Witness,
+    removed: Option<&(TenantId, Timestamp)>,
+) -> Result<(TenantRecord, Vec<Sight>), StoreError> {
     let (record, hash, hashes) = rows.decode(seals)?;
+    if removed.is_some_and(|(_, create_time)| *create_time >= record.tenant.create_time) {
+        return Err(StoreError::Untrusted(witness::put_back(&record.tenant.id)));
+    }
     let news = witness.compare(&shown(&record, hash, &hashes)).map_err(StoreError::Untrusted)?;
     Ok((record, news))
 }

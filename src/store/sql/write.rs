@@ -242,9 +242,10 @@ pub(super) async fn append(
     seen: Option<&Tip>,
 ) -> Result<Tip, StoreError> {
     let mut tip = tip(transaction.rows(read_tip()).await?)?;
-    if let Some(since) = records_since(&tip, seen) {
-        let rows = transaction.rows(since).await?;
-        goes_on(&tip, seen, &rows)?;
+    let mut seen = seen.cloned();
+    while let Some(since) = records_since(&tip, seen.as_ref()) {
+        let records = transaction.rows(since).await?;
+        seen = Some(followed(&tip, seen.as_ref(), &records)?);
     }
     for event in events {
         let position = i64::try_from(tip.size()).map_err(|_| StoreError::Damaged("the log is full".to_owned()))?;
@@ -267,27 +268,31 @@ pub(super) fn tip(rows: Vec<Row>) -> Result<Tip, StoreError> {
     serde_json::from_str(&text).map_err(|error| StoreError::Damaged(format!("meta: log_tip: {error}")))
 }
 
-/// Asks for the records between where the log was seen to end and where it ends now; [`goes_on`] looks at them. `None` if it ends
+/// Records that are read of the log at once.
+const RECORDS_MAX: u64 = 1024;
+
+/// Asks for the next records between where the log was seen to end and where it ends now; [`followed`] looks at them. `None` if it ends
 /// where it did.
 pub(super) fn records_since(tip: &Tip, seen: Option<&Tip>) -> Option<Statement> {
     let seen = seen.filter(|seen| *seen != tip)?;
     let place = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     // Some only after a crash, or behind another replica.
+    let count = tip.size().saturating_sub(seen.size()).min(RECORDS_MAX);
     let statement = Statement::new("select record from audit_event where position >= $1 order by position limit $2");
-    Some(statement.bind(place(seen.size())).bind(place(tip.size().saturating_sub(seen.size()))))
+    Some(statement.bind(place(seen.size())).bind(place(count)))
 }
 
-/// Sees that the log has grown from where it was seen to end, by these records.
-pub(super) fn goes_on(tip: &Tip, seen: Option<&Tip>, records: &[Row]) -> Result<(), StoreError> {
-    let Some(seen) = seen else { return Ok(()) };
+/// Where the log was seen to end once it has grown by these records, on the way to where it ends now.
+pub(super) fn followed(tip: &Tip, seen: Option<&Tip>, records: &[Row]) -> Result<Tip, StoreError> {
+    let Some(seen) = seen else { return Ok(tip.clone()) };
     let mut followed = seen.clone();
     for record in records {
         if followed.follow(&record.get::<Vec<u8>>("record")?).is_err() {
             break;
         }
     }
-    if followed == *tip {
-        return Ok(());
+    if followed == *tip || (followed.size() > seen.size() && followed.size() < tip.size()) {
+        return Ok(followed);
     }
     Err(StoreError::Damaged(format!(
         "the administration log was put back or rewritten: it has {} records that do not go on from the {} that were \

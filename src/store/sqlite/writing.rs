@@ -17,6 +17,8 @@ pub(super) struct Writing {
     connection: PoolConnection<Sqlite>,
     anchor: Arc<Anchor>,
     ledger: Arc<Mutex<Ledger>>,
+    /// Between begin and commit or rollback. The driver does not know of it.
+    is_open: bool,
     /// Keeps the lock, so that nobody else opens the file under a commit whose store was dropped.
     _place: Arc<Place>,
 }
@@ -28,7 +30,16 @@ impl Writing {
         ledger: Arc<Mutex<Ledger>>,
         place: Arc<Place>,
     ) -> Self {
-        Self { connection, anchor, ledger, _place: place }
+        Self { connection, anchor, ledger, is_open: false, _place: place }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if self.is_open {
+            // Whatever the transaction left is rolled back by whoever reads the file next.
+            self.connection.close_on_drop();
+        }
     }
 }
 
@@ -41,6 +52,7 @@ impl Transaction for Writing {
             tenants.iter().for_each(|tenant| ledger.note(tenant.clone()));
         }
         // Immediate: the one wait for a lock is here, before anything was read or written.
+        self.is_open = true;
         self.execute(Statement::new("begin immediate")).await.map(drop)
     }
 
@@ -56,15 +68,14 @@ impl Transaction for Writing {
     async fn commit(&mut self) -> Result<(), StoreError> {
         // Last, so that as little as possible can happen between this look and the commit.
         self.anchor.check()?;
-        self.execute(Statement::new("commit")).await.map(drop)
+        self.execute(Statement::new("commit")).await?;
+        self.is_open = false;
+        Ok(())
     }
 
     async fn abandon(mut self: Box<Self>, because: &StoreError) {
         let is_fit = !matches!(because, StoreError::Unavailable(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_));
         // SQLite ends a transaction by itself after some errors, and then has none to end here.
-        if !is_fit || self.execute(Statement::new("rollback")).await.is_err() {
-            // What closing says is of no interest: whatever the transaction left is rolled back by whoever reads the file next.
-            self.connection.close().await.ok();
-        }
+        self.is_open = !is_fit || self.execute(Statement::new("rollback")).await.is_err();
     }
 }
