@@ -287,12 +287,10 @@ impl Reader {
             (None, Ok(secret)) => Ok(secret),
             (None, Err(_)) => return None,
         };
-        let secret =
-            secret.and_then(
-                |secret| {
-                    if secret.is_empty() { Err("must not name an empty file".to_owned()) } else { Ok(secret) }
-                },
-            );
+        let secret = secret.and_then(|secret| match secret.as_str() {
+            "" => Err("must not name an empty file".to_owned()),
+            _ => Ok(secret),
+        });
         Some(secret.map(SecretString::from).unwrap_or_else(|text| {
             self.problem(key, text);
             SecretString::from(String::new())

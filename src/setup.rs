@@ -217,10 +217,8 @@ fn guard(config: &Config, key: &Arc<ServiceKey>) -> Guard {
 
 /// The service key, as its file pins it.
 fn pinned_key(config: &Config, token: Arc<dyn Token>) -> Result<Arc<ServiceKey>, SetupError> {
-    if let Location::Sqlite(path) = &config.store
-        && !path.exists()
-    {
-        let text = format!("there is no store at {}; make one with `keyward init`", path.display());
+    if !config.store.may_be_there() {
+        let text = format!("there is no store at {}; make one with `keyward init`", config.store);
         return Err(SetupError::Refused(text));
     }
     let (object, public) = pinned(&config.service_key_path)?;

@@ -7,7 +7,7 @@ use super::SetupError;
 use crate::config::Config;
 use crate::domain::TokenName;
 use crate::keyring::reconcile::ByName;
-use crate::store::{Location, Store, TokenBinding, TokenRecord};
+use crate::store::{Store, TokenBinding, TokenRecord};
 use crate::token::{ArrivingToken, Pkcs11Token, TokenConfig, TokenError};
 
 /// How long a start waits for the tokens beside the home token, together: longer than a login to a network HSM takes. One that
@@ -112,11 +112,7 @@ pub async fn open_tokens(config: &Config) -> Result<OpenedTokens, SetupError> {
 async fn open_home(config: &Config) -> Result<Arc<Pkcs11Token>, SetupError> {
     // A path that leads nowhere is a mistake; a token that is away is not.
     tracing::info!(label = config.token.label, "opening the token");
-    let store_is_there = || match &config.store {
-        Location::Sqlite(path) => path.exists(),
-        Location::Postgres(_) => true,
-    };
-    let may_come = config.token.module.exists() && store_is_there();
+    let may_come = config.token.module.exists() && config.store.may_be_there();
     match Pkcs11Token::open(config.token.clone()) {
         Err(TokenError::Unavailable(_)) if may_come => {}
         opened => return Ok(Arc::new(opened?)),

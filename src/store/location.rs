@@ -27,8 +27,17 @@ impl Location {
     /// The database does not answer, or refuses us.
     pub async fn is_taken(&self) -> Result<bool, StoreError> {
         match self {
-            Self::Sqlite(path) => Ok(path.exists()),
+            Self::Sqlite(_) => Ok(self.may_be_there()),
             Self::Postgres(settings) => postgres::is_taken(settings).await,
+        }
+    }
+
+    /// Whether a store may be there: of a file that can be told without opening it, of a database it cannot.
+    #[must_use]
+    pub fn may_be_there(&self) -> bool {
+        match self {
+            Self::Sqlite(path) => path.exists(),
+            Self::Postgres(_) => true,
         }
     }
 

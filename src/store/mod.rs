@@ -4,6 +4,7 @@
 //! every write, because whatever changes together (a tenant, its keyrings, the event that tells of it) commits together or
 //! not at all, each record by compare-and-swap on its revision (R7).
 
+mod beside;
 mod location;
 pub mod postgres;
 mod record;
@@ -150,11 +151,12 @@ pub struct Revisions {
 /// A moment of a store, in its own counting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moment {
-    /// Which connection counts the commits of others; they mean nothing on another one.
-    connection: u64,
-    /// Counts the commits of others.
+    /// Which counting it is: of a connection to SQLite, or of a history in PostgreSQL, that of the change with this name. The numbers
+    /// mean nothing in another.
+    counting: u64,
+    /// Counts the commits of others; with PostgreSQL those of all.
     others: i64,
-    /// Counts the records that this process wrote.
+    /// Counts the records that this process wrote, where others' are counted apart.
     own: u64,
 }
 

@@ -203,9 +203,10 @@ impl Witness {
         }
     }
 
-    /// The tenants that must be in the store and are not among `present`, which is sorted.
-    pub(super) fn missing(&self, present: &[&str]) -> Vec<TenantId> {
-        let there = |tenant: &&TenantId| present.binary_search(&tenant.as_str()).is_ok();
+    /// The tenants that must be in the store and are not among those `present`.
+    pub(super) fn missing(&self, mut present: Vec<String>) -> Vec<TenantId> {
+        present.sort_unstable();
+        let there = |tenant: &&TenantId| present.binary_search_by(|name| name.as_str().cmp(tenant.as_str())).is_ok();
         let known = self.seen.tenants.iter().filter(|(_, tenancy)| tenancy.stays()).map(|(tenant, _)| tenant);
         known.filter(|tenant| !there(tenant)).cloned().collect()
     }

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use keyward::domain::{Algorithm, Revision, Tenant, after};
 use keyward::store::postgres::Settings;
-use keyward::store::{Change, Changes, Restored, SqlStore, Store, StoreError, TenantRecord, postgres};
+use keyward::store::{Change, Changes, Damage, Guard, Restored, SqlStore, Store, StoreError, TenantRecord, postgres};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::contract::{Harness, left_after};
 use crate::postgresql::{Database, Server};
 use crate::samples::{all, binding, changed, event, id, keyring, now, of_tenant, tenant, told};
-use crate::seals::{guard, witness_of};
+use crate::seals::guard;
 
 /// A database of its own, and the replica that has it open.
 pub(crate) struct Postgres {
@@ -47,8 +47,7 @@ impl Postgres {
     /// Another replica on the same database, with a memory of its own that begins with what this one's holds now.
     async fn replica(&self) -> (SqlStore, TempDir) {
         let directory = tempfile::tempdir().unwrap();
-        let witness = |directory: &TempDir| witness_of(&directory.path().join("store"));
-        std::fs::copy(witness(&self.directory), witness(&directory)).unwrap();
+        std::fs::copy(guard_in(&self.directory).witness, guard_in(&directory).witness).unwrap();
         (open(&self.database, &directory).await.unwrap(), directory)
     }
 }
@@ -57,13 +56,22 @@ fn settings(url: String) -> Settings {
     Settings { url, password: None, connections_max: 4 }
 }
 
+/// A guard with the witness in this directory.
+fn guard_in(directory: &TempDir) -> Guard {
+    guard(&directory.path().join("store"))
+}
+
+fn names(damaged: &[Damage]) -> Vec<&str> {
+    damaged.iter().map(|damage| damage.tenant.as_str()).collect()
+}
+
 /// With the witness in this directory.
 async fn create(database: &Database, directory: &TempDir) -> Result<(), StoreError> {
-    postgres::create(&settings(database.url()), &binding(), &witness_of(&directory.path().join("store"))).await
+    postgres::create(&settings(database.url()), &binding(), &guard_in(directory).witness).await
 }
 
 async fn open(database: &Database, directory: &TempDir) -> Result<SqlStore, StoreError> {
-    postgres::open(&settings(database.url()), guard(&directory.path().join("store"))).await
+    postgres::open(&settings(database.url()), guard_in(directory)).await
 }
 
 fn refusal<T: std::fmt::Debug>(outcome: Result<T, StoreError>) -> String {
@@ -210,13 +218,13 @@ async fn a_removal_is_believed_and_a_theft_is_not() {
     assert_eq!(other.load(&id("again")).await.unwrap().unwrap().tenant, later);
     assert!(matches!(other.load(&id("stolen")).await, Err(StoreError::Untrusted(_))));
     let revisions = other.revisions().await.unwrap();
-    assert_eq!(revisions.damaged.iter().map(|damage| damage.tenant.as_str()).collect::<Vec<_>>(), ["stolen"]);
+    assert_eq!(names(&revisions.damaged), ["stolen"]);
 
     // The removal of an earlier tenant says nothing of a later one, nor that of one tenant of another.
     database.psql("delete from tenant where id = 'again'");
     database.psql("insert into removal select 'stolen', create_time, seal from removal where tenant = 'removed'");
     let loaded = other.load_all().await.unwrap();
-    assert_eq!(loaded.damaged.iter().map(|damage| damage.tenant.as_str()).collect::<Vec<_>>(), ["again", "stolen"]);
+    assert_eq!(names(&loaded.damaged), ["again", "stolen"]);
 }
 
 /// A replica that was stopped in the middle of a transaction, or an operator's shell, keeps nobody waiting for long.
@@ -353,9 +361,8 @@ async fn an_older_state_holds_once_it_is_accepted() {
     store.close().await;
     database.psql("delete from tenant; insert into tenant select * from backup");
 
-    let guard = || guard(&harness.directory.path().join("store"));
     let settings_of_it = settings(database.url());
-    let restore = |accept| postgres::restore(&settings_of_it, guard(), accept);
+    let restore = |accept| postgres::restore(&settings_of_it, guard_in(&harness.directory), accept);
     let told = restore(None).await.unwrap();
     assert_eq!((told.older.clone(), told.missing.clone()), (vec![id("acme")], vec![id("since")]));
     // Not under a replica that serves.
@@ -367,15 +374,14 @@ async fn an_older_state_holds_once_it_is_accepted() {
     let accepted = restore(Some(event("accept_store", "acme"))).await.unwrap();
     assert_eq!(accepted, told);
     let reopened = open(database, &harness.directory).await.unwrap();
-    let names = |store: Vec<TenantRecord>| store.into_iter().map(|record| record.tenant.id).collect::<Vec<_>>();
-    assert_eq!(names(all(&reopened).await), [id("acme")]);
+    let tenants = |store: Vec<TenantRecord>| store.into_iter().map(|record| record.tenant.id).collect::<Vec<_>>();
+    assert_eq!(tenants(all(&reopened).await), [id("acme")]);
     // A second time there is nothing to tell.
     reopened.close().await;
     assert_eq!(restore(None).await.unwrap(), Restored { log: (1, 1), ..Restored::default() });
     let anew = tempfile::tempdir().unwrap();
-    let other =
-        postgres::join(&settings(database.url()), crate::seals::guard(&anew.path().join("store"))).await.unwrap();
-    assert_eq!(names(all(&other).await), [id("acme")]);
+    let other = postgres::join(&settings_of_it, guard_in(&anew)).await.unwrap();
+    assert_eq!(tenants(all(&other).await), [id("acme")]);
 }
 
 /// A tenant that was removed before a replica joined is not believed there either, if somebody puts it back.
@@ -387,12 +393,12 @@ async fn what_was_removed_before_a_replica_joined_cannot_be_put_back() {
     database.psql("create table backup as select * from tenant");
     store.commit(&Change { remove: Some((id("acme"), Revision::FIRST)), ..Change::default() }).await.unwrap();
     let anew = tempfile::tempdir().unwrap();
-    let other = postgres::join(&settings(database.url()), guard(&anew.path().join("store"))).await.unwrap();
+    let other = postgres::join(&settings(database.url()), guard_in(&anew)).await.unwrap();
     assert_eq!(all(&other).await, []);
     database.psql("insert into tenant select * from backup");
     assert!(matches!(other.load(&id("acme")).await, Err(StoreError::Untrusted(_))));
     let loaded = other.load_all().await.unwrap();
-    assert_eq!(loaded.damaged.iter().map(|damage| damage.tenant.as_str()).collect::<Vec<_>>(), ["acme"]);
+    assert_eq!(names(&loaded.damaged), ["acme"]);
 }
 
 /// Reads go on while changes wait for one another, and for somebody who holds them all up.

@@ -9,10 +9,8 @@ mod rows;
 mod writing;
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::fs::File;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,7 +30,7 @@ use super::sql::{
     Database, Guard, LogReader, Reads, Replicas, Restored, Row, SqlStore, Statement, Transaction, tip_text,
 };
 use super::witness::Witness;
-use super::{Changes, Moment, StoreError, TokenBinding};
+use super::{Changes, Moment, StoreError, TokenBinding, beside};
 use crate::domain::{Event, TenantId};
 use crate::tlog::Tip;
 
@@ -199,9 +197,7 @@ impl Server {
         let (leased, news) = (Mutex::default(), OnceLock::new());
         Ok(Self { pool: readers, writer, memory, replica: new_replica(), leased, news })
     }
-}
 
-impl Server {
     fn lock_leased(&self) -> MutexGuard<'_, Option<Instant>> {
         self.leased.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,7 +242,7 @@ impl Database for Server {
     async fn changes(&self, since: Option<Moment>) -> Result<Changes, StoreError> {
         let meta = one(self.rows(Statement::new("select changes, change_name from meta")).await?)?;
         let (number, name): (i64, i64) = (meta.get("changes")?, meta.get("change_name")?);
-        let until = Moment { others: number, connection: name.cast_unsigned(), own: 0 };
+        let until = Moment { others: number, counting: name.cast_unsigned(), own: 0 };
         let tenants = match since {
             Some(since) if since == until => Some(BTreeSet::new()),
             // Half of what is kept: the other half may be forgotten while this is read.
@@ -295,11 +291,10 @@ impl Replicas for Server {
     }
 
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {
-        let forget = query("delete from replica where signs_until < now() - interval '1 hour'");
-        rows::answered(forget.execute(&self.pool)).await?;
-        // By the database's clock, which all replicas share.
+        // By the database's clock, which all replicas share. Those who have long gone are forgotten.
         let lease = query(
-            "with before as (select signs_until > now() as lasts from replica where id = $1) \
+            "with forgotten as (delete from replica where signs_until < now() - interval '1 hour' and id <> $1), \
+             before as (select signs_until > now() as lasts from replica where id = $1) \
              insert into replica (id, taken_up, signs_until) values ($1, $2, now() + $3 * interval '1 millisecond') \
              on conflict (id) do update set taken_up = excluded.taken_up, signs_until = excluded.signs_until \
              returning coalesce((select lasts from before), false) as lasted",
@@ -331,7 +326,7 @@ fn changed_since(since: Moment, rows: &[Row]) -> Option<BTreeSet<TenantId>> {
         if number > since.others {
             tenants.insert(row.get::<String>("tenant").ok()?.parse().ok()?);
         } else {
-            is_among |= name.cast_unsigned() == since.connection;
+            is_among |= name.cast_unsigned() == since.counting;
         }
     }
     is_among.then_some(tenants)
@@ -339,19 +334,7 @@ fn changed_since(since: Moment, rows: &[Row]) -> Option<BTreeSet<TenantId>> {
 
 /// Keeps other processes from a replica's memory of the store: they would write another file in its place.
 fn lock(witness: &Path) -> Result<File, StoreError> {
-    let mut name = witness.as_os_str().to_owned();
-    name.push(".lock");
-    let unusable = |error: io::Error| StoreError::Refused(format!("{}: {error}", Path::new(&name).display()));
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(unusable)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
-            "{} is in use by another Keyward process; stop that one first",
-            witness.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(unusable(error)),
-    }
+    beside::lock(witness, || format!("{} is in use by another Keyward process; stop that one first", witness.display()))
 }
 
 fn random<const N: usize>() -> [u8; N] {

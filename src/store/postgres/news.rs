@@ -9,13 +9,17 @@ use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-/// Tells all replicas that something has changed.
-pub(super) const TELL: &str = "select pg_notify('changes', '')::text";
+use crate::store::sql::Statement;
 
 const CHANNEL: &str = "changes";
 
 /// How long to wait until a database is asked again that does not let anybody listen.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Tells all replicas that something has changed, once the transaction is committed.
+pub(super) fn tell() -> Statement {
+    Statement::new("select pg_notify($1, '')::text").bind(CHANNEL)
+}
 
 /// What was heard, until it is dropped.
 #[derive(Debug)]

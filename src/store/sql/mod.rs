@@ -2,6 +2,7 @@
 //! brings its connections, its transactions and the meaning of its errors ([`Database`]).
 
 pub(super) mod error;
+mod held;
 mod log;
 pub(super) mod read;
 mod restore;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::RwLock;
 
+pub(super) use self::held::Held;
 pub use self::log::LogReader;
 use self::read::Read;
 pub use self::restore::Restored;

@@ -60,64 +60,51 @@ pub(super) async fn tenant(
     );
     let rows = database.rows(rows.bind(tenant)).await?;
     if rows.is_empty() {
-        let removal =
-            if witness.expects(tenant) { Some(removal(database, tenant, seals, witness).await?) } else { None };
-        return Ok(Read { record: None, news: removal.into_iter().collect() });
+        let is_missed = witness.expects(tenant);
+        let removals = if is_missed { removals(database, Some(tenant), seals).await? } else { Removals::new() };
+        let removed = is_missed.then(|| removed(tenant, &removals, witness)).transpose();
+        return Ok(Read { record: None, news: removed.map_err(StoreError::Untrusted)?.into_iter().collect() });
     }
     let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
-    let removed = if witness.knows(tenant) { None } else { removals(database, Some(tenant), seals).await?.pop() };
-    let (record, news) = believe(rows, seals, witness, removed.as_ref())?;
+    let is_known = witness.knows(tenant);
+    let removals = if is_known { Removals::new() } else { removals(database, Some(tenant), seals).await? };
+    let (record, news) = believe(rows, seals, witness, &removals)?;
     Ok(Read { record: Some(record), news })
 }
 
-/// The tenants that were removed, of this id or of all, and when each was made, as far as that is sealed.
-async fn removals(
-    database: &dyn Reads,
-    tenant: Option<&TenantId>,
-    seals: &dyn Seals,
-) -> Result<Vec<(TenantId, Timestamp)>, StoreError> {
+/// By id, when the tenant was made that had it last and was removed.
+type Removals = BTreeMap<String, Timestamp>;
+
+/// The removals of this tenant or of all, as far as they are sealed.
+async fn removals(database: &dyn Reads, tenant: Option<&TenantId>, seals: &dyn Seals) -> Result<Removals, StoreError> {
     let rows = Statement::new("select tenant, create_time, seal from removal where $1 is null or tenant = $1");
-    let mut removed = Vec::new();
+    let mut removals = Removals::new();
     for row in database.rows(rows.bind(tenant)).await? {
         let row =
             RemovalRow { tenant: row.get("tenant")?, create_time: row.get("create_time")?, seal: row.get("seal")? };
-        if let (Ok(create_time), Ok(tenant)) = (row.decode(seals), row.tenant.parse()) {
-            removed.push((tenant, create_time));
+        if let Ok(create_time) = row.decode(seals) {
+            removals.insert(row.tenant, create_time);
         }
     }
-    Ok(removed)
+    Ok(removals)
 }
 
 /// That a tenant was removed which was to be there; else its record is gone.
-async fn removal(
-    database: &dyn Reads,
-    tenant: &TenantId,
-    seals: &dyn Seals,
-    witness: &Witness,
-) -> Result<Sight, StoreError> {
-    let removed = removals(database, Some(tenant), seals).await?.pop();
-    let (_, create_time) = removed.ok_or_else(|| StoreError::Untrusted(witness::gone(tenant)))?;
-    witness.compare_removal(tenant, create_time).map_err(StoreError::Untrusted)
+fn removed(tenant: &TenantId, removals: &Removals, witness: &Witness) -> Result<Sight, String> {
+    let create_time = removals.get(tenant.as_str()).ok_or_else(|| witness::gone(tenant))?;
+    witness.compare_removal(tenant, *create_time)
 }
 
-/// Of the tenants that must be there and are not among those `present`: whose records are gone, and who was removed.
-async fn missing(
-    database: &dyn Reads,
-    mut present: Vec<String>,
-    seals: &dyn Seals,
-    witness: &Witness,
-) -> Result<(Vec<Damage>, Vec<Sight>), StoreError> {
-    present.sort_unstable();
-    let present: Vec<&str> = present.iter().map(String::as_str).collect();
+/// Of tenants that must be there and are not: whose records are gone, and who was removed.
+fn missing(tenants: &[TenantId], removals: &Removals, witness: &Witness) -> (Vec<Damage>, Vec<Sight>) {
     let (mut damaged, mut news) = (Vec::new(), Vec::new());
-    for tenant in witness.missing(&present) {
-        match removal(database, &tenant, seals, witness).await.map_err(|error| of_tenant(tenant.as_str(), error)) {
+    for tenant in tenants {
+        match removed(tenant, removals, witness) {
             Ok(removed) => news.push(removed),
-            Err(StoreError::Untrusted(problem)) => damaged.push(Damage { tenant: tenant.to_string(), problem }),
-            Err(other) => return Err(other),
+            Err(problem) => damaged.push(Damage { tenant: tenant.to_string(), problem }),
         }
     }
-    Ok((damaged, news))
+    (damaged, news)
 }
 
 /// Every tenant.
@@ -128,13 +115,9 @@ pub(super) async fn all(
 ) -> Result<Read<Loaded>, StoreError> {
     let (mut loaded, mut news) = (Loaded::default(), Vec::new());
     let mut present = Vec::new();
-    let removals: BTreeMap<String, (TenantId, Timestamp)> = removals(database, None, seals)
-        .await?
-        .into_iter()
-        .map(|(tenant, create_time)| (tenant.to_string(), (tenant, create_time)))
-        .collect();
+    let removals = removals(database, None, seals).await?;
     for (id, rows) in every(database).await? {
-        match rows.and_then(|rows| believe(rows, seals, witness, removals.get(&id))) {
+        match rows.and_then(|rows| believe(rows, seals, witness, &removals)) {
             Ok((record, new)) => {
                 loaded.records.push(record);
                 news.extend(new);
@@ -146,7 +129,7 @@ pub(super) async fn all(
         // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
         tokio::task::yield_now().await;
     }
-    let (damaged, removed) = missing(database, present, seals, witness).await?;
+    let (damaged, removed) = missing(&witness.missing(present), &removals, witness);
     loaded.damaged.extend(damaged);
     news.extend(removed);
     Ok(Read { record: loaded, news })
@@ -197,7 +180,9 @@ pub(super) async fn revisions(
         // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
         tokio::task::yield_now().await;
     }
-    let (damaged, news) = missing(database, present, seals, witness).await?;
+    let absent = witness.missing(present);
+    let removals = if absent.is_empty() { Removals::new() } else { removals(database, None, seals).await? };
+    let (damaged, news) = missing(&absent, &removals, witness);
     read.damaged.extend(damaged);
     read.tenants.sort_unstable_by(|one, other| one.tenant.cmp(&other.tenant));
     Ok(Read { record: read, news })
@@ -283,16 +268,17 @@ impl Rows {
     }
 }
 
-/// What the rows say, if their seals hold and nothing older was put back; and what of it is new. `removed` is a tenant of the same id
-/// that was removed, and when it was made: a replica may not have seen either.
+/// What the rows say, if their seals hold and nothing older was put back; and what of it is new. A replica may have seen neither a
+/// tenant nor its removal.
 fn believe(
     rows: Rows,
     seals: &dyn Seals,
     witness: &Witness,
-    removed: Option<&(TenantId, Timestamp)>,
+    removals: &Removals,
 ) -> Result<(TenantRecord, Vec<Sight>), StoreError> {
     let (record, hash, hashes) = rows.decode(seals)?;
-    if removed.is_some_and(|(_, create_time)| *create_time >= record.tenant.create_time) {
+    let removed = removals.get(record.tenant.id.as_str());
+    if removed.is_some_and(|create_time| *create_time >= record.tenant.create_time) {
         return Err(StoreError::Untrusted(witness::put_back(&record.tenant.id)));
     }
     let news = witness.compare(&shown(&record, hash, &hashes)).map_err(StoreError::Untrusted)?;

@@ -78,9 +78,7 @@ impl SqlStore {
             }
             present.push(id);
         }
-        present.sort_unstable();
-        let names: Vec<&str> = present.iter().map(String::as_str).collect();
-        for tenant in witness.missing(&names) {
+        for tenant in witness.missing(present) {
             if let Some(create_time) = witness.create_time(&tenant) {
                 removals.push(RemovalRow::encode(&tenant, create_time));
                 sights.push(Sight::Removed { tenant: tenant.clone(), create_time });

@@ -28,12 +28,12 @@ impl Ledger {
 
     /// The moment now, on this connection, with what it says of the commits of others.
     pub(super) fn moment(&self, connection: u64, others: i64) -> Moment {
-        Moment { connection, others, own: self.forgotten + self.writes.len() as u64 }
+        Moment { counting: connection, others, own: self.forgotten + self.writes.len() as u64 }
     }
 
     /// The tenants that were written from one moment to a later one; `None` if others wrote too, or if too much was written.
     pub(super) fn between(&self, since: Moment, until: Moment) -> Option<BTreeSet<TenantId>> {
-        if (since.connection, since.others) != (until.connection, until.others) {
+        if (since.counting, since.others) != (until.counting, until.others) {
             return None;
         }
         let skip = usize::try_from(since.own.checked_sub(self.forgotten)?).ok()?;

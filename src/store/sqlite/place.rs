@@ -1,16 +1,13 @@
 //! Where a store is: its file, the lock beside it, and whether the file is still there.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::files::{directory_of, sync_directory};
 use crate::store::StoreError;
-
-/// Owner only: who can edit the store can deny service (R15).
-const FILE_MODE: u32 = 0o600;
+use crate::store::beside::{self, FILE_MODE, beside, unusable};
 
 /// What stands beside the file. A log that outlived its store would be replayed into a new one of the same name.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -18,7 +15,7 @@ const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// A path that this process alone uses for a store, by an advisory lock on `<path>.lock`.
 ///
 /// The lock is on a file of its own, because SQLite's locks on the store itself must let an operator read it with the sqlite3
-/// shell. It ends with the process, whatever ends it. The empty lock file stays: removing it could hand the same lock to two.
+/// shell.
 #[derive(Debug)]
 pub(super) struct Place {
     path: PathBuf,
@@ -146,17 +143,12 @@ fn identity(file: &Path) -> io::Result<(u64, u64)> {
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {
-    let name = beside(path, ".lock");
-    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE).open(&name);
-    let file = open.map_err(|error| unusable(&name, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
+    beside::lock(path, || {
+        format!(
             "the store {} is in use by another Keyward process; stop that one first: a SQLite store has one process",
             path.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(unusable(&name, &error)),
-    }
+        )
+    })
 }
 
 /// Whether the file's header is that of a Keyward store (sqlite.org/fileformat.html section 1.3).
@@ -168,19 +160,9 @@ fn is_store(path: &Path) -> io::Result<bool> {
     Ok(header.starts_with(MAGIC) && header.get(68..72) == Some(APPLICATION_ID))
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
-}
-
 fn exists(file: &Path) -> StoreError {
     StoreError::Refused(format!(
         "{} exists already and is left as it is; name another path, or move it away if it is not needed",
         file.display()
     ))
-}
-
-fn unusable(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Refused(format!("{} cannot be used for a store: {error}", path.display()))
 }

@@ -10,15 +10,13 @@ use super::place::{Anchor, Place};
 use super::rows;
 use crate::domain::TenantId;
 use crate::store::StoreError;
-use crate::store::sql::{Row, Statement, Transaction};
+use crate::store::sql::{Held, Row, Statement, Transaction};
 
 /// The connection that writes.
 pub(super) struct Writing {
-    connection: PoolConnection<Sqlite>,
+    connection: Held<Sqlite>,
     anchor: Arc<Anchor>,
     ledger: Arc<Mutex<Ledger>>,
-    /// Between begin and commit or rollback. The driver does not know of it.
-    is_open: bool,
     /// Keeps the lock, so that nobody else opens the file under a commit whose store was dropped.
     _place: Arc<Place>,
 }
@@ -30,16 +28,7 @@ impl Writing {
         ledger: Arc<Mutex<Ledger>>,
         place: Arc<Place>,
     ) -> Self {
-        Self { connection, anchor, ledger, is_open: false, _place: place }
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        if self.is_open {
-            // Whatever the transaction left is rolled back by whoever reads the file next.
-            self.connection.close_on_drop();
-        }
+        Self { connection: Held::new(connection), anchor, ledger, _place: place }
     }
 }
 
@@ -52,7 +41,7 @@ impl Transaction for Writing {
             tenants.iter().for_each(|tenant| ledger.note(tenant.clone()));
         }
         // Immediate: the one wait for a lock is here, before anything was read or written.
-        self.is_open = true;
+        self.connection.opens();
         self.execute(Statement::new("begin immediate")).await.map(drop)
     }
 
@@ -69,13 +58,16 @@ impl Transaction for Writing {
         // Last, so that as little as possible can happen between this look and the commit.
         self.anchor.check()?;
         self.execute(Statement::new("commit")).await?;
-        self.is_open = false;
+        self.connection.has_closed();
         Ok(())
     }
 
     async fn abandon(mut self: Box<Self>, because: &StoreError) {
         let is_fit = !matches!(because, StoreError::Unavailable(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_));
-        // SQLite ends a transaction by itself after some errors, and then has none to end here.
-        self.is_open = !is_fit || self.execute(Statement::new("rollback")).await.is_err();
+        // SQLite ends a transaction by itself after some errors, and then has none to end here. What is closed with one open is rolled
+        // back by whoever reads the file next.
+        if is_fit && self.execute(Statement::new("rollback")).await.is_ok() {
+            self.connection.has_closed();
+        }
     }
 }
