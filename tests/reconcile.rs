@@ -218,6 +218,24 @@ fn edit_store(installation: &Installation, edit: &'static str) {
     });
 }
 
+/// SoftHSM cannot tell of a token that another process logs in to at that moment, and shows none that it met so at C_Initialize.
+#[test]
+fn a_token_that_cannot_be_read_for_a_moment_is_looked_at_again() {
+    let (installation, faults) = Installation::bare().with_faults();
+    let installation = installation.init();
+    for (rule, times) in [("C_GetTokenInfo answer CKR_GENERAL_ERROR 10 times", 10), ("C_GetSlotList answer 5 once", 1)]
+    {
+        faults.set(rule);
+        let told = output(&mut installation.command("reconcile"));
+        assert!(told.status.success(), "{rule}: {}", said(&told));
+        assert_eq!(faults.fired(0), times, "{rule}");
+    }
+    // What stays as it is has its error, soon.
+    faults.set("C_GetTokenInfo answer CKR_GENERAL_ERROR");
+    let told = output(&mut installation.command("reconcile"));
+    shows(&told, "the token is not available: C_GetTokenInfo: CKR_GENERAL_ERROR");
+}
+
 fn until_logged(server: &Server, words: &str) {
     let deadline = Instant::now() + WAIT_MAX;
     while !server.log().iter().any(|line| line.contains(words)) {

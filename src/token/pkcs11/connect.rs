@@ -35,17 +35,20 @@ pub(super) fn finalise(pkcs11: &Pkcs11) {
     }
 }
 
-/// SoftHSM cannot tell of a token whose file another process is writing, which each login does: soon it can.
-const UNREADABLE_PAUSES: [Duration; 3] =
+/// Between one look at a token that cannot be read and the next. SoftHSM cannot tell of a token whose file another process is
+/// writing, which each login does: soon it can, or as soon as it is initialised again.
+pub(super) const UNREADABLE_PAUSES: [Duration; 3] =
     [Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(80)];
 
 /// The one token of this label, and of this serial number if one is given. Slot numbers change with each start.
 pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> Result<(Slot, TokenIdentity), Failure> {
     let mut tokens = Vec::new();
     let mut unread = None;
-    for slot in pkcs11.get_slots_with_initialized_token()? {
-        match identify(pkcs11, slot) {
-            Ok(token) => tokens.push((slot, token)),
+    // Which of them are initialised is asked of each alone: one that cannot tell is no reason to find none.
+    for slot in pkcs11.get_slots_with_token()? {
+        match token_info(pkcs11, slot) {
+            Ok(info) if info.token_initialized() => tokens.push((slot, identity(&info))),
+            Ok(_) => {}
             // It may be another one; without a serial number it may have the same label.
             Err(failure) if serial.is_some() => unread = Some(failure),
             Err(failure) => return Err(failure),
@@ -83,13 +86,16 @@ pub(super) fn find_token(pkcs11: &Pkcs11, label: &str, serial: Option<&str>) -> 
 }
 
 pub(super) fn identify(pkcs11: &Pkcs11, slot: Slot) -> Result<TokenIdentity, Failure> {
-    let info = token_info(pkcs11, slot)?;
-    Ok(TokenIdentity {
+    Ok(identity(&token_info(pkcs11, slot)?))
+}
+
+fn identity(info: &TokenInfo) -> TokenIdentity {
+    TokenIdentity {
         label: info.label().to_owned(),
         serial: info.serial_number().to_owned(),
         manufacturer: info.manufacturer_id().to_owned(),
         model: info.model().to_owned(),
-    })
+    }
 }
 
 /// What the token in a slot tells of itself.

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
@@ -13,7 +14,9 @@ use cryptoki::session::Session;
 use cryptoki::slot::{Limit, Slot};
 use secrecy::SecretString;
 
-use super::connect::{finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys, token_info};
+use super::connect::{
+    UNREADABLE_PAUSES, finalise, find_token, initialise, is_logged_in, load, log_in, shows_keys, token_info,
+};
 use super::failure::Failure;
 use super::index::Index;
 use crate::token::latch::Latch;
@@ -113,7 +116,7 @@ impl Module {
             repeats,
         };
         let serial = config.serial.as_deref();
-        let phase = match initialise(&module.pkcs11).and_then(|()| module.enter(serial)) {
+        let phase = match module.find_and_enter(serial) {
             Ok(slot) => Phase::Up(slot),
             Err(Failure::Away(reason)) if may_come_later && serial.is_some() => Phase::Down(reason),
             Err(failure) => {
@@ -373,14 +376,33 @@ impl Module {
         *self.index() = Index::default();
         finalise(&self.pkcs11);
         initialise(&self.pkcs11)?;
-        let slot = self.enter(Some(&self.identity().serial))?;
+        let slot = self.enter(self.find(Some(&self.identity().serial))?)?;
         self.doubted.store(false, Ordering::Relaxed);
         Ok(slot)
     }
 
-    /// Finds the token in the initialised module, and logs in on a new anchor.
-    fn enter(&self, serial: Option<&str>) -> Result<Slot, Failure> {
-        let (slot, found) = find_token(&self.pkcs11, &self.expected.label, serial)?;
+    /// [`Module::start`] for the first time, when nobody would come back to a token that was not seen for a moment.
+    fn find_and_enter(&self, serial: Option<&str>) -> Result<Slot, Failure> {
+        for pause in UNREADABLE_PAUSES {
+            initialise(&self.pkcs11)?;
+            match self.find(serial) {
+                Err(Failure::Away(_)) => {
+                    finalise(&self.pkcs11);
+                    thread::sleep(pause);
+                }
+                found => return self.enter(found?),
+            }
+        }
+        initialise(&self.pkcs11)?;
+        self.enter(self.find(serial)?)
+    }
+
+    fn find(&self, serial: Option<&str>) -> Result<(Slot, TokenIdentity), Failure> {
+        find_token(&self.pkcs11, &self.expected.label, serial)
+    }
+
+    /// Logs in on a new anchor.
+    fn enter(&self, (slot, found): (Slot, TokenIdentity)) -> Result<Slot, Failure> {
         let anchor = log_in(&self.pkcs11, slot, &self.pin, &self.latch)?;
         let asked = Instant::now();
         // Never the other way: a token that comes back empty is not the one that went away (R8).
