@@ -374,7 +374,8 @@ async fn tell_health(mut health: watch::Receiver<Health>) {
         {
             let health = health.borrow_and_update();
             let number = |is_so: bool| if is_so { 1.0 } else { 0.0 };
-            for (part, is_well) in [("store", health.store.is_ok()), ("snapshot", health.snapshot.is_ok())] {
+            let parts = [("store", &health.store), ("snapshot", &health.snapshot), ("clock", &health.clock)];
+            for (part, is_well) in parts.map(|(part, told)| (part, told.is_ok())) {
                 metrics::gauge!("keyward_ready", "part" => part).set(number(is_well));
             }
             for (name, token) in health.tokens() {

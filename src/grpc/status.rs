@@ -144,6 +144,7 @@ fn class(error: &Error) -> (Code, &'static str) {
         Error::Unavailable { part: Part::Store, .. } => (Code::Unavailable, "STORE_UNAVAILABLE"),
         Error::Unavailable { part: Part::Snapshot, .. } => (Code::Unavailable, "SNAPSHOT_TOO_OLD"),
         Error::Unavailable { part: Part::Audit, .. } => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
+        Error::Unavailable { part: Part::Clock, .. } => (Code::Unavailable, "CLOCK_SKEW"),
         Error::Quarantined { .. } => (Code::FailedPrecondition, "TENANT_QUARANTINED"),
         Error::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Error::Internal(_) => (Code::Internal, "INTERNAL"),

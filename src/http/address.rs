@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
@@ -17,6 +18,8 @@ pub(super) struct Addressed {
     pub(super) view: Arc<TenantView>,
     /// Whether it was found by its custom domain.
     pub(super) by_domain: bool,
+    /// How much later than usual the store confirmed it.
+    pub(super) late: Duration,
 }
 
 /// Why there is no tenant.
@@ -71,7 +74,8 @@ impl Addressed {
                 (view, true)
             }
         };
-        view.map(|view| Self { view, by_domain }).ok_or(Missing::NoTenant)
+        let late = keyrings.late();
+        view.map(|view| Self { view, by_domain, late }).ok_or(Missing::NoTenant)
     }
 
     /// The keys of the tenant's own that this address publishes.

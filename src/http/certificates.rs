@@ -56,13 +56,13 @@ const FINGERPRINT: Form =
 pub(super) fn routes() -> Router<Arc<Keyrings>> {
     let forms = [("/cer", &CER), ("/pem", &PEM), ("/rawpem", &RAW_PEM), ("/pb7", &PB7), ("/fingerprint", &FINGERPRINT)];
     forms.into_iter().fold(Router::new(), |router, (path, form)| {
-        let handler =
-            async move |to: Addressed, uri: Uri, headers: HeaderMap| certificate(&to.view, form, &uri, &headers);
+        let handler = async move |to: Addressed, uri: Uri, headers: HeaderMap| certificate(&to, form, &uri, &headers);
         router.route(path, get(handler))
     })
 }
 
-fn certificate(view: &TenantView, form: &Form, uri: &Uri, headers: &HeaderMap) -> Response {
+fn certificate(to: &Addressed, form: &Form, uri: &Uri, headers: &HeaderMap) -> Response {
+    let view = &*to.view;
     let named = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).find(|(name, _)| name == "kid");
     let (key, file) = match named {
         Some((_, kid)) => {
@@ -78,7 +78,7 @@ fn certificate(view: &TenantView, form: &Form, uri: &Uri, headers: &HeaderMap) -
         );
     };
     let body = Document::new((form.write)(certificate));
-    let mut response = document(view, &body, HeaderValue::from_static(form.content_type), headers);
+    let mut response = document(view, to.late, &body, HeaderValue::from_static(form.content_type), headers);
     if let Some(suffix) = form.suffix {
         let disposition = format!("attachment; filename=\"{file}{suffix}\"");
         let disposition = HeaderValue::from_str(&disposition).expect("ids and kids are of letters, digits, - and _");

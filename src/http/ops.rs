@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::keyring::{Health, QuarantinedKey, TokenHealth};
 use crate::telemetry::{Metrics, Warnings};
 
-/// `/healthz`: the process is alive, whatever the token does. `/readyz`: tokens, store and snapshot, each by name, and what is
+/// `/healthz`: the process is alive, whatever the token does. `/readyz`: tokens, store, snapshot and clock, each by name, and what is
 /// not as it should be besides, which takes no replica out of service: a mistyped file is no reason for an outage.
 pub fn ops_router(health: watch::Receiver<Health>, warnings: Warnings, metrics: Metrics) -> Router {
     let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(readyz));
@@ -24,7 +24,7 @@ async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warni
     let one = say(health.token().map_err(str::to_owned));
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
-        "checks": {"token": one, "store": say(health.store), "snapshot": say(health.snapshot)},
+        "checks": {"token": one, "store": say(health.store), "snapshot": say(health.snapshot), "clock": say(health.clock)},
         "tokens": health.tokens.iter().map(|(name, health)| (name.to_string(), token(health.as_ref()))).collect::<Map<_, _>>(),
         "quarantined": health.quarantined,
         "quarantined_keys": health.quarantined_keys.iter().map(quarantined_key).collect::<Vec<_>>(),

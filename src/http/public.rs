@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -70,21 +71,21 @@ fn routes(keyrings: Arc<Keyrings>) -> Router {
 }
 
 fn jwks(to: &Addressed, headers: &HeaderMap) -> Response {
-    document(&to.view, &to.site().jwks, HeaderValue::from_static("application/jwk-set+json"), headers)
+    document(&to.view, to.late, &to.site().jwks, HeaderValue::from_static("application/jwk-set+json"), headers)
 }
 
 fn discovery(to: &Addressed, headers: &HeaderMap) -> Response {
-    document(&to.view, &to.site().discovery, HeaderValue::from_static("application/json"), headers)
+    document(&to.view, to.late, &to.site().discovery, HeaderValue::from_static("application/json"), headers)
 }
 
 async fn saml_metadata(State(keyrings): State<Arc<Keyrings>>, to: Addressed, headers: HeaderMap) -> Response {
-    let (tenant, on_domain) = (to.view.record.tenant.id.clone(), to.by_domain);
+    let (tenant, on_domain, late) = (to.view.record.tenant.id.clone(), to.by_domain, to.late);
     // The view holds the keys that sign; nobody waits with it in hand (R10).
     drop(to);
     match keyrings.saml_metadata(&tenant, on_domain).await {
         Ok((view, metadata)) => {
             let content_type = HeaderValue::from_static("application/samlmetadata+xml");
-            document(&view, &metadata, content_type, &headers)
+            document(&view, late, &metadata, content_type, &headers)
         }
         Err(Error::NotFound(problem)) => not_found(&problem),
         Err(error) => {
@@ -105,6 +106,7 @@ async fn saml_metadata(State(keyrings): State<Arc<Keyrings>>, to: Addressed, hea
 /// A document of the tenant, with what caches and browsers need to know.
 pub(super) fn document(
     view: &TenantView,
+    late: Duration,
     document: &Document,
     content_type: HeaderValue,
     request: &HeaderMap,
@@ -119,7 +121,7 @@ pub(super) fn document(
     let headers = response.headers_mut();
     // With those that a caller adds, and the date and the length that are added last.
     headers.reserve(8);
-    headers.insert(header::CACHE_CONTROL, view.cache_control.clone());
+    headers.insert(header::CACHE_CONTROL, view.cache_control(late));
     headers.insert(header::ETAG, document.etag.clone());
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -33,6 +33,7 @@ impl Keyrings {
             let Some(keyring) = record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm) else {
                 return Ok(());
             };
+            self.check_clock(&record.tenant)?;
             let now = self.clock.now();
             let Plan::Act(action) = plan(keyring, &record.tenant, now, self.claim(keyring)) else { return Ok(()) };
             let keyring = keyring.clone();

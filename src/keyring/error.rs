@@ -94,6 +94,8 @@ pub enum Part {
     Snapshot,
     /// The log of calls.
     Audit,
+    /// A clock that is near enough to the other replicas'.
+    Clock,
 }
 
 impl std::fmt::Display for Part {
@@ -103,6 +105,7 @@ impl std::fmt::Display for Part {
             Self::Store => "the store",
             Self::Snapshot => "an up-to-date view of the store",
             Self::Audit => "the audit log",
+            Self::Clock => "a clock that agrees with the other replicas'",
         })
     }
 }

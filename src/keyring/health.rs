@@ -25,6 +25,8 @@ pub struct Health {
     pub store: Result<(), String>,
     /// The snapshot is young enough to sign from (R10).
     pub snapshot: Result<(), String>,
+    /// The clock is near enough to the database's, if replicas share one.
+    pub clock: Result<(), String>,
     /// Tenants for which nothing is signed or published, because their records are not to be believed, and why. The others'
     /// service goes on, so this alone makes nobody unready.
     pub quarantined: BTreeMap<String, String>,
@@ -41,6 +43,7 @@ impl Health {
             tokens: BTreeMap::from([(TokenName::default(), None)]),
             store: unknown(),
             snapshot: unknown(),
+            clock: Ok(()),
             quarantined: BTreeMap::new(),
             quarantined_keys: Vec::new(),
         }
@@ -70,7 +73,7 @@ impl Health {
     /// Whether signatures can be made, if not for every tenant: the store is not needed for it (R9), and one token is enough.
     #[must_use]
     pub fn can_sign(&self) -> bool {
-        self.snapshot.is_ok() && self.token().is_ok()
+        self.snapshot.is_ok() && self.clock.is_ok() && self.token().is_ok()
     }
 
     /// Whether tenants can be served: whoever signs is also to be told what changes.
@@ -112,6 +115,7 @@ impl Keyrings {
                 tokens: self.tokens.health(),
                 store: store.clone(),
                 snapshot: self.probe_snapshot(),
+                clock: self.probe_clock(),
                 quarantined: self.quarantine.list(),
                 quarantined_keys: self.key_quarantine.list(&self.snapshot()),
             };
@@ -143,7 +147,11 @@ impl Keyrings {
 
 /// The tokens' changes are told where they are made.
 fn log_change(before: &Health, after: &Health) {
-    let parts = [("store", &before.store, &after.store), ("snapshot", &before.snapshot, &after.snapshot)];
+    let parts = [
+        ("store", &before.store, &after.store),
+        ("snapshot", &before.snapshot, &after.snapshot),
+        ("clock", &before.clock, &after.clock),
+    ];
     for (part, _, after) in parts.into_iter().filter(|(_, before, after)| before.is_ok() != after.is_ok()) {
         match after {
             Ok(()) => tracing::info!("the {part} is well"),

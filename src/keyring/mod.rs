@@ -3,7 +3,7 @@
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
 //! operators ask for), `saml` (signed metadata), `tend` (the timer) and `agenda` (when it looks at whom), `quarantine` (of tenants),
-//! `key_quarantine`, `service_key` and `canary`, `standing` and `attended` (how a token is), `tokens`, `health`, `reconcile` (the
+//! `key_quarantine`, `service_key` and `canary`, `standing` and `attended` (how a token is), `tokens`, `skew` (of clocks), `health`, `reconcile` (the
 //! token against the store).
 
 mod agenda;
@@ -26,6 +26,7 @@ mod rotate;
 mod saml;
 mod service_key;
 mod sign;
+mod skew;
 pub mod snapshot;
 mod standing;
 mod tenants;
@@ -69,6 +70,7 @@ pub struct Keyrings {
     published: Published,
     quarantine: quarantine::Quarantine,
     key_quarantine: key_quarantine::KeyQuarantine,
+    shared_clock: skew::SharedClock,
     /// Up to when the snapshot knows of the store's changes; `None` until every record was read once.
     known: tokio::sync::Mutex<Option<tend::Known>>,
     sampling: sign::Sampling,
@@ -114,6 +116,7 @@ impl Keyrings {
             published: Published::new(settings.base_url.clone(), Arc::clone(&tokens)),
             quarantine: quarantine::Quarantine::default(),
             key_quarantine: key_quarantine::KeyQuarantine::default(),
+            shared_clock: skew::SharedClock::default(),
             known: tokio::sync::Mutex::default(),
             sampling: sign::Sampling::new(settings.verify_share),
             locks: locks::Locks::default(),

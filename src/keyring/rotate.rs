@@ -94,6 +94,7 @@ impl Keyrings {
                 if !request.trigger.revoke_replaced {
                     self.check_token(&record.tenant)?;
                 }
+                self.check_clock(&record.tenant)?;
                 let now = self.clock.now();
                 let rotated = self.rotated_by_hand(keyring, &record, &request.trigger, now)?;
                 let event = rotate_event(&rotated, &request.trigger, Event::new(now, "rotate", caller));

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -42,8 +43,8 @@ pub struct TenantView {
     pub canonical: Site,
     /// What is served on the custom domain, if there is one.
     pub custom: Option<Site>,
-    /// How long caches may keep all of that: the value of Cache-Control.
-    pub cache_control: HeaderValue,
+    /// How long caches may keep all of that.
+    cache_control: HeaderValue,
 }
 
 /// The documents of a tenant as one of its addresses serves them.
@@ -232,13 +233,26 @@ impl TenantView {
             let all = jwks(&record.keyrings, &tenant.custom_keys);
             site(issuer.clone(), issuer, all)
         });
-        Ok(Self { canonical, custom, token, signers, cache_control: cache_control(&tenant.policy), record })
+        Ok(Self {
+            canonical,
+            custom,
+            token,
+            signers,
+            cache_control: cache_control(&tenant.policy, Duration::ZERO),
+            record,
+        })
     }
 
     /// What is served on the custom domain, or under the canonical base URL.
     #[must_use]
     pub fn site(&self, on_domain: bool) -> &Site {
         self.custom.as_ref().filter(|_| on_domain).unwrap_or(&self.canonical)
+    }
+
+    /// How long caches may keep all of that, if the store last confirmed it so much later than usual: the value of Cache-Control.
+    #[must_use]
+    pub fn cache_control(&self, late: Duration) -> HeaderValue {
+        if late.is_zero() { self.cache_control.clone() } else { cache_control(&self.record.tenant.policy, late) }
     }
 
     /// What signs for `algorithm` now.
@@ -293,10 +307,13 @@ impl Document {
 
 /// RFC 9111 section 5.2.2 and RFC 5861. `publish_lead` covers max-age plus `clock_skew`, so a cache may be `clock_skew`
 /// late at most; where this service is away, an old set is better than none, for as long as a new key takes to be used.
-fn cache_control(policy: &RotationPolicy) -> HeaderValue {
-    let (max_age, late, lead) =
-        (policy.jwks_max_age.as_secs(), policy.clock_skew.as_secs(), policy.publish_lead.as_secs());
-    let value = format!("public, max-age={max_age}, stale-while-revalidate={late}, stale-if-error={lead}");
+///
+/// A replica that does not hear of the others is a cache itself: what it serves is fresh from when it last heard.
+fn cache_control(policy: &RotationPolicy, late: Duration) -> HeaderValue {
+    let left = |whole: Duration| whole.saturating_sub(late).as_secs();
+    let (max_age, skew) = (left(policy.jwks_max_age), left(policy.clock_skew));
+    let lead = policy.publish_lead.as_secs();
+    let value = format!("public, max-age={max_age}, stale-while-revalidate={skew}, stale-if-error={lead}");
     HeaderValue::try_from(value).expect("words and digits in ASCII")
 }
 

@@ -100,6 +100,8 @@ impl Keyrings {
     async fn create_to_the_end(&self, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
         let now = self.clock.now();
         let tenant = self.new_tenant(spec, now)?;
+        self.check_clock_skew(&tenant.policy)?;
+        self.check_clock(&tenant)?;
         self.check_mechanisms(&tenant, &tenant.algorithms).await?;
         let keyring = |algorithm: &Algorithm| Keyring::new(tenant.id.clone(), *algorithm, new_object(), now);
         let keyrings: Vec<Keyring> = tenant.algorithms.iter().map(keyring).collect();

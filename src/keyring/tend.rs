@@ -24,6 +24,9 @@ const TENANTS_AT_ONCE_MAX: usize = 8;
 /// of those who write past it.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
 
+/// With a look once a second the snapshot is never older than this, unless a replica does not hear of the others.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
+
 /// First and longest pause after a failure for one tenant: soon enough to go unnoticed, seldom enough not to press a token
 /// that is unwell.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -117,12 +120,12 @@ pub async fn tend(keyrings: Arc<Keyrings>, shutdown: CancellationToken) {
                 continue;
             }
             match keyrings.outlook(view, now) {
-                Outlook::Due if keyrings.can_act(view, now) => {
+                Outlook::Due if keyrings.can_act(view, now) && keyrings.check_clock(&view.record.tenant).is_ok() => {
                     let (keyrings, id) = (Arc::clone(&keyrings), tenant.clone());
                     let task = working.spawn(async move { keyrings.tend_tenant(&id).await });
                     busy.insert(task.id(), (tenant.clone(), Arc::clone(&view.token)));
                 }
-                // Until its token is back.
+                // Until its token is back, or this replica's clock is right.
                 Outlook::Due => {}
                 later => rested.push((tenant.clone(), later)),
             }
@@ -161,6 +164,9 @@ impl Keyrings {
         let mut known = self.known.lock().await;
         loop {
             let asked = Instant::now();
+            if let Some(shown) = self.store.clock().await? {
+                self.shared_clock.note(shown, asked);
+            }
             let now = self.catch_up(known.as_ref()).await?;
             // Before anything is signed from it: others wait for those who may sign from what was before a change (R10).
             let lasted = self.store.lease(now.taken_up, self.settings.snapshot_max_age).await?;
@@ -172,6 +178,12 @@ impl Keyrings {
                 return Ok(());
             }
         }
+    }
+
+    /// How much later than usual the store confirmed the snapshot; never, where nobody else changes the store.
+    #[must_use]
+    pub fn late(&self) -> Duration {
+        if self.settings.sole { Duration::ZERO } else { self.published.age().saturating_sub(CONFIRMED_WITHIN) }
     }
 
     /// Brings the snapshot up to date with the store as it is now.

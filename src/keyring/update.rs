@@ -60,6 +60,10 @@ impl Keyrings {
             return Err(Error::Aborted(message));
         }
         let now = self.clock.now();
+        if let Some(policy) = &update.policy {
+            self.check_clock_skew(policy)?;
+        }
+        self.check_clock(&record.tenant)?;
         let tenant = updated(&record, update, now)?;
         let new = tenant.algorithms.iter().filter(|algorithm| !record.tenant.algorithms.contains(algorithm));
         let new: Vec<Algorithm> = new.copied().collect();

@@ -16,7 +16,7 @@ mod witness;
 pub use self::location::Location;
 pub use self::seal::Seals;
 pub use self::sql::{Guard, LogReader, Restored, SqlStore};
-use crate::domain::{Algorithm, Event, Keyring, ObjectId, PublicKey, Revision, Tenant, TenantId, TokenName};
+use crate::domain::{Algorithm, Event, Keyring, ObjectId, PublicKey, Revision, Tenant, TenantId, Timestamp, TokenName};
 use crate::tlog::{Entry, Tip};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,11 @@ pub trait Store: Send + Sync + 'static {
     /// nothing, and of what is lost on the way it is not told.
     async fn changed(&self) {
         std::future::pending().await
+    }
+
+    /// What the clock shows that all replicas of this store share, if they do.
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
     }
 
     /// Says that this replica has taken up every change up to a moment, that nothing it releases is from before, and that it may

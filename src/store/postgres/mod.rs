@@ -31,7 +31,7 @@ use super::sql::{
 };
 use super::witness::Witness;
 use super::{Changes, Moment, StoreError, TokenBinding, beside};
-use crate::domain::{Event, TenantId};
+use crate::domain::{Event, TenantId, Timestamp};
 use crate::tlog::Tip;
 
 /// How long a call waits for a connection, a new one included: less than the callers' deadlines.
@@ -288,6 +288,13 @@ impl Database for Server {
 impl Replicas for Server {
     async fn changed(&self) {
         self.news.get_or_init(|| News::listen(self.pool.clone())).heard().await;
+    }
+
+    async fn clock(&self) -> Result<Timestamp, StoreError> {
+        let shown = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint as micros";
+        let row = one(self.rows(Statement::new(shown)).await?)?;
+        Timestamp::from_microsecond(row.get("micros")?)
+            .map_err(|error| StoreError::Damaged(format!("its clock: {error}")))
     }
 
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {

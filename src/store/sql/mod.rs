@@ -28,7 +28,7 @@ use super::{
     Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
     TokenBinding, TokenRecord,
 };
-use crate::domain::TenantId;
+use crate::domain::{TenantId, Timestamp};
 use crate::tlog::Tip;
 
 /// What a store needs to tell which records are to be believed (R15).
@@ -74,6 +74,9 @@ pub(super) trait Database: Reads + std::fmt::Debug + 'static {
 pub(super) trait Replicas: Send + Sync {
     /// As [`Store::changed`].
     async fn changed(&self);
+
+    /// As [`Store::clock`].
+    async fn clock(&self) -> Result<Timestamp, StoreError>;
 
     /// As [`Store::lease`].
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError>;
@@ -200,6 +203,11 @@ impl Store for SqlStore {
             Some(replicas) => replicas.changed().await,
             None => std::future::pending().await,
         }
+    }
+
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        let Some(replicas) = self.database.replicas() else { return Ok(None) };
+        replicas.clock().await.map(Some)
     }
 
     async fn lease(&self, taken_up: Moment, life: Duration) -> Result<bool, StoreError> {

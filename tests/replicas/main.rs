@@ -1,6 +1,10 @@
 //! Several replicas on one PostgreSQL database and one token.
 
+#[path = "../common/mod.rs"]
 mod common;
+
+mod clock;
+mod stand;
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::http::get;
 use common::postgresql::Database;
-use common::{Clients, Installation, Server, claims, postgresql, short_policy, under_load};
-use jsonwebtoken::jwk::JwkSet;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use common::{Installation, claims, postgresql, under_load};
 use keyward::domain::Timestamp;
 use keyward::grpc::proto::{
     DeleteTenantRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest, RotationPolicy,
@@ -20,85 +22,14 @@ use keyward::grpc::proto::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-const TENANT: &str = "shared";
-
-/// How long a change may take to reach all replicas: each looks once a second, and a debug build on a busy machine is slow.
-const REACHES_ALL_MAX: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(20);
-
-/// Replicas, the first of which made the store.
-struct Stand {
-    installations: Vec<Installation>,
-    servers: Vec<Server>,
-    database: Database,
-}
-
-impl Stand {
-    fn of(replicas: usize) -> Self {
-        Self::with(replicas, |installation| installation)
-    }
-
-    fn with(replicas: usize, settings: fn(Installation) -> Installation) -> Self {
-        Self::on(Database::fresh(), replicas, settings)
-    }
-
-    fn on(database: Database, replicas: usize, settings: fn(Installation) -> Installation) -> Self {
-        let first = settings(Installation::bare().with_database(&database.url())).init();
-        let others: Vec<_> = (1..replicas).map(|_| first.replica().join()).collect();
-        let installations: Vec<_> = std::iter::once(first).chain(others).collect();
-        let servers = installations.iter().map(Installation::serve).collect();
-        Self { installations, servers, database }
-    }
-
-    async fn clients(&self) -> Vec<Clients> {
-        let mut clients = Vec::new();
-        for server in &self.servers {
-            clients.push(Clients::connect(server).await);
-        }
-        clients
-    }
-
-    /// Waits until all replicas publish these keys of the tenant.
-    fn wait_for(&self, kids: &BTreeSet<String>) {
-        let begun = Instant::now();
-        for server in &self.servers {
-            while published(server) != *kids {
-                assert!(begun.elapsed() < REACHES_ALL_MAX, "{:?} and not {kids:?}", published(server));
-                std::thread::sleep(POLL);
-            }
-        }
-    }
-}
-
-/// The kids in the tenant's JWKS; none if there is no such tenant.
-fn published(server: &Server) -> BTreeSet<String> {
-    let answer = get(&server.jwks_uri(TENANT));
-    if answer.status == 404 {
-        return BTreeSet::new();
-    }
-    let jwks: Value = answer.json();
-    let keys = jwks["keys"].as_array().expect("a JWKS").iter();
-    keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
-}
-
-fn verify(jwt: &str, server: &Server) {
-    let jwks: JwkSet = get(&server.jwks_uri(TENANT)).json();
-    let kid = jsonwebtoken::decode_header(jwt).expect("a JWT").kid.expect("it names its key");
-    let key = DecodingKey::from_jwk(jwks.find(&kid).expect("it is published")).expect("a key");
-    jsonwebtoken::decode::<Value>(jwt, &key, &Validation::new(Algorithm::ES256)).expect("it verifies");
-}
-
-fn said(mut command: Command) -> (bool, String) {
-    let output = command.output().expect("it runs");
-    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
+use stand::{POLL, REACHES_ALL_MAX, Stand, TENANT, policy, published, said, secs, verify};
 
 /// A tenant that is made, rotated and deleted on any of them is signed for, published and gone on all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_replica_does_all_do() {
     let stand = Stand::of(3);
     let mut clients = stand.clients().await;
-    let tenant = clients[0].create_tenant(TENANT, &["ES256"], short_policy()).await;
+    let tenant = clients[0].create_tenant(TENANT, &["ES256"], policy()).await;
     let mut kids = published(&stand.servers[0]);
     assert_eq!(kids.len(), 2, "current and next");
     for turn in 0..3 {
@@ -188,7 +119,7 @@ async fn the_log_of_administration_is_one() {
     let stand = Stand::of(2);
     let mut clients = stand.clients().await;
     for (number, client) in clients.iter_mut().enumerate() {
-        client.create_tenant(&format!("of-{number}"), &["ES256"], short_policy()).await;
+        client.create_tenant(&format!("of-{number}"), &["ES256"], policy()).await;
     }
     let events = stand.database.psql("select count(*) from audit_event");
     for installation in &stand.installations {
@@ -207,7 +138,7 @@ async fn the_log_of_administration_is_one() {
 async fn a_replica_that_stands_still_holds_a_revocation_up_and_signs_no_more_with_the_key() {
     let stand = Stand::with(3, |installation| installation.set("signing.snapshot_max_age_ms", "3000"));
     let mut clients = stand.clients().await;
-    let tenant = clients[0].create_tenant(TENANT, &["ES256"], short_policy()).await;
+    let tenant = clients[0].create_tenant(TENANT, &["ES256"], policy()).await;
     stand.wait_for(&published(&stand.servers[0]));
     let revoked = clients[0].sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.expect("it signs").kid;
 
@@ -261,9 +192,7 @@ async fn a_replica_that_stands_still_holds_a_revocation_up_and_signs_no_more_wit
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caching_verifier_knows_every_key_whichever_replica_it_asks() {
     let stand = Stand::with(3, |installation| installation.set("limits.manual_rotations_per_day", "1000"));
-    let secs = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    // A change takes a moment to reach the others, which is a difference of clocks to whoever asks them.
-    let policy = RotationPolicy { clock_skew: secs(1), publish_lead: secs(2), ..under_load::policy() };
+    let policy = RotationPolicy { max_token_ttl: under_load::policy().max_token_ttl, ..policy() };
     under_load::through_rotations(&stand.servers, policy, 6).await;
 }
 
@@ -273,10 +202,10 @@ async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
     const PERIOD_SECS: i64 = 5;
     let stand = Stand::of(3);
     let mut clients = stand.clients().await;
-    let period = Some(prost_types::Duration { seconds: PERIOD_SECS, nanos: 0 });
+    let period = secs(PERIOD_SECS);
     let tenants: Vec<String> = (0..6).map(|number| format!("scheduled-{number}")).collect();
     for (tenant, client) in tenants.iter().zip((0..3).cycle()) {
-        let policy = RotationPolicy { rotation_period: period, ..short_policy() };
+        let policy = RotationPolicy { rotation_period: period, ..policy() };
         clients[client].create_tenant(tenant, &["ES256"], policy).await;
     }
     let begun = Instant::now();
@@ -313,7 +242,7 @@ async fn a_database_that_is_killed_costs_no_signature_and_no_change() {
     let server = postgresql::Server::start();
     let stand = Stand::on(server.database(), 3, |installation| installation);
     let mut clients = stand.clients().await;
-    let tenant = clients[0].create_tenant(TENANT, &["ES256"], short_policy()).await;
+    let tenant = clients[0].create_tenant(TENANT, &["ES256"], policy()).await;
     stand.wait_for(&published(&stand.servers[0]));
     let (stop, mut signers) = (Arc::new(AtomicBool::new(false)), Vec::new());
     for client in &clients {

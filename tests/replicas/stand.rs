@@ -1,0 +1,96 @@
+//! Replicas on one database and one token, and what tests ask them.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use jsonwebtoken::jwk::JwkSet;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use keyward::grpc::proto::RotationPolicy;
+use serde_json::Value;
+
+use crate::common::http::get;
+use crate::common::postgresql::Database;
+use crate::common::{Clients, Installation, Server, short_policy};
+
+pub(crate) const TENANT: &str = "shared";
+
+/// How long a change may take to reach all replicas: each looks once a second, and a debug build on a busy machine is slow.
+pub(crate) const REACHES_ALL_MAX: Duration = Duration::from_secs(20);
+pub(crate) const POLL: Duration = Duration::from_millis(20);
+
+/// The shortest times that replicas may have.
+pub(crate) fn policy() -> RotationPolicy {
+    RotationPolicy { clock_skew: secs(2), publish_lead: secs(3), ..short_policy() }
+}
+
+pub(crate) fn secs(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+/// Replicas, the first of which made the store.
+pub(crate) struct Stand {
+    pub(crate) installations: Vec<Installation>,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) database: Database,
+}
+
+impl Stand {
+    pub(crate) fn of(replicas: usize) -> Self {
+        Self::with(replicas, |installation| installation)
+    }
+
+    pub(crate) fn with(replicas: usize, settings: fn(Installation) -> Installation) -> Self {
+        Self::on(Database::fresh(), replicas, settings)
+    }
+
+    pub(crate) fn on(database: Database, replicas: usize, settings: fn(Installation) -> Installation) -> Self {
+        let first = settings(Installation::bare().with_database(&database.url())).init();
+        let others: Vec<_> = (1..replicas).map(|_| first.replica().join()).collect();
+        let installations: Vec<_> = std::iter::once(first).chain(others).collect();
+        let servers = installations.iter().map(Installation::serve).collect();
+        Self { installations, servers, database }
+    }
+
+    pub(crate) async fn clients(&self) -> Vec<Clients> {
+        let mut clients = Vec::new();
+        for server in &self.servers {
+            clients.push(Clients::connect(server).await);
+        }
+        clients
+    }
+
+    /// Waits until all replicas publish these keys of the tenant.
+    pub(crate) fn wait_for(&self, kids: &BTreeSet<String>) {
+        let begun = Instant::now();
+        for server in &self.servers {
+            while published(server) != *kids {
+                assert!(begun.elapsed() < REACHES_ALL_MAX, "{:?} and not {kids:?}", published(server));
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+}
+
+/// The kids in the tenant's JWKS; none if there is no such tenant.
+pub(crate) fn published(server: &Server) -> BTreeSet<String> {
+    let answer = get(&server.jwks_uri(TENANT));
+    if answer.status == 404 {
+        return BTreeSet::new();
+    }
+    let jwks: Value = answer.json();
+    let keys = jwks["keys"].as_array().expect("a JWKS").iter();
+    keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
+}
+
+pub(crate) fn verify(jwt: &str, server: &Server) {
+    let jwks: JwkSet = get(&server.jwks_uri(TENANT)).json();
+    let kid = jsonwebtoken::decode_header(jwt).expect("a JWT").kid.expect("it names its key");
+    let key = DecodingKey::from_jwk(jwks.find(&kid).expect("it is published")).expect("a key");
+    jsonwebtoken::decode::<Value>(jwt, &key, &Validation::new(Algorithm::ES256)).expect("it verifies");
+}
+
+pub(crate) fn said(mut command: Command) -> (bool, String) {
+    let output = command.output().expect("it runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
