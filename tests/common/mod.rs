@@ -10,6 +10,7 @@
 //! - [`Authority`]: certificates of servers and clients, right and wrong, and lists of revoked ones, made by openssl.
 //! - [`Issuer`]: an issuer of JWTs for callers, in memory.
 //! - [`postgresql`]: databases on a server of the test process's own.
+//! - [`proxy`]: between a replica and its database.
 //! - [`token_user`]: somebody else at the installation's token.
 //! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
@@ -27,6 +28,7 @@ mod installation;
 mod interpreter;
 mod issuer;
 pub(crate) mod postgresql;
+pub(crate) mod proxy;
 mod server;
 pub(crate) mod token_user;
 pub(crate) mod tools;

@@ -53,7 +53,18 @@ impl Database {
 
     /// Its address.
     pub(crate) fn url(&self) -> String {
-        format!("postgres://keyward@localhost/{}?host={}", self.name, self.server.directory.path().display())
+        self.url_at(self.folder())
+    }
+
+    /// Its address by another socket than the server's, in this folder.
+    pub(crate) fn url_at(&self, folder: &Path) -> String {
+        // Through a socket nobody offers TLS.
+        format!("postgres://keyward@localhost/{}?sslmode=disable&host={}", self.name, folder.display())
+    }
+
+    /// Where the server's socket is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.server.directory.path()
     }
 
     /// What psql prints for a statement, as an operator would ask it.

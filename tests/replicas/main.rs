@@ -4,6 +4,7 @@
 mod common;
 
 mod clock;
+mod cut_off;
 mod stand;
 
 use std::collections::BTreeSet;

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::common::http::get;
 use crate::common::postgresql::Database;
+use crate::common::proxy::Proxy;
 use crate::common::{Clients, Installation, Server, short_policy};
 
 pub(crate) const TENANT: &str = "shared";
@@ -46,6 +47,16 @@ impl Stand {
 
     pub(crate) fn on(database: Database, replicas: usize, settings: fn(Installation) -> Installation) -> Self {
         let first = settings(Installation::bare().with_database(&database.url())).init();
+        Self::of_first(first, database, replicas)
+    }
+
+    /// All of them on the same way to the database.
+    pub(crate) fn behind(database: Database, proxy: &Proxy, replicas: usize) -> Self {
+        let first = Installation::bare().with_database(&database.url_at(proxy.folder())).init();
+        Self::of_first(first, database, replicas)
+    }
+
+    fn of_first(first: Installation, database: Database, replicas: usize) -> Self {
         let others: Vec<_> = (1..replicas).map(|_| first.replica().join()).collect();
         let installations: Vec<_> = std::iter::once(first).chain(others).collect();
         let servers = installations.iter().map(Installation::serve).collect();
@@ -72,10 +83,10 @@ impl Stand {
     }
 }
 
-/// The kids in the tenant's JWKS; none if there is no such tenant.
+/// The kids in the tenant's JWKS; none if there is no such tenant, or its first keys are not there yet.
 pub(crate) fn published(server: &Server) -> BTreeSet<String> {
     let answer = get(&server.jwks_uri(TENANT));
-    if answer.status == 404 {
+    if [404, 503].contains(&answer.status.as_u16()) {
         return BTreeSet::new();
     }
     let jwks: Value = answer.json();
