@@ -42,7 +42,23 @@ pub(crate) fn send_body(method: &str, url: &str, headers: &[(&str, &str)], body:
     run(method, url, headers, body.to_vec())
 }
 
+/// GET of somebody who may not answer.
+pub(crate) fn try_get(url: &str, wait_max: Duration) -> Option<Answer> {
+    attempt("GET", url, &[], (), wait_max).ok()
+}
+
 fn run(method: &str, url: &str, headers: &[(&str, &str)], body: impl AsSendBody) -> Answer {
+    let answer = attempt(method, url, headers, body, Duration::from_secs(ANSWER_WAIT_MAX_SECS));
+    answer.unwrap_or_else(|error| panic!("{method} {url}: {error}"))
+}
+
+fn attempt(
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: impl AsSendBody,
+    wait_max: Duration,
+) -> Result<Answer, ureq::Error> {
     let mut request = Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -53,11 +69,10 @@ fn run(method: &str, url: &str, headers: &[(&str, &str)], body: impl AsSendBody)
         .max_redirects(0)
         .allow_non_standard_methods(true)
         .proxy(None)
-        .timeout_global(Some(Duration::from_secs(ANSWER_WAIT_MAX_SECS)))
+        .timeout_global(Some(wait_max))
         .build()
         .into();
-    let answer = request.with_agent(&agent).run();
-    let mut answer = answer.unwrap_or_else(|error| panic!("{method} {url}: {error}"));
-    let body = answer.body_mut().read_to_vec().unwrap_or_else(|error| panic!("{method} {url}: {error}"));
-    Answer { status: answer.status(), headers: answer.headers().clone(), body }
+    let mut answer = request.with_agent(&agent).run()?;
+    let body = answer.body_mut().read_to_vec()?;
+    Ok(Answer { status: answer.status(), headers: answer.headers().clone(), body })
 }

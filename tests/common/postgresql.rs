@@ -42,7 +42,7 @@ pub(crate) struct Shell {
 /// The thread that has the server as its child, and where it is told to end it and start it again.
 struct Keeper {
     thread: JoinHandle<()>,
-    restart: Sender<Sender<()>>,
+    restart: Sender<(Signal, Sender<()>)>,
 }
 
 impl Database {
@@ -145,11 +145,20 @@ impl Server {
         Database { server: Arc::clone(self), name }
     }
 
-    /// Kills it in whatever it is doing, and starts it again: it comes back with what it had acknowledged.
+    /// Kills it in whatever it is doing, nothing put in order, and starts it again: it comes back with what it had acknowledged.
     pub(crate) fn kill_and_start_again(&self) {
+        self.end_and_start_again(Signal::QUIT);
+    }
+
+    /// Stops it as an operator does, connections and all, and starts it again.
+    pub(crate) fn restart(&self) {
+        self.end_and_start_again(Signal::INT);
+    }
+
+    fn end_and_start_again(&self, signal: Signal) {
         let (started, is_started) = channel();
         let keeper = self.keeper.as_ref().expect("it is there until it is dropped");
-        keeper.restart.send(started).expect("the keeper waits");
+        keeper.restart.send((signal, started)).expect("the keeper waits");
         is_started.recv().expect("the keeper starts it");
         self.wait_until_it_answers();
     }
@@ -189,11 +198,10 @@ impl Drop for Server {
 }
 
 /// Starts the server, starts it again when told to, and stops it when nobody can tell any more.
-fn keep(directory: &Path, restarts: &Receiver<Sender<()>>) {
+fn keep(directory: &Path, restarts: &Receiver<(Signal, Sender<()>)>) {
     let mut server = spawn(directory);
-    while let Ok(started) = restarts.recv() {
-        // As a crash: nothing is put in order before the end.
-        end(&mut server, Signal::QUIT);
+    while let Ok((signal, started)) = restarts.recv() {
+        end(&mut server, signal);
         server = spawn(directory);
         started.send(()).ok();
     }
