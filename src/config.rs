@@ -307,9 +307,13 @@ fn without_source(error: &str) -> String {
 
 fn read_secret(path: &Path) -> Result<String, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {}: {error}", path.display());
-    let mode = std::fs::metadata(path).map_err(unreadable)?.mode();
-    if mode & 0o077 != 0 {
-        return Err(format!("must be readable by its owner alone: chmod 600 {}", path.display()));
+    let file = std::fs::metadata(path).map_err(unreadable)?;
+    // Of root's files a group may read one: so are secrets handed to services (systemd's LoadCredential=, Secrets of Kubernetes). It
+    // is the rule of PostgreSQL's clients.
+    let others = if file.uid() == 0 { 0o037 } else { 0o077 };
+    if file.mode() & others != 0 {
+        let path = path.display();
+        return Err(format!("must be readable by its owner alone, or by a group if it is root's: chmod 600 {path}"));
     }
     std::fs::read_to_string(path).map(|secret| secret.trim_end_matches(['\r', '\n']).to_owned()).map_err(unreadable)
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -159,8 +159,17 @@ fn grpc_without_authentication_listens_on_loopback_alone() {
 #[test]
 fn a_pin_file_that_others_can_read_is_refused() {
     let installation = Installation::bare();
-    for mode in [0o640, 0o604, 0o660] {
-        fs::set_permissions(installation.pin_file(), Permissions::from_mode(mode)).expect("the mode is set");
+    let pin = installation.pin_file();
+    let set = |mode| fs::set_permissions(&pin, Permissions::from_mode(mode)).expect("the mode is set");
+    let is_root = fs::metadata(&pin).expect("it is there").uid() == 0;
+    if is_root {
+        // So that a group may read it: as systemd and Kubernetes hand a secret to a service.
+        set(0o640);
+        success(installation.command("check"));
+        chown(&pin, Some(65_534), None).expect("root gives away");
+    }
+    for mode in [0o640, 0o604, 0o660, 0o620] {
+        set(mode);
         refused_by_all(&installation, &["token.pin_file", "chmod 600"]);
     }
     fs::set_permissions(installation.pin_file(), Permissions::from_mode(0o400)).expect("the mode is set");

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use common::http::get;
 use common::postgresql::Database;
 use common::tools::SOFTHSM_MODULE;
-use common::{Authority, Clients, Dial, Installation, Server, claims, short_policy};
+use common::{Authority, Clients, Dial, Installation, Server, claims};
+use keyward::grpc::proto::RotationPolicy;
 use serde_json::Value;
 
 /// How long what one replica does may take to reach the others, on a busy machine.
@@ -157,7 +158,7 @@ async fn three_replicas_of_compose_sign_and_publish_and_answer_every_probe() {
     let issuer = authority.client("issuer", "URI:spiffe://keyward.test/issuer");
     let dial = Dial::tls(servers[0].grpc(), &authority, Some(&admin));
     let mut clients = Clients::over(dial.connect().await.expect("connected"));
-    let tenant = clients.create_tenant("demo", &["ES256"], short_policy()).await;
+    let tenant = clients.create_tenant("demo", &["ES256"], RotationPolicy::default()).await;
     assert_eq!(tenant.issuer, "http://localhost:8080/demo");
     for server in &servers {
         let begun = Instant::now();

@@ -56,6 +56,7 @@ fn every_link_to_a_file_leads_to_one() {
     let mut pages = files(root(), "md", false);
     pages.extend(files(&root().join("docs"), "md", true));
     pages.extend(files(&root().join("examples"), "md", true));
+    pages.extend(files(&root().join("deploy"), "md", true));
     for page in pages {
         let text = read(&page);
         for target in between(&text, "](", ")").filter(|target| !target.contains("://") && !target.starts_with('#')) {

@@ -152,6 +152,12 @@ impl Installation {
         (self.set("token.module", &format!("{:?}", Faults::module())), faults)
     }
 
+    /// With SoftHSM's own module, of an installation that has the fault module before it.
+    pub(crate) fn without_faults(self) -> Self {
+        let module = format!("{:?}", self.module.path());
+        self.set("token.module", &module)
+    }
+
     /// gRPC over TLS with this certificate, and for clients of an authority where one is given. The files are copies, which a
     /// test can change by [`Installation::put`]: grpc.pem, grpc.key, client-ca.pem.
     pub(crate) fn with_grpc_tls(self, server: &Identity, clients: Option<&Authority>) -> Self {

@@ -105,14 +105,17 @@ impl Drop for Shell {
 impl Server {
     /// A server in a directory of its own, which listens on a socket there.
     pub(crate) fn start() -> Arc<Self> {
+        Self::start_with(Vec::new())
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_with(environment: Vec<(String, PathBuf)>) -> Arc<Self> {
         let directory = TempDir::with_prefix("keyward-pg-").expect("a directory");
         let data = directory.path().join("data");
         fs::create_dir(&data).expect("a directory");
         for path in [directory.path(), &data] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("the directory is ours");
-            if is_root() {
-                chown(path, Some(NOBODY), Some(NOBODY)).expect("root gives away");
-            }
+            let_in(path);
         }
         let mut initdb = as_nobody("initdb");
         initdb.args(["--auth=trust", "--username=keyward", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"]);
@@ -121,7 +124,7 @@ impl Server {
         let (restart, restarts) = channel();
         let path = directory.path().to_owned();
         // The server dies with the thread that started it; a test's own thread would end too soon.
-        let thread = thread::spawn(move || keep(&path, &restarts));
+        let thread = thread::spawn(move || keep(&path, &environment, &restarts));
         let server = Self { directory, databases: AtomicU32::new(0), keeper: Some(Keeper { thread, restart }) };
         server.wait_until_it_answers();
         Arc::new(server)
@@ -198,19 +201,20 @@ impl Drop for Server {
 }
 
 /// Starts the server, starts it again when told to, and stops it when nobody can tell any more.
-fn keep(directory: &Path, restarts: &Receiver<(Signal, Sender<()>)>) {
-    let mut server = spawn(directory);
+fn keep(directory: &Path, environment: &[(String, PathBuf)], restarts: &Receiver<(Signal, Sender<()>)>) {
+    let mut server = spawn(directory, environment);
     while let Ok((signal, started)) = restarts.recv() {
         end(&mut server, signal);
-        server = spawn(directory);
+        server = spawn(directory, environment);
         started.send(()).ok();
     }
     // Connections are cut.
     end(&mut server, Signal::INT);
 }
 
-fn spawn(directory: &Path) -> Child {
+fn spawn(directory: &Path, environment: &[(String, PathBuf)]) -> Child {
     let mut postgres = as_nobody("postgres");
+    postgres.envs(environment.iter().map(|(name, value)| (name, value)));
     postgres.arg("-D").arg(directory.join("data")).arg("-k").arg(directory);
     // A crash of the machine loses what is not on the disk; that of the server does not, and this is all that tests ask about.
     for setting in ["listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=32MB"] {
@@ -236,6 +240,13 @@ fn as_nobody(program: &str) -> Command {
     }
     command.arg(programs().join(program));
     command
+}
+
+/// Lets a server that is not root's into a folder.
+pub(crate) fn let_in(path: &Path) {
+    if is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("root gives away");
+    }
 }
 
 fn is_root() -> bool {

@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Dice, Door, Doors};
 use crate::common::{claims, http, short_policy};
 
 /// Tenants that stay; the last one has a schedule.
-pub(crate) const TENANTS: [&str; 4] = ["one", "two", "three", "scheduled"];
+pub(crate) const TENANTS: [&str; 8] = ["one", "two", "three", "four", "five", "six", "seven", "scheduled"];
 const PERIOD_SECS: i64 = 5;
 
 /// Whole seconds, as `exp` has.
@@ -125,7 +125,7 @@ impl Load {
         for replica in 0..desk.doors.count() {
             callers.push(tokio::spawn(desk.clone().sign(replica)));
         }
-        for number in 0..2 {
+        for number in 0..3 {
             callers.push(tokio::spawn(desk.clone().change(number, Dice::of(seed.wrapping_add(number)))));
         }
         callers.push(tokio::spawn(desk.clone().make_and_delete(Dice::of(!seed))));

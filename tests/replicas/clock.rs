@@ -1,41 +1,14 @@
 //! A replica whose clock is not the others'.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 use keyward::grpc::proto::{RotateSigningKeyRequest, RotationPolicy, Tenant, UpdateTenantRequest};
 use serde_json::Value;
 
 use crate::common::http::get;
-use crate::common::{Clients, Installation, Server, claims};
+use crate::common::{Clients, Server, claims};
 use crate::stand::{POLL, REACHES_ALL_MAX, Stand, TENANT, policy, published, secs};
-
-/// The clock of one process, as a test sets it.
-struct WrongClock(PathBuf);
-
-impl WrongClock {
-    /// A replica with a clock of its own, which is right for now.
-    fn serve(installation: &Installation) -> (Self, Server) {
-        let clock = Self(installation.dir().join("clock"));
-        clock.set(0);
-        let library = installation.dir().join("wrong_clock.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replicas/wrong_clock.c");
-        let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
-        assert!(compiled.expect("`make test` brings a compiler").success());
-        let mut command = installation.command("serve");
-        command.arg("--announce").env("LD_PRELOAD", library).env("WRONG_CLOCK", &clock.0);
-        (clock, Server::start(command))
-    }
-
-    fn set(&self, seconds: i64) {
-        // In place: the process has it mapped.
-        let file = File::options().create(true).truncate(false).write(true).open(&self.0).expect("it opens");
-        file.write_all_at(&seconds.to_ne_bytes(), 0).expect("it is written");
-    }
-}
+use crate::wrong_clock::WrongClock;
 
 fn readyz(server: &Server) -> (u16, Value) {
     let answer = get(&format!("{}/readyz", server.ops()));
@@ -59,8 +32,10 @@ fn until_ready(server: &Server, ready: bool) -> Value {
 async fn a_replica_whose_clock_is_off_is_not_ready_and_does_not_rotate() {
     let mut stand = Stand::of(2);
     stand.servers.pop().expect("the other one").terminate();
-    let (clock, server) = WrongClock::serve(&stand.installations[1]);
-    stand.servers.push(server);
+    let clock = WrongClock::in_folder(stand.installations[1].dir());
+    let mut serve = stand.installations[1].command("serve");
+    serve.arg("--announce").envs(clock.environment());
+    stand.servers.push(Server::start(serve));
     let mut clients = stand.clients().await;
     let daily = RotationPolicy { rotation_period: secs(3600), ..policy() };
     let tenant = clients[0].create_tenant(TENANT, &["ES256"], daily).await;

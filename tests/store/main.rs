@@ -5,6 +5,7 @@
 
 mod contract;
 mod postgres;
+#[allow(dead_code, reason = "a part of it is for tests with replicas")]
 #[path = "../common/postgresql.rs"]
 mod postgresql;
 mod samples;

@@ -32,6 +32,9 @@ pub(super) struct Worker {
     pub(super) progress: Progress,
 }
 
+/// Of the database, which no module asks: Keyward's own variable, and that of PostgreSQL's clients.
+const PASSWORDS: [&str; 2] = ["KEYWARD_STORE_PASSWORD", "PGPASSWORD"];
+
 /// Starts a process. It is in a group of its own, so that a Ctrl-C at the terminal is for the service alone.
 pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Seat, Worker)> {
     let (ours, theirs) = UnixStream::pair()?;
@@ -39,9 +42,10 @@ pub(super) fn spawn(config: &TokenConfig) -> io::Result<(Seat, Worker)> {
     // Before there is a process that nobody would wait for.
     let stream = ours.try_clone()?;
     let mut command = Command::new(&config.program);
-    // It is told its PIN; what a module prints of its environment shall not have that, nor another token's.
-    let pins = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(PIN_VARIABLE));
-    for (name, _) in pins {
+    // It is told its PIN; what a module prints of its environment shall not have that, nor another token's, nor a password.
+    let is_secret = |name: &str| name.starts_with(PIN_VARIABLE) || PASSWORDS.contains(&name);
+    let secrets = std::env::vars_os().filter(|(name, _)| is_secret(&name.to_string_lossy()));
+    for (name, _) in secrets {
         command.env_remove(name);
     }
     let child = command

@@ -1,0 +1,90 @@
+//! What a replica leaves that dies while it makes a key.
+
+use std::time::Instant;
+
+use keyward::grpc::proto::{KeyState, ListSigningKeysRequest, RotateSigningKeyRequest};
+
+use crate::common::{Clients, Installation, Server, claims, postgresql};
+use crate::stand::{POLL, REACHES_ALL_MAX, TENANT, policy, published, said};
+use crate::wrong_clock::WrongClock;
+
+/// How long an intent is its owner's (docs/decisions/0004).
+const LEASE_SECS: i64 = 120;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_was_not_made_is_given_up_and_another_made() {
+    left_in_the_middle("C_GenerateKeyPair hang", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_was_made_is_taken_up() {
+    left_in_the_middle("C_GenerateKeyPair after hang", 0).await;
+}
+
+/// The first replica is killed in the middle of a rotation, where `fault` holds it up. Once its lease has ended another finishes what
+/// it began, with so many ids given up; until then nothing is missed but the next key. No object on the token is without an account.
+async fn left_in_the_middle(fault: &str, given_up: usize) {
+    // Everybody's clock, so that two minutes pass in a moment.
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = WrongClock::in_folder(folder.path());
+    postgresql::let_in(folder.path());
+    let environment = clock.environment().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let database = postgresql::Server::start_with(environment.to_vec()).database();
+    let (first, faults) = Installation::bare().with_database(&database.url()).with_faults();
+    let first = first.init();
+    let second = first.replica().without_faults().join();
+    let serve = |installation: &Installation| {
+        let mut command = installation.command("serve");
+        command.arg("--announce").envs(clock.environment());
+        Server::start(command)
+    };
+    let (dies, stays) = (serve(&first), serve(&second));
+    let (mut at_first, mut at_second) = (Clients::connect(&dies).await, Clients::connect(&stays).await);
+    let tenant = at_first.create_tenant(TENANT, &["ES256"], policy()).await;
+
+    faults.set(fault);
+    let rotation = RotateSigningKeyRequest { tenant: TENANT.to_owned(), force: true, ..Default::default() };
+    let rotating = tokio::spawn(async move { at_first.keys.rotate_signing_key(rotation).await });
+    let begun = Instant::now();
+    while faults.fired(0) == 0 {
+        assert!(begun.elapsed() < REACHES_ALL_MAX, "no key is being made");
+        tokio::time::sleep(POLL).await;
+    }
+    dies.kill();
+    rotating.await.expect("it ends").expect_err("nobody answers any more");
+
+    // The rotation holds; the other one signs with the new key, and leaves the one that is being made alone.
+    let keys = async |clients: &mut Clients| {
+        let request = ListSigningKeysRequest { tenant: TENANT.to_owned(), ..ListSigningKeysRequest::default() };
+        clients.keys.list_signing_keys(request).await.expect("listed").into_inner().keys
+    };
+    let begun = Instant::now();
+    let states = loop {
+        let states: Vec<_> = keys(&mut at_second).await.iter().map(|key| key.state()).collect();
+        if states.contains(&KeyState::Pending) {
+            break states;
+        }
+        assert!(begun.elapsed() < REACHES_ALL_MAX, "{states:?}");
+        tokio::time::sleep(POLL).await;
+    };
+    assert!(states.contains(&KeyState::Current) && !states.contains(&KeyState::Next), "{states:?}");
+    let jwt = at_second.sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.expect("signed");
+    assert_eq!(published(&stays).len(), 2, "current and previous");
+
+    clock.set(LEASE_SECS + 1);
+    let begun = Instant::now();
+    while published(&stays).len() < 3 {
+        assert!(begun.elapsed() < REACHES_ALL_MAX, "nobody takes it up: {:?}", keys(&mut at_second).await);
+        tokio::time::sleep(POLL).await;
+    }
+    let now = keys(&mut at_second).await;
+    let count = |state| now.iter().filter(|key| key.state() == state).count();
+    let counts = [KeyState::Pending, KeyState::Next, KeyState::Current, KeyState::Abandoned].map(count);
+    assert_eq!(counts, [0, 1, 1, given_up], "{now:?}");
+    assert!(now.iter().any(|key| key.kid == jwt.kid && key.state() == KeyState::Current), "{now:?}");
+    assert!(stays.terminate().success());
+    let mut reconcile = second.command("reconcile");
+    reconcile.envs(clock.environment());
+    let (agrees, text) = said(reconcile);
+    assert!(agrees, "{text}");
+}
