@@ -7,6 +7,7 @@ mod clock;
 mod cut_off;
 mod left_behind;
 mod stand;
+mod upgrade;
 mod wrong_clock;
 
 use std::collections::{BTreeMap, BTreeSet};
