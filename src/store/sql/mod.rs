@@ -1,6 +1,7 @@
 //! What is the same in every SQL database: how a change is written, how rows are read, and what of them is believed. A database
 //! brings its connections, its transactions and the meaning of its errors ([`Database`]).
 
+mod copy;
 pub(super) mod error;
 mod held;
 mod log;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::RwLock;
 
+pub use self::copy::Moved;
 pub(super) use self::held::Held;
 pub use self::log::LogReader;
 use self::read::Read;
@@ -120,6 +122,19 @@ impl SqlStore {
     }
 
     pub(super) async fn new(
+        database: impl Database,
+        seals: Arc<dyn Seals>,
+        witness: Witness,
+    ) -> Result<Self, StoreError> {
+        // What a file without replicas holds is the past once it was moved into a database.
+        if database.replicas().is_none() {
+            witness.stays()?;
+        }
+        Self::to_move(database, seals, witness).await
+    }
+
+    /// As [`SqlStore::new`], for whoever moves the store or finishes that: it may have moved already.
+    pub(super) async fn to_move(
         database: impl Database,
         seals: Arc<dyn Seals>,
         witness: Witness,

@@ -73,10 +73,14 @@ pub(super) async fn tenant(
 }
 
 /// By id, when the tenant was made that had it last and was removed.
-type Removals = BTreeMap<String, Timestamp>;
+pub(super) type Removals = BTreeMap<String, Timestamp>;
 
 /// The removals of this tenant or of all, as far as they are sealed.
-async fn removals(database: &dyn Reads, tenant: Option<&TenantId>, seals: &dyn Seals) -> Result<Removals, StoreError> {
+pub(super) async fn removals(
+    database: &dyn Reads,
+    tenant: Option<&TenantId>,
+    seals: &dyn Seals,
+) -> Result<Removals, StoreError> {
     let rows = Statement::new("select tenant, create_time, seal from removal where $1 is null or tenant = $1");
     let mut removals = Removals::new();
     for row in database.rows(rows.bind(tenant)).await? {
@@ -217,11 +221,11 @@ pub(in crate::store) async fn events(database: &dyn Reads, page: &EventPage) -> 
         .bind(page.tenant.as_ref())
         .bind(i64::from(page.limit));
     let rows = database.rows(statement).await?;
-    let read = |row: &Row| {
-        let record = row.get("record")?;
-        Ok(EventRow { position: row.get("position")?, tenant: row.get("tenant")?, record })
-    };
-    rows.iter().map(read).collect()
+    rows.iter().map(event).collect()
+}
+
+pub(super) fn event(row: &Row) -> Result<EventRow, StoreError> {
+    Ok(EventRow { position: row.get("position")?, tenant: row.get("tenant")?, record: row.get("record")? })
 }
 
 impl Rows {

@@ -231,7 +231,7 @@ async fn carry_out(transaction: &mut dyn Transaction, witness: &mut Witness, mut
         .map_err(|error| StoreError::Unavailable(format!("the change was made, and could not be remembered: {error}")))
 }
 
-fn not_remembered(error: std::io::Error) -> StoreError {
+pub(super) fn not_remembered(error: std::io::Error) -> StoreError {
     StoreError::ReadOnly(format!("the file that remembers the store's state cannot be written: {error}"))
 }
 
