@@ -18,7 +18,10 @@ use crate::files::put_whole;
 use crate::jose::BadPublicKey;
 use crate::keyring::reconcile::{self, ReconcileError, Report};
 use crate::keyring::{Canary, ServiceKey, Tokens, new_object};
-use crate::store::{Guard, Loaded, Location, Restored, SqlStore, Store as _, StoreError, TokenBinding, postgres};
+use crate::store::{
+    Guard, Loaded, Location, Moved, Restored, SqlStore, Store as _, StoreError, TokenBinding, Transfer, may_have_moved,
+    postgres,
+};
 use crate::token::{Pkcs11Token, Token, TokenError, TokenIdentity};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
@@ -147,6 +150,44 @@ pub async fn join(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Loaded, S
         fs::remove_file(witness).map_err(|error| SetupError::File { path: witness.clone(), error })?;
     }
     joined
+}
+
+/// Moves the store in the SQLite file `from` to the database of the configuration, with `event` as the next record of the
+/// administration log. `None` if it is there already: an earlier call moved it, and perhaps could not say so.
+///
+/// # Errors
+/// The configuration names no database, or one that is not empty; the store is in use, belongs to another token, or is not believed;
+/// or what failed. The same call again moves it, or says that it is done.
+pub async fn migrate(
+    config: &Config,
+    from: &Path,
+    token: &Arc<Pkcs11Token>,
+    event: Event,
+) -> Result<Option<Moved>, SetupError> {
+    let Location::Postgres(target) = &config.store else {
+        let text = "a store is moved into a PostgreSQL database: name it by store.url, in the place of store.path";
+        return Err(SetupError::Refused(text.to_owned()));
+    };
+    let key = pinned_key(config, Arc::clone(token) as _)?;
+    if may_have_moved(&config.store_witness_path)? && config.store.is_taken().await? {
+        let store = config.store.open(guard(config, &key)).await?;
+        // The one that was seen, and not another's.
+        let seen = async {
+            is_of(&store, token.identity()).await?;
+            Ok(store.probe().await?)
+        };
+        let seen = seen.await;
+        store.close().await;
+        return seen.map(|()| None);
+    }
+    let transfer = Transfer::open(from, target, guard(config, &key)).await?;
+    let moved = async {
+        is_of(transfer.source(), token.identity()).await?;
+        Ok(Some(transfer.carry_out(event).await?))
+    };
+    let moved = moved.await;
+    transfer.close().await;
+    moved
 }
 
 /// Sees that the store belongs to this token.

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::http::get;
 use common::postgresql::Database;
-use common::{Clients, Installation, Server, claims, postgresql, short_policy, under_load};
-use jsonwebtoken::jwk::JwkSet;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use common::{Clients, Installation, Server, claims, postgresql, said, short_policy, under_load, verify};
 use keyward::domain::Timestamp;
 use keyward::grpc::proto::{
     DeleteTenantRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest, RotationPolicy,
@@ -81,18 +79,6 @@ fn published(server: &Server) -> BTreeSet<String> {
     keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
 }
 
-fn verify(jwt: &str, server: &Server) {
-    let jwks: JwkSet = get(&server.jwks_uri(TENANT)).json();
-    let kid = jsonwebtoken::decode_header(jwt).expect("a JWT").kid.expect("it names its key");
-    let key = DecodingKey::from_jwk(jwks.find(&kid).expect("it is published")).expect("a key");
-    jsonwebtoken::decode::<Value>(jwt, &key, &Validation::new(Algorithm::ES256)).expect("it verifies");
-}
-
-fn said(mut command: Command) -> (bool, String) {
-    let output = command.output().expect("it runs");
-    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
 /// A tenant that is made, rotated and deleted on any of them is signed for, published and gone on all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_replica_does_all_do() {
@@ -107,7 +93,7 @@ async fn what_one_replica_does_all_do() {
         for client in &mut clients {
             let answer = client.sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.expect("each signs");
             signed_with.insert(answer.kid);
-            stand.servers.iter().for_each(|server| verify(&answer.jwt, server));
+            stand.servers.iter().for_each(|server| verify(&answer.jwt, &get(&server.jwks_uri(TENANT)).json()));
         }
         assert_eq!(signed_with.len(), 1, "all sign with the one current key");
         // Another one each time.

@@ -279,6 +279,12 @@ fn random_pin() -> String {
     format!("{:016x}", u64::from_be_bytes(bytes))
 }
 
+/// Whether a command succeeds, and what it tells on standard error.
+pub(crate) fn said(mut command: Command) -> (bool, String) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 /// What a command prints that must succeed.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
