@@ -3,13 +3,18 @@ use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Authority, Faults, Identity, Server, tools};
+use super::{Authority, Faults, Identity, Server, read_lines, tools};
 
 const TOKEN_LABEL: &str = "keyward";
+
+/// How long a command may take that does not serve.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
 
 /// Whose token an installation has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,8 +286,23 @@ fn random_pin() -> String {
 
 /// Whether a command succeeds, and what it tells on standard error.
 pub(crate) fn said(mut command: Command) -> (bool, String) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
-    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    let lines = read_lines(child.stderr.take().expect("it is piped"));
+    let (deadline, mut text) = (Instant::now() + COMMAND_MAX, String::new());
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => writeln!(text, "{line}").expect("a String takes all"),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                // A service that was to be refused, and serves.
+                child.kill().expect("it was not waited for");
+                child.wait().expect("it was killed");
+                panic!("{command:?} does not end: {text}");
+            }
+        }
+    }
+    (child.wait().expect("it has closed its standard error").success(), text)
 }
 
 /// What a command prints that must succeed.
