@@ -35,6 +35,8 @@ mod accept;
 mod audit;
 #[path = "main/develop.rs"]
 mod develop;
+#[path = "main/migrate.rs"]
+mod migrate;
 #[path = "main/reconcile.rs"]
 mod reconcile;
 
@@ -60,6 +62,15 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Moves the store out of its SQLite file into the PostgreSQL database that the configuration names by now (store.url).
+    ///
+    /// Stop the service, make a backup, and put store.url in the place of store.path; token, service key file and witness file stay
+    /// as they are. The database must be empty. Tenants, keys, tokens and the administration log go over as they are and are read
+    /// back before it counts; if anything fails or is not believed, the database stays empty and the file holds. Afterwards
+    /// `serve` goes on with the database, and does not take the file any more.
+    ///
+    /// Interrupted, run it again: it moves the store, or says that it is done.
+    Migrate(migrate::MigrateArguments),
     /// Serves until SIGTERM or SIGINT.
     Serve {
         #[command(flatten)]
@@ -124,6 +135,7 @@ fn run_command(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Init { config } => init(&load(&config.path)?),
         Command::Join { config } => join(&load(&config.path)?),
+        Command::Migrate(arguments) => migrate::run(&load(&arguments.config.path)?, &arguments),
         Command::Serve { config, announce } => serve(&load(&config.path)?, announce),
         Command::AcceptStore { config, confirm } => accept::run(&load(&config.path)?, confirm),
         Command::Reconcile(arguments) => return reconcile::run(&load(&arguments.config.path)?, &arguments),

@@ -18,7 +18,10 @@ use crate::files::put_whole;
 use crate::jose::BadPublicKey;
 use crate::keyring::reconcile::{self, ReconcileError, Report};
 use crate::keyring::{Canary, ServiceKey, Tokens, new_object};
-use crate::store::{Guard, Loaded, Location, Restored, SqlStore, Store as _, StoreError, TokenBinding, postgres};
+use crate::store::{
+    Guard, Loaded, Location, Moved, Restored, SqlStore, Store as _, StoreError, TokenBinding, Transfer, may_have_moved,
+    postgres,
+};
 use crate::token::{Pkcs11Token, Token, TokenError, TokenIdentity};
 
 /// Why the service cannot be set up or opened. Each text says what to do.
@@ -89,6 +92,10 @@ pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), Setup
     }
     // 1. The intent: under which id the service key will be. A crash from here on leaves at most that id on the token.
     let object = if resuming { read_pin(&begun)?.cka_id } else { new_intent(&begun)? };
+    // The memory of a store is made before the store.
+    if is_made && !config.store_witness_path.exists() {
+        return Err(not_ours(config, &begun, object));
+    }
     // 2. The key.
     let public_key = Canary::make(&**token, object).await?.public().clone();
     // 3. The store, bound to the token. It appears whole or not at all.
@@ -99,8 +106,13 @@ pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), Setup
     }
     let key = Arc::new(ServiceKey::new(Arc::clone(token) as _, object, public_key.clone())?);
     let made = store.open(guard(config, &key)).await?;
-    let bound = made.binding().await?;
+    let (bound, noted) = (made.binding().await, made.make_with(object).await);
     made.close().await;
+    if let Err(StoreError::Conflict) = noted {
+        return Err(not_ours(config, &begun, object));
+    }
+    noted?;
+    let bound = bound?;
     if bound != binding {
         let text =
             format!("an interrupted init bound the store to the token of serial {}; go on with that one", bound.serial);
@@ -110,6 +122,15 @@ pub async fn init(config: &Config, token: &Arc<Pkcs11Token>) -> Result<(), Setup
     let file = ServiceKeyFile { cka_id: object, public_key: Some(public_key) };
     write_pin(pinned, &file)?;
     fs::remove_file(&begun).map_err(|error| SetupError::File { path: begun.clone(), error })
+}
+
+fn not_ours(config: &Config, begun: &Path, object: ObjectId) -> SetupError {
+    let (store, begun, witness) = (&config.store, begun.display(), config.store_witness_path.display());
+    SetupError::Refused(format!(
+        "somebody else ran init for {store} at the same time, and made it with another service key: remove {begun}, and {witness} if it is \
+         there, copy service-key.json from there, and run `keyward join`. The key of this attempt, {object}, is nobody's: `keyward \
+         reconcile` names it if it was made"
+    ))
 }
 
 fn new_intent(begun: &Path) -> Result<ObjectId, SetupError> {
@@ -135,7 +156,7 @@ pub async fn join(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Loaded, S
     let key = pinned_key(config, Arc::clone(token) as _)?;
     let store = postgres::join(settings, guard(config, &key)).await?;
     let joined = async {
-        is_of(&store, token.identity()).await?;
+        is_of(&store, token.identity(), key.object()).await?;
         // Follows the administration log to its end, which is remembered, too.
         store.probe().await?;
         Ok(store.load_all().await?)
@@ -149,17 +170,61 @@ pub async fn join(config: &Config, token: &Arc<Pkcs11Token>) -> Result<Loaded, S
     joined
 }
 
-/// Sees that the store belongs to this token.
-async fn is_of(store: &SqlStore, token: &TokenIdentity) -> Result<(), SetupError> {
-    let (binding, serial) = (store.binding().await?, &token.serial);
-    if binding.serial == *serial {
-        return Ok(());
+/// Moves the store in the SQLite file `from` to the database of the configuration, with `event` as the next record of the
+/// administration log. `None` if it is there already: an earlier call moved it, and perhaps could not say so.
+///
+/// # Errors
+/// The configuration names no database, or one that is not empty; the store is in use, belongs to another token, or is not believed;
+/// or what failed. The same call again moves it, or says that it is done.
+pub async fn migrate(
+    config: &Config,
+    from: &Path,
+    token: &Arc<Pkcs11Token>,
+    event: Event,
+) -> Result<Option<Moved>, SetupError> {
+    let Location::Postgres(target) = &config.store else {
+        let text = "a store is moved into a PostgreSQL database: name it by store.url, in the place of store.path";
+        return Err(SetupError::Refused(text.to_owned()));
+    };
+    let key = pinned_key(config, Arc::clone(token) as _)?;
+    if may_have_moved(&config.store_witness_path)? && config.store.is_taken().await? {
+        let store = config.store.open(guard(config, &key)).await?;
+        // The one that was seen, and not another's.
+        let seen = async {
+            is_of(&store, token.identity(), key.object()).await?;
+            Ok(store.probe().await?)
+        };
+        let seen = seen.await;
+        store.close().await;
+        return seen.map(|()| None);
     }
-    Err(SetupError::Refused(format!(
-        "the store was made with token {} (serial {}), and this token has serial {serial}: its keys are not here; \
-         correct token.label and token.serial",
-        binding.label, binding.serial
-    )))
+    let transfer = Transfer::open(from, target, guard(config, &key)).await?;
+    let moved = async {
+        is_of(transfer.source(), token.identity(), key.object()).await?;
+        Ok(Some(transfer.carry_out(event).await?))
+    };
+    let moved = moved.await;
+    transfer.close().await;
+    moved
+}
+
+/// Sees that the store belongs to this token, and was made with this service key.
+async fn is_of(store: &SqlStore, token: &TokenIdentity, service_key: ObjectId) -> Result<(), SetupError> {
+    let (binding, serial) = (store.binding().await?, &token.serial);
+    if binding.serial != *serial {
+        return Err(SetupError::Refused(format!(
+            "the store was made with token {} (serial {}), and this token has serial {serial}: its keys are not here; \
+             correct token.label and token.serial",
+            binding.label, binding.serial
+        )));
+    }
+    match store.service_key().await? {
+        Some(noted) if noted != service_key.to_string() => Err(SetupError::Refused(format!(
+            "the store was made with the service key {noted}, and service_key.file names {service_key}: take the file from whoever ran \
+             init, or from the backup"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Opens the store, sees that it belongs to the tokens, and reads the pinned service key.
@@ -172,7 +237,7 @@ pub async fn open(config: &Config, opened: &OpenedTokens) -> Result<Opened, Setu
     let tokens = Tokens::new(home, further);
     let service_key = pinned_key(config, Arc::clone(tokens.home()) as _)?;
     let store = config.store.open(guard(config, &service_key)).await?;
-    is_of(&store, opened.home.identity()).await?;
+    is_of(&store, opened.home.identity(), service_key.object()).await?;
     opened.check(config, &store).await?;
     Ok(Opened { tokens, store: Arc::new(store), service_key })
 }

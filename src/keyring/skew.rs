@@ -114,20 +114,19 @@ fn too_far(apart: Duration, tenant: &Tenant) -> String {
 mod tests {
     use super::*;
 
-    fn apart_by(micros: i64) -> Duration {
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn apart(clock: fn() -> Timestamp) -> Duration {
         let shared = SharedClock::default();
-        let clock =
-            Clock::new(move || after(Timestamp::now(), Duration::ZERO) + jiff::SignedDuration::from_micros(micros));
         shared.note(Timestamp::now(), Instant::now());
-        shared.apart(&clock)
+        shared.apart(&Clock::new(clock))
     }
 
     #[test]
     fn clocks_are_as_far_apart_as_they_show_in_both_directions() {
         let near = |apart: Duration, expected: Duration| apart <= expected && expected - apart < Duration::from_secs(1);
-        let minute = Duration::from_secs(60);
-        assert!(near(apart_by(60_000_000), minute), "{:?}", apart_by(60_000_000));
-        assert!(near(apart_by(-60_000_000), minute), "{:?}", apart_by(-60_000_000));
+        let (ahead, behind) = (apart(|| Timestamp::now() + MINUTE), apart(|| Timestamp::now() - MINUTE));
+        assert!(near(ahead, MINUTE) && near(behind, MINUTE), "{ahead:?} {behind:?}");
         assert_eq!(SharedClock::default().apart(&Clock::new(|| Timestamp::MIN)), Duration::ZERO, "nobody was asked");
     }
 
@@ -137,10 +136,10 @@ mod tests {
         let asked = Instant::now().checked_sub(Duration::from_secs(10)).expect("the machine is up for longer");
         // At any moment of those ten seconds the clock may have shown it.
         for ago in [0, 5, 10] {
-            shared.note(Timestamp::now() - jiff::SignedDuration::from_secs(ago), asked);
+            shared.note(Timestamp::now() - Duration::from_secs(ago), asked);
             assert_eq!(shared.apart(&Clock::system()), Duration::ZERO, "{ago} s");
         }
-        shared.note(Timestamp::now() - jiff::SignedDuration::from_secs(14), asked);
+        shared.note(Timestamp::now() - Duration::from_secs(14), asked);
         let apart = shared.apart(&Clock::system());
         assert!(apart > Duration::from_secs(3) && apart < Duration::from_secs(5), "{apart:?}");
     }

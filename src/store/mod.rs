@@ -11,11 +11,13 @@ mod record;
 mod seal;
 mod sql;
 pub mod sqlite;
+mod transfer;
 mod witness;
 
 pub use self::location::Location;
 pub use self::seal::Seals;
-pub use self::sql::{Guard, LogReader, Restored, SqlStore};
+pub use self::sql::{Guard, LogReader, Moved, Restored, SqlStore};
+pub use self::transfer::{Transfer, may_have_moved};
 use crate::domain::{Algorithm, Event, Keyring, ObjectId, PublicKey, Revision, Tenant, TenantId, Timestamp, TokenName};
 use crate::tlog::{Entry, Tip};
 use async_trait::async_trait;

@@ -39,6 +39,8 @@ pub(super) enum Sight {
     Removed { tenant: TenantId, create_time: Timestamp },
     /// Where the administration log ended.
     Administration { tip: Tip },
+    /// The database that the store is in, or is about to be in, instead of its file; none: it stays there after all.
+    Moved { to: Option<String> },
 }
 
 impl Sight {
@@ -64,7 +66,7 @@ impl Sight {
             | Self::Keyring { tenant, .. }
             | Self::Leaving { tenant, .. }
             | Self::Removed { tenant, .. } => Some(tenant),
-            Self::Administration { .. } => None,
+            Self::Administration { .. } | Self::Moved { .. } => None,
         }
     }
 }
@@ -95,6 +97,7 @@ pub(super) struct Witness {
 struct Seen {
     tenants: BTreeMap<TenantId, Tenancy>,
     log_end: Option<Tip>,
+    moved_to: Option<String>,
 }
 
 /// A tenant from its making to its removal.
@@ -119,7 +122,8 @@ impl Witness {
     pub(super) fn create(path: &Path) -> Result<(), StoreError> {
         if path.exists() {
             let seen = Self::read(path)?;
-            let new = seen.tenants.is_empty() && seen.log_end.is_none_or(|tip| tip.size() == 0);
+            let is_empty = seen.tenants.is_empty() && seen.log_end.is_none_or(|tip| tip.size() == 0);
+            let new = is_empty && seen.moved_to.is_none();
             let text = format!("{} exists already and tells of another store; move it away", path.display());
             return if new { Ok(()) } else { Err(StoreError::Refused(text)) };
         }
@@ -245,6 +249,20 @@ impl Witness {
         self.seen.tenants.get(tenant).filter(|tenancy| !tenancy.removed).map(|tenancy| tenancy.create_time)
     }
 
+    /// The database that the store of the memory at `path` was moved to, or was about to be.
+    pub(super) fn moved_to(path: &Path) -> Result<Option<String>, StoreError> {
+        Self::read(path).map(|seen| seen.moved_to)
+    }
+
+    /// Sees that the store was not moved out of its file.
+    pub(super) fn stays(&self) -> Result<(), StoreError> {
+        let Some(database) = &self.seen.moved_to else { return Ok(()) };
+        Err(StoreError::Refused(format!(
+            "the store was moved to {database}, and this file is what it was before that: go on with store.url; if `keyward migrate` was \
+             interrupted, run it again: it finishes, or says that it is done"
+        )))
+    }
+
     /// Where the administration log ended when it was last looked at.
     pub(super) fn log_end(&self) -> Option<&Tip> {
         self.seen.log_end.as_ref()
@@ -359,6 +377,7 @@ impl Seen {
                     self.log_end = Some(tip.clone());
                 }
             }
+            Sight::Moved { to } => self.moved_to.clone_from(to),
         }
     }
 
@@ -384,6 +403,9 @@ impl Seen {
         }
         if let Some(tip) = self.log_end.clone() {
             write_line(&mut lines, &[Sight::Administration { tip }])?;
+        }
+        if let Some(to) = self.moved_to.clone() {
+            write_line(&mut lines, &[Sight::Moved { to: Some(to) }])?;
         }
         Ok(lines)
     }

@@ -1,5 +1,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::jwk::JwkSet;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use keyward::grpc::proto::key_service_client::KeyServiceClient;
 use keyward::grpc::proto::signing_service_client::SigningServiceClient;
 use keyward::grpc::proto::tenant_service_client::TenantServiceClient;
@@ -133,4 +135,11 @@ pub(crate) fn claims(issuer: &str, life_secs: u64) -> Vec<u8> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     let claims = serde_json::json!({ "iss": issuer, "sub": "user-1", "iat": now, "exp": now + life_secs });
     claims.to_string().into_bytes()
+}
+
+/// Verifies a JWT by ES256 as those do who have fetched these keys.
+pub(crate) fn verify(jwt: &str, jwks: &JwkSet) {
+    let kid = jsonwebtoken::decode_header(jwt).expect("a JWT").kid.expect("it names its key");
+    let key = DecodingKey::from_jwk(jwks.find(&kid).expect("it is published")).expect("a key");
+    jsonwebtoken::decode::<serde_json::Value>(jwt, &key, &Validation::new(Algorithm::ES256)).expect("it verifies");
 }

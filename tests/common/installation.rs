@@ -3,13 +3,18 @@ use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Authority, Faults, Identity, Server, tools};
+use super::{Authority, Faults, Identity, Server, read_lines, tools};
 
 const TOKEN_LABEL: &str = "keyward";
+
+/// How long a command may take that does not serve.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
 
 /// Whose token an installation has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +124,10 @@ impl Installation {
     pub(crate) fn replica(&self) -> Self {
         let dir = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("a temporary directory");
         for name in ["pin", "module.conf", "service-key.json"] {
-            fs::copy(self.dir().join(name), dir.path().join(name)).expect("it is copied");
+            // The last one is there once somebody ran `keyward init`.
+            if name != "service-key.json" || self.dir().join(name).exists() {
+                fs::copy(self.dir().join(name), dir.path().join(name)).expect("it is copied");
+            }
         }
         let (settings, grants, environment) = (self.settings.clone(), self.grants.clone(), self.environment.clone());
         let replica = Self { dir, module: self.module, settings, grants, environment };
@@ -283,6 +291,27 @@ fn random_pin() -> String {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).expect("the system has random bytes");
     format!("{:016x}", u64::from_be_bytes(bytes))
+}
+
+/// Whether a command succeeds, and what it tells on standard error.
+pub(crate) fn said(mut command: Command) -> (bool, String) {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    let lines = read_lines(child.stderr.take().expect("it is piped"));
+    let (deadline, mut text) = (Instant::now() + COMMAND_MAX, String::new());
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => writeln!(text, "{line}").expect("a String takes all"),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                // A service that was to be refused, and serves.
+                child.kill().expect("it was not waited for");
+                child.wait().expect("it was killed");
+                panic!("{command:?} does not end: {text}");
+            }
+        }
+    }
+    (child.wait().expect("it has closed its standard error").success(), text)
 }
 
 /// What a command prints that must succeed.

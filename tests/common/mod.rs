@@ -35,10 +35,10 @@ pub(crate) mod tools;
 pub(crate) mod under_load;
 
 pub(crate) use authority::{Authority, Identity, Validity};
-pub(crate) use clients::{Clients, claims, short_policy};
+pub(crate) use clients::{Clients, claims, short_policy, verify};
 pub(crate) use dial::Dial;
 pub(crate) use faults::Faults;
-pub(crate) use installation::{Installation, Module};
+pub(crate) use installation::{Installation, Module, said};
 pub(crate) use interpreter::{Interpreter, Verdict};
 pub(crate) use issuer::{Issuer, signing_input};
 pub(crate) use server::{Server, read_lines};

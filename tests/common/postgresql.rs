@@ -72,6 +72,22 @@ impl Database {
         self.server.psql(&self.name, statement)
     }
 
+    /// Has a trigger with this body (PL/pgSQL) wait in a table that somebody will make.
+    pub(crate) fn set_trap(&self, table: &str, trigger: &str, body: &str) {
+        self.psql(&format!(
+            "create function trap() returns trigger language plpgsql as $$ begin {body} end $$; \
+             create function set_trap() returns event_trigger language plpgsql as $$ begin \
+             if exists (select 1 from pg_event_trigger_ddl_commands() where object_identity = 'public.{table}') then \
+             execute 'create {trigger} execute function trap()'; end if; end $$; \
+             create event trigger set_trap on ddl_command_end when tag in ('CREATE TABLE') execute function set_trap()"
+        ));
+    }
+
+    /// Takes it away for the next time.
+    pub(crate) fn remove_trap(&self) {
+        self.psql("drop event trigger set_trap; drop function set_trap; drop function trap cascade");
+    }
+
     /// psql for several statements of one session.
     pub(crate) fn shell(&self) -> Shell {
         let mut psql = self.server.client(&self.name);

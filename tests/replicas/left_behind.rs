@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use keyward::grpc::proto::{KeyState, ListSigningKeysRequest, RotateSigningKeyRequest};
 
-use crate::common::{Clients, Installation, Server, claims, postgresql};
-use crate::stand::{POLL, REACHES_ALL_MAX, TENANT, policy, published, said};
+use crate::common::{Clients, Installation, Server, claims, postgresql, said};
+use crate::stand::{POLL, REACHES_ALL_MAX, TENANT, policy, published};
 use crate::wrong_clock::WrongClock;
 
 /// How long an intent is its owner's (docs/decisions/0004).

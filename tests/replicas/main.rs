@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use common::http::get;
 use common::postgresql::Database;
-use common::{Installation, claims, postgresql, under_load};
+use common::{Installation, claims, postgresql, said, under_load, verify};
 use keyward::domain::Timestamp;
 use keyward::grpc::proto::{
     DeleteTenantRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest, RotationPolicy,
@@ -26,7 +26,7 @@ use keyward::grpc::proto::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use stand::{POLL, REACHES_ALL_MAX, Stand, TENANT, policy, published, said, secs, verify};
+use stand::{POLL, REACHES_ALL_MAX, Stand, TENANT, policy, published, secs};
 
 /// A tenant that is made, rotated and deleted on any of them is signed for, published and gone on all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -42,7 +42,7 @@ async fn what_one_replica_does_all_do() {
         for client in &mut clients {
             let answer = client.sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.expect("each signs");
             signed_with.insert(answer.kid);
-            stand.servers.iter().for_each(|server| verify(&answer.jwt, server));
+            stand.servers.iter().for_each(|server| verify(&answer.jwt, &get(&server.jwks_uri(TENANT)).json()));
         }
         assert_eq!(signed_with.len(), 1, "all sign with the one current key");
         // Another one each time.
@@ -133,6 +133,42 @@ async fn the_log_of_administration_is_one() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{text}");
         assert!(text.contains(&format!("administration: {events} records")), "{text}");
+    }
+}
+
+/// Two operators make the store at the same time: one service key is its, and the other operator is told how to go on.
+#[test]
+fn of_two_who_make_the_store_one_has_made_it() {
+    for _ in 0..4 {
+        let database = Database::fresh();
+        let one = Installation::bare().with_database(&database.url());
+        let other = one.replica();
+        let begun = [&one, &other].map(|installation| {
+            let mut init = installation.command("init");
+            init.stderr(std::process::Stdio::piped()).spawn().expect("it starts")
+        });
+        let ended = begun.map(|init| init.wait_with_output().expect("it ends"));
+        let (made, lost) = match ended.each_ref().map(|output| output.status.success()) {
+            [true, false] => (&one, &other),
+            [false, true] => (&other, &one),
+            _ => panic!("{ended:?}"),
+        };
+        // Whoever tries again must not end up with a key that the store does not know.
+        let (succeeds, text) = said(lost.command("init"));
+        assert!(!succeeds && text.contains("copy service-key.json from there, and run `keyward join`"), "{text}");
+        std::fs::remove_file(lost.dir().join("service-key.begun")).expect("the text names it");
+        let _ = std::fs::remove_file(lost.dir().join("store-witness.jsonl"));
+        std::fs::copy(made.dir().join("service-key.json"), lost.dir().join("service-key.json")).expect("copied");
+        let (succeeds, text) = said(lost.command("join"));
+        assert!(succeeds, "{text}");
+        assert!(lost.serve().terminate().success());
+        // With a file of another store nothing is believed, and that is told before anything is done.
+        let pinned = std::fs::read_to_string(made.dir().join("service-key.json")).expect("it is there");
+        let mut pinned: Value = serde_json::from_str(&pinned).expect("JSON");
+        pinned["cka_id"] = "00112233445566778899aabbccddeeff".into();
+        std::fs::write(lost.dir().join("service-key.json"), pinned.to_string()).expect("written");
+        let (succeeds, text) = said(lost.command("serve"));
+        assert!(!succeeds && text.contains("service_key.file names 00112233445566778899aabbccddeeff"), "{text}");
     }
 }
 

@@ -1,11 +1,8 @@
 //! Replicas on one database and one token, and what tests ask them.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use jsonwebtoken::jwk::JwkSet;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use keyward::grpc::proto::RotationPolicy;
 use serde_json::Value;
 
@@ -92,16 +89,4 @@ pub(crate) fn published(server: &Server) -> BTreeSet<String> {
     let jwks: Value = answer.json();
     let keys = jwks["keys"].as_array().expect("a JWKS").iter();
     keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
-}
-
-pub(crate) fn verify(jwt: &str, server: &Server) {
-    let jwks: JwkSet = get(&server.jwks_uri(TENANT)).json();
-    let kid = jsonwebtoken::decode_header(jwt).expect("a JWT").kid.expect("it names its key");
-    let key = DecodingKey::from_jwk(jwks.find(&kid).expect("it is published")).expect("a key");
-    jsonwebtoken::decode::<Value>(jwt, &key, &Validation::new(Algorithm::ES256)).expect("it verifies");
-}
-
-pub(crate) fn said(mut command: Command) -> (bool, String) {
-    let output = command.output().expect("it runs");
-    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }

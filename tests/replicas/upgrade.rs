@@ -5,8 +5,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
-use crate::common::{Clients, Installation, Server, claims};
-use crate::stand::{POLL, Stand, TENANT, policy, published, verify};
+use crate::common::http::get;
+use crate::common::{Clients, Installation, Server, claims, verify};
+use crate::stand::{POLL, Stand, TENANT, policy, published};
 
 /// No call fails that is repeated at another replica, and rotations go on between old and new. The old ones are of the same version,
 /// unless `KEYWARD_TEST_OLD_BINARY` names an earlier one.
@@ -45,7 +46,7 @@ async fn replicas_are_upgraded_one_by_one_and_no_call_is_lost() {
     let mut signed = BTreeSet::new();
     for signer in signers {
         let jwts = signer.await.expect("no call was lost");
-        verify(jwts.last().expect("it signed"), &stand.servers[0]);
+        verify(jwts.last().expect("it signed"), &get(&stand.servers[0].jwks_uri(TENANT)).json());
         for jwt in &jwts {
             signed.insert(jsonwebtoken::decode_header(jwt).expect("a JWT").kid.expect("a kid"));
         }

@@ -13,6 +13,7 @@ mod sealed;
 #[path = "../common/seals.rs"]
 mod seals;
 mod sqlite;
+mod transfer;
 mod values;
 
 /// Mounts the contract for a database: one test for each clause, each with a fresh store of its own.

@@ -286,7 +286,7 @@ async fn a_store_of_the_first_version_is_brought_up_to_date() {
     let store = harness.store();
     store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     let mut shell = harness.shell().await;
-    for table in ["drop table token", "drop table removal"] {
+    for table in ["drop table token", "drop table removal", "alter table meta drop column service_key"] {
         query(table).execute(&mut shell).await.unwrap();
     }
     query("delete from _sqlx_migrations where version > 1").execute(&mut shell).await.unwrap();

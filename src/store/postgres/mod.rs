@@ -4,6 +4,7 @@
 //! So the administration log has one end, and a look at other rows within a transaction still holds when it commits.
 
 mod error;
+mod founding;
 mod news;
 mod rows;
 mod writing;
@@ -23,6 +24,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Row as _, SqlSafeStr as _, query};
 
 use self::error::{migrate_error, store_error};
+pub(super) use self::founding::Founding;
 use self::news::News;
 use self::writing::{CHANGES_KEPT, Writing};
 use super::sql::read::one;
@@ -92,16 +94,24 @@ pub async fn create(settings: &Settings, binding: &TokenBinding, witness: &Path)
         ));
     }
     Witness::create(witness)?;
-    migrate(&mut connection).await?;
-    // A store is there once it has this row. Of two who make one, one is told so.
-    let made = query(
+    migrate(&mut connection, Within::OwnTransaction).await?;
+    let made = rows::prepared(of_token(binding)).execute(&mut connection).await.map_err(store_error)?;
+    connection.close().await.ok();
+    made_here(made.rows_affected())
+}
+
+/// The row with which a store is there.
+fn of_token(binding: &TokenBinding) -> Statement {
+    let insert = Statement::new(
         "insert into meta (single, token_serial, token_label, log_tip, probes) values (1, $1, $2, $3, 0) \
          on conflict do nothing",
     );
-    let made = made.bind(&binding.serial).bind(&binding.label).bind(tip_text(&Tip::default()));
-    let made = made.execute(&mut connection).await.map_err(store_error)?;
-    connection.close().await.ok();
-    if made.rows_affected() == 1 {
+    insert.bind(binding.serial.as_str()).bind(binding.label.as_str()).bind(tip_text(&Tip::default()))
+}
+
+/// Of two who make a store, one makes that row, and the other is told so.
+fn made_here(rows: u64) -> Result<(), StoreError> {
+    if rows == 1 {
         return Ok(());
     }
     Err(StoreError::Refused("somebody else made a store in this database at the same time; use that one".to_owned()))
@@ -172,9 +182,8 @@ impl Server {
     async fn connect(settings: &Settings, memory: File) -> Result<Self, StoreError> {
         let server = Self::connect_to_any(settings, Some(memory)).await?;
         // On a connection of its own: a migration takes as long as it takes, and whoever starts at the same time waits for it.
-        let patient = options(settings)?.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        let mut connection = patient.connect().await.map_err(store_error)?;
-        migrate(&mut connection).await?;
+        let mut connection = patient(settings)?.connect().await.map_err(store_error)?;
+        migrate(&mut connection, Within::OwnTransaction).await?;
         connection.close().await.ok();
         Ok(server)
     }
@@ -340,7 +349,7 @@ fn changed_since(since: Moment, rows: &[Row]) -> Option<BTreeSet<TenantId>> {
 }
 
 /// Keeps other processes from a replica's memory of the store: they would write another file in its place.
-fn lock(witness: &Path) -> Result<File, StoreError> {
+pub(super) fn lock(witness: &Path) -> Result<File, StoreError> {
     beside::lock(witness, || format!("{} is in use by another Keyward process; stop that one first", witness.display()))
 }
 
@@ -378,6 +387,11 @@ fn options(settings: &Settings) -> Result<PgConnectOptions, StoreError> {
     Ok(options.application_name("keyward").options(SESSION).disable_statement_logging())
 }
 
+/// For what takes as long as it takes.
+fn patient(settings: &Settings) -> Result<PgConnectOptions, StoreError> {
+    Ok(options(settings)?.options([("statement_timeout", "0"), ("lock_timeout", "0")]))
+}
+
 /// Whether the URL has this parameter.
 fn says(url: &str, parameter: &str) -> bool {
     let query = url.split_once('?').map_or("", |(_, query)| query);
@@ -402,9 +416,25 @@ async fn is_there(connection: &mut PgConnection) -> Result<bool, StoreError> {
     Ok(row.is_some())
 }
 
+/// Which transaction the schema is made in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Within {
+    /// Each step in one of its own.
+    OwnTransaction,
+    /// All of it in the one that is open on the connection.
+    OpenTransaction,
+}
+
 /// Under a lock of the database: replicas may start at the same time.
-async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
-    let statements = include_str!("../../../migrations/postgres/0001_store.sql").into_sql_str();
-    let migration = Migration::new(1, "store".into(), MigrationType::Simple, statements, false);
-    Migrator::with_migrations(vec![migration]).run_direct(None, connection, false).await.map_err(migrate_error)
+async fn migrate(connection: &mut PgConnection, within: Within) -> Result<(), StoreError> {
+    let is_open = within == Within::OpenTransaction;
+    let migration = |(version, name, statements): (i64, &'static str, &'static str)| {
+        Migration::new(version, name.into(), MigrationType::Simple, statements.into_sql_str(), is_open)
+    };
+    let migrations = [
+        (1, "store", include_str!("../../../migrations/postgres/0001_store.sql")),
+        (2, "service key", include_str!("../../../migrations/postgres/0002_service_key.sql")),
+    ];
+    let migrations: Vec<Migration> = migrations.map(migration).into();
+    Migrator::with_migrations(migrations).run_direct(None, connection, false).await.map_err(migrate_error)
 }

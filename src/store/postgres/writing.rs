@@ -12,7 +12,7 @@ use crate::store::sql::{Held, Row, Statement, Transaction};
 pub(super) const CHANGES_KEPT: i64 = 4096;
 
 /// The connection that writes.
-pub(super) struct Writing(Held<Postgres>);
+pub(super) struct Writing(pub(super) Held<Postgres>);
 
 impl Writing {
     pub(super) fn new(connection: PoolConnection<Postgres>) -> Self {

@@ -1,6 +1,7 @@
 //! What is the same in every SQL database: how a change is written, how rows are read, and what of them is believed. A database
 //! brings its connections, its transactions and the meaning of its errors ([`Database`]).
 
+mod copy;
 pub(super) mod error;
 mod held;
 mod log;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::RwLock;
 
+pub use self::copy::Moved;
 pub(super) use self::held::Held;
 pub use self::log::LogReader;
 use self::read::Read;
@@ -28,7 +30,7 @@ use super::{
     Change, Changes, EventPage, EventRow, Loaded, Moment, Revisions, Seals, Store, StoreError, TenantRecord,
     TokenBinding, TokenRecord,
 };
-use crate::domain::{TenantId, Timestamp};
+use crate::domain::{ObjectId, TenantId, Timestamp};
 use crate::tlog::Tip;
 
 /// What a store needs to tell which records are to be believed (R15).
@@ -127,9 +129,38 @@ impl SqlStore {
         seals: Arc<dyn Seals>,
         witness: Witness,
     ) -> Result<Self, StoreError> {
+        // What a file without replicas holds is the past once it was moved into a database.
+        if database.replicas().is_none() {
+            witness.stays()?;
+        }
+        Self::to_move(database, seals, witness).await
+    }
+
+    /// As [`SqlStore::new`], for whoever moves the store or finishes that: it may have moved already.
+    pub(super) async fn to_move(
+        database: impl Database,
+        seals: Arc<dyn Seals>,
+        witness: Witness,
+    ) -> Result<Self, StoreError> {
         let store = Self { database: Arc::new(database), seals, witness: Arc::new(RwLock::new(witness)) };
         store.binding().await?;
         Ok(store)
+    }
+
+    /// Notes the service key that the store is made with.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if another one was noted.
+    pub async fn make_with(&self, service_key: ObjectId) -> Result<(), StoreError> {
+        self.write(write::Work::service_key(service_key)).await
+    }
+
+    /// CKA_ID of the service key that the store was made with, if it was noted.
+    ///
+    /// # Errors
+    /// Those of a read.
+    pub async fn service_key(&self) -> Result<Option<String>, StoreError> {
+        read::service_key(&*self.database).await
     }
 
     /// Carries out the work, and remembers what that made of the store.

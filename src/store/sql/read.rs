@@ -30,6 +30,11 @@ pub(in crate::store) async fn binding(database: &dyn Reads) -> Result<TokenBindi
     Ok(TokenBinding { serial: row.get("token_serial")?, label: row.get("token_label")? })
 }
 
+/// CKA_ID of the service key that the store was made with, if it was noted.
+pub(super) async fn service_key(database: &dyn Reads) -> Result<Option<String>, StoreError> {
+    one(database.rows(Statement::new("select service_key from meta")).await?)?.get("service_key")
+}
+
 /// The tokens that were seen beside that one.
 pub(super) async fn tokens(
     database: &dyn Reads,
@@ -73,10 +78,14 @@ pub(super) async fn tenant(
 }
 
 /// By id, when the tenant was made that had it last and was removed.
-type Removals = BTreeMap<String, Timestamp>;
+pub(super) type Removals = BTreeMap<String, Timestamp>;
 
 /// The removals of this tenant or of all, as far as they are sealed.
-async fn removals(database: &dyn Reads, tenant: Option<&TenantId>, seals: &dyn Seals) -> Result<Removals, StoreError> {
+pub(super) async fn removals(
+    database: &dyn Reads,
+    tenant: Option<&TenantId>,
+    seals: &dyn Seals,
+) -> Result<Removals, StoreError> {
     let rows = Statement::new("select tenant, create_time, seal from removal where $1 is null or tenant = $1");
     let mut removals = Removals::new();
     for row in database.rows(rows.bind(tenant)).await? {
@@ -217,11 +226,11 @@ pub(in crate::store) async fn events(database: &dyn Reads, page: &EventPage) -> 
         .bind(page.tenant.as_ref())
         .bind(i64::from(page.limit));
     let rows = database.rows(statement).await?;
-    let read = |row: &Row| {
-        let record = row.get("record")?;
-        Ok(EventRow { position: row.get("position")?, tenant: row.get("tenant")?, record })
-    };
-    rows.iter().map(read).collect()
+    rows.iter().map(event).collect()
+}
+
+pub(super) fn event(row: &Row) -> Result<EventRow, StoreError> {
+    Ok(EventRow { position: row.get("position")?, tenant: row.get("tenant")?, record: row.get("record")? })
 }
 
 impl Rows {

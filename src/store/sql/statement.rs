@@ -1,6 +1,9 @@
 //! Statements and rows, as the databases' drivers all take and give them.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
 use crate::domain::TenantId;
 use crate::store::StoreError;
@@ -18,7 +21,7 @@ pub(in crate::store) enum Value {
 /// A statement in the SQL that all databases understand, with its parameters `$1`, `$2`, ...
 #[derive(Debug)]
 pub(in crate::store) struct Statement {
-    pub(in crate::store) text: &'static str,
+    pub(in crate::store) text: SqlStr,
     pub(in crate::store) values: Vec<Value>,
 }
 
@@ -31,7 +34,23 @@ pub(in crate::store) struct Row {
 
 impl Statement {
     pub(in crate::store) const fn new(text: &'static str) -> Self {
-        Self { text, values: Vec::new() }
+        Self { text: SqlStr::from_static(text), values: Vec::new() }
+    }
+
+    /// `into`, such as `insert into t (a, b)`, with these rows.
+    pub(in crate::store) fn insert(into: &'static str, rows: impl IntoIterator<Item = Row>) -> Self {
+        let (mut text, mut values) = (format!("{into} values"), Vec::new());
+        for row in rows {
+            let mut before = if values.is_empty() { " (" } else { ", (" };
+            for value in row.values {
+                values.push(value);
+                write!(text, "{before}${}", values.len()).expect("a String takes all");
+                before = ", ";
+            }
+            text.push(')');
+        }
+        // Nothing of it but numbers that were counted here was not written in this crate.
+        Self { text: AssertSqlSafe(text).into_sql_str(), values }
     }
 
     /// With one parameter more.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::read::one;
 use super::{Row, Statement, Transaction};
-use crate::domain::{Event, Revision, TenantId, Timestamp};
+use crate::domain::{Event, ObjectId, Revision, TenantId, Timestamp};
 use crate::store::record::{self, KeyringRow, RemovalRow, TenantRow, TokenRow};
 use crate::store::witness::{IF_ON_PURPOSE, Sight, Witness};
 use crate::store::{Change, Seals, StoreError, seal};
@@ -30,6 +30,7 @@ pub(super) struct Work {
     /// What is to be remembered of it.
     sights: Vec<Sight>,
     probe: bool,
+    service_key: Option<ObjectId>,
 }
 
 impl Work {
@@ -72,6 +73,11 @@ impl Work {
         Self { probe: true, ..Self::default() }
     }
 
+    /// Notes the service key that the store was made with, unless another one is noted.
+    pub(super) fn service_key(object: ObjectId) -> Self {
+        Self { service_key: Some(object), ..Self::default() }
+    }
+
     /// The tenants whose records it writes.
     pub(super) fn tenants(&self) -> impl Iterator<Item = TenantId> {
         self.sights.iter().filter_map(|sight| sight.tenant().cloned())
@@ -94,6 +100,11 @@ impl Work {
                 statement: Statement::new("update meta set probes = (probes & 65535) + 1"),
                 missed: None,
             });
+        }
+        if let Some(object) = self.service_key {
+            let note = "update meta set service_key = $1 where service_key is null or service_key = $1";
+            let statement = Statement::new(note).bind(object.to_string());
+            steps.push(Step { statement, missed: Some(StoreError::Conflict) });
         }
         if let Some((row, revision)) = self.remove.take() {
             let tenant = || row.tenant.clone();
@@ -231,7 +242,7 @@ async fn carry_out(transaction: &mut dyn Transaction, witness: &mut Witness, mut
         .map_err(|error| StoreError::Unavailable(format!("the change was made, and could not be remembered: {error}")))
 }
 
-fn not_remembered(error: std::io::Error) -> StoreError {
+pub(super) fn not_remembered(error: std::io::Error) -> StoreError {
     StoreError::ReadOnly(format!("the file that remembers the store's state cannot be written: {error}"))
 }
 

@@ -87,12 +87,19 @@ pub async fn create(path: &Path, binding: &TokenBinding, witness: &Path) -> Resu
 /// Opens the store at `path`, and brings its schema up to date.
 ///
 /// # Errors
-/// [`StoreError::Refused`] if there is none or no memory of it, if another process has it open, or if a newer version of
-/// Keyward made it; [`StoreError::Damaged`] if the file is not a store.
+/// [`StoreError::Refused`] if there is none or no memory of it, if it was moved into a database, if another process has it open, or
+/// if a newer version of Keyward made it; [`StoreError::Damaged`] if the file is not a store.
 pub async fn open(path: &Path, guard: Guard) -> Result<SqlStore, StoreError> {
     let place = Place::occupied(path)?;
     let witness = Witness::open(&guard.witness)?;
     SqlStore::new(Sqlite::connect(place).await?, guard.seals, witness).await
+}
+
+/// As [`open`], for whoever moves the store into a database: that may have begun already.
+pub(super) async fn open_to_move(path: &Path, guard: Guard) -> Result<SqlStore, StoreError> {
+    let place = Place::occupied(path)?;
+    let witness = Witness::open(&guard.witness)?;
+    SqlStore::to_move(Sqlite::connect(place).await?, guard.seals, witness).await
 }
 
 /// Compares the store at `path` with what was seen of it; with `accept`, also makes it hold as it is, and appends that event.
@@ -258,6 +265,7 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
         (1, "store", include_str!("../../../migrations/sqlite/0001_store.sql")),
         (2, "tokens", include_str!("../../../migrations/sqlite/0002_tokens.sql")),
         (3, "removals", include_str!("../../../migrations/sqlite/0003_removals.sql")),
+        (4, "service key", include_str!("../../../migrations/sqlite/0004_service_key.sql")),
     ];
     let migrations: Vec<Migration> = migrations.map(migration).into();
     Migrator::with_migrations(migrations).run(connection).await.map_err(migrate_error)
