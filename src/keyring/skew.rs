@@ -117,8 +117,8 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn apart(clock: fn() -> Timestamp) -> Duration {
-        let shared = SharedClock::default();
-        shared.note(Timestamp::now(), Instant::now());
+        let (shared, asked) = (SharedClock::default(), Instant::now());
+        shared.note(Timestamp::now(), asked);
         shared.apart(&Clock::new(clock))
     }
 

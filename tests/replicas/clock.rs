@@ -71,7 +71,7 @@ async fn a_policy_leaves_room_for_replicas() {
     let stand = Stand::of(1);
     let mut client = Clients::connect(&stand.servers[0]).await;
     let short = RotationPolicy { clock_skew: secs(1), ..policy() };
-    let refused = client.place_tenant(TENANT, "", &["ES256"], short.clone()).await.expect_err("there is no room");
+    let refused = client.place_tenant(TENANT, "", &["ES256"], short).await.expect_err("there is no room");
     assert!(
         refused.message().contains("clock_skew must be at least 2 s where replicas share the store"),
         "{refused:?}"
@@ -80,7 +80,6 @@ async fn a_policy_leaves_room_for_replicas() {
     let update = UpdateTenantRequest {
         tenant: Some(Tenant { id: TENANT.to_owned(), rotation_policy: Some(short), ..Tenant::default() }),
         update_mask: Some(prost_types::FieldMask { paths: vec!["rotation_policy.clock_skew".to_owned()] }),
-        ..UpdateTenantRequest::default()
     };
     let refused = client.tenants.update_tenant(update).await.expect_err("nor afterwards");
     assert!(refused.message().contains("clock_skew must be at least 2 s"), "{refused:?}");
