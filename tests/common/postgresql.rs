@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -17,12 +18,16 @@ use tempfile::TempDir;
 /// How long a server may take to begin to answer.
 const START_MAX: Duration = Duration::from_secs(60);
 
+/// What the socket is named after, where nobody listens at the port.
+const PORT: u16 = 5432;
+
 /// Who owns a server that root starts: PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65_534;
 
 /// A running server. It ends when the last test that uses it does, and when the process does, however that ends.
 pub(crate) struct Server {
     directory: TempDir,
+    port: u16,
     databases: AtomicU32,
     keeper: Option<Keeper>,
 }
@@ -37,6 +42,13 @@ pub(crate) struct Database {
 pub(crate) struct Shell {
     process: Child,
     output: BufReader<ChildStdout>,
+}
+
+/// How a server is run.
+struct Run {
+    environment: Vec<(String, PathBuf)>,
+    settings: Vec<String>,
+    port: u16,
 }
 
 /// The thread that has the server as its child, and where it is told to end it and start it again.
@@ -88,6 +100,25 @@ impl Database {
         self.psql("drop event trigger set_trap; drop function set_trap; drop function trap cascade");
     }
 
+    /// All that is in it, as an operator backs it up.
+    pub(crate) fn dump(&self) -> Vec<u8> {
+        let mut pg_dump = Command::new(programs().join("pg_dump"));
+        pg_dump.args(["--username=keyward", "--dbname", &self.name, "--host"]).arg(self.folder());
+        let output = pg_dump.output().expect("pg_dump runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    /// Puts a backup in the place of all that is in it.
+    pub(crate) fn put_back(&self, dump: &[u8]) {
+        self.server.psql("postgres", &format!("drop database {} with (force)", self.name));
+        self.server.psql("postgres", &format!("create database {}", self.name));
+        let mut psql = self.server.client(&self.name);
+        let mut psql = psql.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("psql runs");
+        psql.stdin.take().expect("it is piped").write_all(dump).expect("psql reads");
+        assert!(psql.wait().expect("psql ends").success());
+    }
+
     /// psql for several statements of one session.
     pub(crate) fn shell(&self) -> Shell {
         let mut psql = self.server.client(&self.name);
@@ -126,13 +157,42 @@ impl Server {
 
     /// The same with these variables in its environment.
     pub(crate) fn start_with(environment: Vec<(String, PathBuf)>) -> Arc<Self> {
-        let directory = TempDir::with_prefix("keyward-pg-").expect("a directory");
-        let data = directory.path().join("data");
-        fs::create_dir(&data).expect("a directory");
-        for path in [directory.path(), &data] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("the directory is ours");
-            let_in(path);
-        }
+        let settings = vec!["listen_addresses=".to_owned()];
+        Self::begin(owned_directory(), Run { environment, settings, port: PORT })
+    }
+
+    /// One that also listens at 127.0.0.1 and 127.0.0.2, for those alone who come by TLS and know the password. Certificate and key are files in PEM.
+    pub(crate) fn start_behind_tls(certificate: &Path, key: &Path, password: &str) -> Arc<Self> {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+        let directory = owned_directory();
+        let put = |name: &str, text: &[u8]| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).expect("it is written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+            let_in(&path);
+            path.display().to_string()
+        };
+        let read = |file: &Path| fs::read(file).expect("it is there");
+        let rules = b"local all all trust\nhostssl all all 127.0.0.0/8 scram-sha-256\n";
+        let settings = vec![
+            "listen_addresses=127.0.0.1,127.0.0.2".to_owned(),
+            "ssl=on".to_owned(),
+            format!("ssl_cert_file={}", put("server.pem", &read(certificate))),
+            format!("ssl_key_file={}", put("server.key", &read(key))),
+            format!("hba_file={}", put("access", rules)),
+        ];
+        let server = Self::begin(directory, Run { environment: Vec::new(), settings, port });
+        server.psql("postgres", &format!("alter role keyward password '{password}'"));
+        server
+    }
+
+    /// Where one listens that was started behind TLS.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn begin(directory: TempDir, run: Run) -> Arc<Self> {
+        let (data, port) = (directory.path().join("data"), run.port);
         let mut initdb = as_nobody("initdb");
         initdb.args(["--auth=trust", "--username=keyward", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"]);
         let output = initdb.arg(&data).output().expect("initdb runs");
@@ -140,8 +200,9 @@ impl Server {
         let (restart, restarts) = channel();
         let path = directory.path().to_owned();
         // The server dies with the thread that started it; a test's own thread would end too soon.
-        let thread = thread::spawn(move || keep(&path, &environment, &restarts));
-        let server = Self { directory, databases: AtomicU32::new(0), keeper: Some(Keeper { thread, restart }) };
+        let thread = thread::spawn(move || keep(&path, &run, &restarts));
+        let keeper = Some(Keeper { thread, restart });
+        let server = Self { directory, port, databases: AtomicU32::new(0), keeper };
         server.wait_until_it_answers();
         Arc::new(server)
     }
@@ -191,14 +252,15 @@ impl Server {
     fn client(&self, database: &str) -> Command {
         let mut psql = Command::new(programs().join("psql"));
         psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]);
-        psql.args(["--username=keyward", "--dbname", database, "--host"]).arg(self.directory.path());
+        psql.args(["--username=keyward", "--dbname", database, "--port", &self.port.to_string(), "--host"]);
+        psql.arg(self.directory.path());
         psql
     }
 
     fn wait_until_it_answers(&self) {
         let begun = Instant::now();
         let mut is_ready = Command::new(programs().join("pg_isready"));
-        is_ready.arg("--quiet").arg("--host").arg(self.directory.path());
+        is_ready.args(["--quiet", "--port", &self.port.to_string(), "--host"]).arg(self.directory.path());
         while !is_ready.status().expect("pg_isready runs").success() {
             let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
             assert!(begun.elapsed() < START_MAX, "PostgreSQL does not answer: {}", log());
@@ -217,23 +279,25 @@ impl Drop for Server {
 }
 
 /// Starts the server, starts it again when told to, and stops it when nobody can tell any more.
-fn keep(directory: &Path, environment: &[(String, PathBuf)], restarts: &Receiver<(Signal, Sender<()>)>) {
-    let mut server = spawn(directory, environment);
+fn keep(directory: &Path, run: &Run, restarts: &Receiver<(Signal, Sender<()>)>) {
+    let mut server = spawn(directory, run);
     while let Ok((signal, started)) = restarts.recv() {
         end(&mut server, signal);
-        server = spawn(directory, environment);
+        server = spawn(directory, run);
         started.send(()).ok();
     }
     // Connections are cut.
     end(&mut server, Signal::INT);
 }
 
-fn spawn(directory: &Path, environment: &[(String, PathBuf)]) -> Child {
+fn spawn(directory: &Path, run: &Run) -> Child {
     let mut postgres = as_nobody("postgres");
-    postgres.envs(environment.iter().map(|(name, value)| (name, value)));
+    postgres.envs(run.environment.iter().map(|(name, value)| (name, value)));
+    postgres.arg("-p").arg(run.port.to_string());
     postgres.arg("-D").arg(directory.join("data")).arg("-k").arg(directory);
     // A crash of the machine loses what is not on the disk; that of the server does not, and this is all that tests ask about.
-    for setting in ["listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=32MB"] {
+    let settings = ["fsync=off", "max_connections=200", "shared_buffers=32MB"];
+    for setting in settings.into_iter().chain(run.settings.iter().map(String::as_str)) {
         postgres.args(["-c", setting]);
     }
     let log = OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
@@ -258,7 +322,19 @@ fn as_nobody(program: &str) -> Command {
     command
 }
 
-/// Lets a server that is not root's into a folder.
+/// A directory for a server, with one for its data.
+fn owned_directory() -> TempDir {
+    let directory = TempDir::with_prefix("keyward-pg-").expect("a directory");
+    let data = directory.path().join("data");
+    fs::create_dir(&data).expect("a directory");
+    for path in [directory.path(), &data] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("the directory is ours");
+        let_in(path);
+    }
+    directory
+}
+
+/// Lets a server that is not root's into a folder, or have a file.
 pub(crate) fn let_in(path: &Path) {
     if is_root() {
         chown(path, Some(NOBODY), Some(NOBODY)).expect("root gives away");

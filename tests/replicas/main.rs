@@ -5,7 +5,9 @@ mod common;
 
 mod clock;
 mod cut_off;
+mod database;
 mod left_behind;
+mod restored;
 mod stand;
 mod upgrade;
 mod wrong_clock;
