@@ -17,7 +17,7 @@ use crate::domain::{Event, ObjectId, PublicKey, TokenName};
 use crate::files::put_whole;
 use crate::jose::BadPublicKey;
 use crate::keyring::reconcile::{self, ReconcileError, Report};
-use crate::keyring::{Canary, ServiceKey, Tokens, new_object};
+use crate::keyring::{CLOCK_SKEW_MIN, Canary, ServiceKey, Tokens, new_object};
 use crate::store::{
     Guard, Loaded, Location, Moved, Restored, SqlStore, Store as _, StoreError, TokenBinding, Transfer, may_have_moved,
     postgres,
@@ -187,7 +187,7 @@ pub async fn migrate(
         return Err(SetupError::Refused(text.to_owned()));
     };
     let key = pinned_key(config, Arc::clone(token) as _)?;
-    if may_have_moved(&config.store_witness_path)? && config.store.is_taken().await? {
+    if may_have_moved(&config.store_witness_path, target)? && config.store.is_taken().await? {
         let store = config.store.open(guard(config, &key)).await?;
         // The one that was seen, and not another's.
         let seen = async {
@@ -201,11 +201,28 @@ pub async fn migrate(
     let transfer = Transfer::open(from, target, guard(config, &key)).await?;
     let moved = async {
         is_of(transfer.source(), token.identity(), key.object()).await?;
+        leaves_room(&transfer.source().load_all().await?)?;
         Ok(Some(transfer.carry_out(event).await?))
     };
     let moved = moved.await;
     transfer.close().await;
     moved
+}
+
+/// Sees that policies leave room for replicas' clocks, and for what they do to reach the others.
+fn leaves_room(loaded: &Loaded) -> Result<(), SetupError> {
+    let tenants = loaded.records.iter().map(|record| &record.tenant);
+    let short = tenants.filter(|tenant| tenant.delete_time.is_none() && tenant.policy.clock_skew < CLOCK_SKEW_MIN);
+    let short: Vec<&str> = short.map(|tenant| tenant.id.as_str()).collect();
+    if short.is_empty() {
+        return Ok(());
+    }
+    Err(SetupError::Refused(format!(
+        "nothing was moved: where replicas share the store, clock_skew must be at least {} s, and it is less for {}; serve the file \
+         and raise it by UpdateTenant (publish_lead with it), then migrate",
+        CLOCK_SKEW_MIN.as_secs(),
+        short.join(", ")
+    )))
 }
 
 /// Sees that the store belongs to this token, and was made with this service key.
@@ -317,8 +334,8 @@ fn read_pin(path: &Path) -> Result<ServiceKeyFile, SetupError> {
     let file = |error| SetupError::File { path: path.to_owned(), error };
     let text = fs::read(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => SetupError::Refused(format!(
-            "there is no service key file {}; for a store that was in use, restore it from the backup: keyward init makes a \
-             new one together with a new store",
+            "there is no service key file {}; copy it from another replica or, for a store that was in use, restore it from the \
+             backup: keyward init makes a new one together with a new store",
             path.display()
         )),
         _ => file(error),

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,6 +26,12 @@ const POLL: Duration = Duration::from_millis(10);
 const DOMAIN: &str = "login.acme.example";
 
 const FILE: &str = "store.sqlite";
+
+/// The shortest times that replicas may have.
+fn policy() -> RotationPolicy {
+    let secs = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    RotationPolicy { clock_skew: secs(3), publish_lead: secs(4), ..short_policy() }
+}
 
 fn file(installation: &Installation) -> PathBuf {
     installation.dir().join(FILE)
@@ -85,7 +92,7 @@ async fn prepare() -> (Installation, Tenant) {
     let installation = Installation::prepare();
     let server = installation.serve();
     let mut clients = Clients::connect(&server).await;
-    let acme = clients.create_tenant("acme", &["ES256"], short_policy()).await;
+    let acme = clients.create_tenant("acme", &["ES256"], policy()).await;
     clients.force_rotation("acme", "ES256").await;
     assert!(server.terminate().success());
     (installation, acme)
@@ -150,13 +157,13 @@ async fn everything_goes_over_and_the_file_is_the_past() {
         id: "acme".to_owned(),
         custom_domain: DOMAIN.to_owned(),
         algorithms: vec!["ES256".to_owned(), "EdDSA".to_owned()],
-        rotation_policy: Some(short_policy()),
+        rotation_policy: Some(policy()),
         ..Tenant::default()
     };
     let acme = clients.tenants.create_tenant(CreateTenantRequest { tenant: Some(acme) }).await.expect("created");
     let acme = acme.into_inner();
-    clients.create_tenant("other", &["ES256"], short_policy()).await;
-    let at_once = RotationPolicy { destroy_delay: Some(prost_types::Duration::default()), ..short_policy() };
+    clients.create_tenant("other", &["ES256"], policy()).await;
+    let at_once = RotationPolicy { destroy_delay: Some(prost_types::Duration::default()), ..policy() };
     clients.create_tenant("gone", &["ES256"], at_once).await;
     for _ in 0..3 {
         clients.force_rotation("acme", "ES256").await;
@@ -208,7 +215,24 @@ async fn everything_goes_over_and_the_file_is_the_past() {
     assert_eq!(database.psql("select tenant from removal"), "gone");
     drop(installation.replica().join().serve());
 
+    // Nor to another database: there would be two of it.
+    let elsewhere = Database::fresh();
+    let installation = installation.with_database(&elsewhere.url());
+    let text = refusal(&installation, &elsewhere);
+    assert!(text.contains("name that database") && text.contains(&database.url()), "{text}");
+
+    // Whoever still has the old configuration leaves the memory alone that the service goes on with.
+    let installation = installation.with_database(&database.url());
+    let server = installation.serve();
     let installation = on_file(installation);
+    let memory = || fs::metadata(installation.dir().join("store-witness.jsonl")).expect("it is there").ino();
+    let before_that = memory();
+    for verb in ["accept-store", "reconcile"] {
+        let (taken, text) = said(installation.command(verb));
+        assert!(!taken && text.contains("store-witness.jsonl is in use by another Keyward process"), "{verb}: {text}");
+        assert_eq!(memory(), before_that, "{verb}");
+    }
+    assert!(server.terminate().success());
     for verb in ["serve", "accept-store", "reconcile"] {
         let (taken, text) = said(installation.command(verb));
         assert!(!taken && text.contains("was moved to") && text.contains(&database.url()), "{verb}: {text}");
@@ -266,7 +290,20 @@ async fn what_is_in_the_way_is_named_and_left() {
     let text = refusal(&installation, &database);
     assert!(text.contains("in use by another Keyward process"), "{text}");
     assert_signs(&server, &acme).await;
+
+    // A policy that leaves no room for replicas.
+    let mut clients = Clients::connect(&server).await;
+    clients.create_tenant("short", &["ES256"], short_policy()).await;
     assert!(server.terminate().success());
+    let text = refusal(&installation, &database);
+    assert!(text.contains("clock_skew must be at least 3 s, and it is less for short;"), "{text}");
+    let installation = on_file(installation);
+    let server = installation.serve();
+    let mut clients = Clients::connect(&server).await;
+    let deletion = DeleteTenantRequest { id: "short".to_owned(), confirm_id: "short".to_owned() };
+    clients.tenants.delete_tenant(deletion).await.expect("deleted");
+    assert!(server.terminate().success());
+    let installation = installation.with_database(&database.url());
     assert_moves(installation, &database, &acme).await;
 }
 
@@ -350,7 +387,11 @@ impl StandStill {
 
     /// Cuts the connection of whoever moves there.
     fn cut(&self) {
-        self.database.psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'keyward'");
+        // Other tests have databases on the same server.
+        self.database.psql(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where application_name = 'keyward' and datname = current_database()",
+        );
     }
 }
 

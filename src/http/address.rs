@@ -18,8 +18,8 @@ pub(super) struct Addressed {
     pub(super) view: Arc<TenantView>,
     /// Whether it was found by its custom domain.
     pub(super) by_domain: bool,
-    /// How much later than usual the store confirmed it.
-    pub(super) late: Duration,
+    /// How much later than usual the store confirmed it; `None`: nobody else changes it.
+    pub(super) late: Option<Duration>,
 }
 
 /// Why there is no tenant.
@@ -56,6 +56,8 @@ impl Addressed {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<Self, Missing> {
+        // Before the snapshot: a newer one would be confirmed later.
+        let late = keyrings.late();
         let snapshot = keyrings.snapshot();
         let (view, by_domain) = match in_path {
             Some(tenant) => {
@@ -74,7 +76,6 @@ impl Addressed {
                 (view, true)
             }
         };
-        let late = keyrings.late();
         view.map(|view| Self { view, by_domain, late }).ok_or(Missing::NoTenant)
     }
 

@@ -106,7 +106,7 @@ async fn saml_metadata(State(keyrings): State<Arc<Keyrings>>, to: Addressed, hea
 /// A document of the tenant, with what caches and browsers need to know.
 pub(super) fn document(
     view: &TenantView,
-    late: Duration,
+    late: Option<Duration>,
     document: &Document,
     content_type: HeaderValue,
     request: &HeaderMap,

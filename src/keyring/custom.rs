@@ -91,6 +91,7 @@ impl Keyrings {
         if record.tenant.custom_keys == *keys {
             return Ok(());
         }
+        self.check_clock(&record.tenant)?;
         let mut tenant = record.tenant;
         tenant.custom_keys.clone_from(keys);
         tenant.revision = tenant.revision.next();

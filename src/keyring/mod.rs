@@ -49,6 +49,7 @@ pub use keys::{KeyPage, ListKeys, Listed, ListedState};
 pub use rotate::{RotateKeys, Rotated};
 pub use service_key::ServiceKey;
 pub use sign::{BATCH_INPUTS_MAX, CLAIMS_BYTES_MAX, Choice, Input, Signed, ecdsa_curve};
+pub use skew::CLOCK_SKEW_MIN;
 pub use standing::TokenState;
 pub use tenants::{TenantPage, TenantSpec};
 pub use tend::tend;
@@ -116,7 +117,7 @@ impl Keyrings {
             published: Published::new(settings.base_url.clone(), Arc::clone(&tokens)),
             quarantine: quarantine::Quarantine::default(),
             key_quarantine: key_quarantine::KeyQuarantine::default(),
-            shared_clock: skew::SharedClock::default(),
+            shared_clock: skew::SharedClock::unknown(),
             known: tokio::sync::Mutex::default(),
             sampling: sign::Sampling::new(settings.verify_share),
             locks: locks::Locks::default(),

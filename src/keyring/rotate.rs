@@ -204,7 +204,8 @@ impl Keyrings {
         kid: &Kid,
         caller: &Caller,
     ) -> Result<(), StoreError> {
-        let now = self.clock.now();
+        // Whatever this clock shows: destruction counts from it.
+        let now = self.shared_clock.not_before(self.clock.now());
         let keyring = record.keyrings.iter().find(|keyring| keyring.algorithm == algorithm);
         let Some(Ok(revoked)) = keyring.map(|keyring| keyring.revoke(kid, now)) else {
             return Err(StoreError::Conflict);

@@ -249,6 +249,8 @@ impl Keyrings {
         }
         let claims = Claims::parse(claims_json).map_err(|problem| invalid(problem.to_string()))?;
         let tenant = &view.record.tenant;
+        // A clock that is ahead would let JWTs live longer than others keep their key.
+        self.check_clock(tenant)?;
         let now = self.clock.now();
         let latest = after(now, tenant.policy.max_token_ttl);
         let exp = claims.exp.ok_or_else(|| {

@@ -43,8 +43,8 @@ pub struct TenantView {
     pub canonical: Site,
     /// What is served on the custom domain, if there is one.
     pub custom: Option<Site>,
-    /// How long caches may keep all of that.
-    cache_control: HeaderValue,
+    /// How long caches may keep all of that, of the one service of a store and of a replica.
+    cache_control: [HeaderValue; 2],
 }
 
 /// The documents of a tenant as one of its addresses serves them.
@@ -238,7 +238,7 @@ impl TenantView {
             custom,
             token,
             signers,
-            cache_control: cache_control(&tenant.policy, Duration::ZERO),
+            cache_control: [None, Some(Duration::ZERO)].map(|late| cache_control(&tenant.policy, late)),
             record,
         })
     }
@@ -249,10 +249,16 @@ impl TenantView {
         self.custom.as_ref().filter(|_| on_domain).unwrap_or(&self.canonical)
     }
 
-    /// How long caches may keep all of that, if the store last confirmed it so much later than usual: the value of Cache-Control.
+    /// How long caches may keep all of that: the value of Cache-Control. Of a replica, if the store last confirmed it so much later
+    /// than usual; `None`: nobody else changes the store.
     #[must_use]
-    pub fn cache_control(&self, late: Duration) -> HeaderValue {
-        if late.is_zero() { self.cache_control.clone() } else { cache_control(&self.record.tenant.policy, late) }
+    pub fn cache_control(&self, late: Option<Duration>) -> HeaderValue {
+        let [of_one, of_replica] = &self.cache_control;
+        match late {
+            None => of_one.clone(),
+            Some(Duration::ZERO) => of_replica.clone(),
+            Some(_) => cache_control(&self.record.tenant.policy, late),
+        }
     }
 
     /// What signs for `algorithm` now.
@@ -308,12 +314,14 @@ impl Document {
 /// RFC 9111 section 5.2.2 and RFC 5861. `publish_lead` covers max-age plus `clock_skew`, so a cache may be `clock_skew`
 /// late at most; where this service is away, an old set is better than none, for as long as a new key takes to be used.
 ///
-/// A replica that does not hear of the others is a cache itself: what it serves is fresh from when it last heard.
-fn cache_control(policy: &RotationPolicy, late: Duration) -> HeaderValue {
-    let left = |whole: Duration| whole.saturating_sub(late).as_secs();
-    let (max_age, skew) = (left(policy.jwks_max_age), left(policy.clock_skew));
-    let lead = policy.publish_lead.as_secs();
-    let value = format!("public, max-age={max_age}, stale-while-revalidate={skew}, stale-if-error={lead}");
+/// A replica that does not hear of the others is a cache itself: what it serves is fresh from when it last heard. And of
+/// `clock_skew` replicas' clocks may use all, so that a cache may be late by what the lead has beyond that.
+fn cache_control(policy: &RotationPolicy, late: Option<Duration>) -> HeaderValue {
+    let RotationPolicy { jwks_max_age: max_age, clock_skew, publish_lead: lead, .. } = *policy;
+    let stale = if late.is_some() { lead.saturating_sub(max_age + clock_skew) } else { clock_skew };
+    let [max_age, stale, lead] =
+        [max_age, stale, lead].map(|time| time.saturating_sub(late.unwrap_or_default()).as_secs());
+    let value = format!("public, max-age={max_age}, stale-while-revalidate={stale}, stale-if-error={lead}");
     HeaderValue::try_from(value).expect("words and digits in ASCII")
 }
 

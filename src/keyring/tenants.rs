@@ -199,6 +199,7 @@ impl Keyrings {
 
     async fn delete_to_the_end(&self, id: &TenantId, caller: &Caller) -> Result<(), Error> {
         let mut record = self.load(id).await?;
+        self.check_clock(&record.tenant)?;
         let now = self.clock.now();
         let mut tenant = record.tenant.clone();
         tenant.delete_time = Some(now);

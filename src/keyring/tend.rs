@@ -8,6 +8,7 @@ use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::agenda::Agenda;
+use super::skew::TAKEN_UP_WITHIN;
 use super::snapshot::TenantView;
 use super::{Attended, Error, Keyrings, TokenHealth, TokenState};
 use crate::domain::rotation::{Outlook, Plan, outlook, plan};
@@ -23,9 +24,6 @@ const TENANTS_AT_ONCE_MAX: usize = 8;
 /// How often all revisions are compared, although the store says what changed: it knows of those who ask the database, and not
 /// of those who write past it.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
-
-/// With a look once a second the snapshot is never older than this, unless a replica does not hear of the others.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// First and longest pause after a failure for one tenant: soon enough to go unnoticed, seldom enough not to press a token
 /// that is unwell.
@@ -180,10 +178,10 @@ impl Keyrings {
         }
     }
 
-    /// How much later than usual the store confirmed the snapshot; never, where nobody else changes the store.
+    /// How much later than usual the store confirmed the snapshot; `None` where nobody else changes the store.
     #[must_use]
-    pub fn late(&self) -> Duration {
-        if self.settings.sole { Duration::ZERO } else { self.published.age().saturating_sub(CONFIRMED_WITHIN) }
+    pub fn late(&self) -> Option<Duration> {
+        (!self.settings.sole).then(|| self.published.age().saturating_sub(TAKEN_UP_WITHIN))
     }
 
     /// Brings the snapshot up to date with the store as it is now.

@@ -31,6 +31,11 @@ pub(super) fn lock(path: &Path, in_use: impl FnOnce() -> String) -> Result<File,
     }
 }
 
+/// Keeps other processes from this installation's memory of the store, wherever that is: they would write another file in its place.
+pub(super) fn lock_memory(witness: &Path) -> Result<File, StoreError> {
+    lock(witness, || format!("{} is in use by another Keyward process; stop that one first", witness.display()))
+}
+
 pub(super) fn unusable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::Refused(format!("{} cannot be used for a store: {error}", path.display()))
 }

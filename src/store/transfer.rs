@@ -1,10 +1,9 @@
 //! The move of a store out of a SQLite file into a PostgreSQL database: the token stays, and so does this installation's memory of
 //! the store, which from then on says that the file is the past.
 
-use std::fs::File;
 use std::path::Path;
 
-use super::postgres::{self, Founding, Settings};
+use super::postgres::{Founding, Settings, is_same_database};
 use super::sql::{Guard, Moved, SqlStore};
 use super::witness::Witness;
 use super::{Store as _, StoreError, sqlite};
@@ -14,15 +13,21 @@ use crate::domain::Event;
 pub struct Transfer<'a> {
     source: SqlStore,
     target: &'a Settings,
-    _memory: File,
 }
 
-/// Whether a move has come so far that the store of this memory may be in its database.
+/// Whether a move to this database has come so far that the store of this memory may be there.
 ///
 /// # Errors
-/// [`StoreError::Refused`] if there is no such memory.
-pub fn may_have_moved(witness: &Path) -> Result<bool, StoreError> {
-    Ok(Witness::moved_to(witness)?.is_some())
+/// [`StoreError::Refused`] if there is no such memory, or if the move was to another database: the store would be in two places.
+pub fn may_have_moved(witness: &Path, target: &Settings) -> Result<bool, StoreError> {
+    let Some(to) = Witness::moved_to(witness)? else { return Ok(false) };
+    if is_same_database(&to, &target.url) {
+        return Ok(true);
+    }
+    Err(StoreError::Refused(format!(
+        "the store was moved to {to}, or was about to be: name that database in store.url again. If it is gone for good, go back to a \
+         backup first (docs/operations.md, From SQLite to PostgreSQL)"
+    )))
 }
 
 impl<'a> Transfer<'a> {
@@ -31,8 +36,7 @@ impl<'a> Transfer<'a> {
     /// # Errors
     /// As [`sqlite::open`], and [`StoreError::Refused`] if another process uses the memory.
     pub async fn open(from: &Path, target: &'a Settings, guard: Guard) -> Result<Self, StoreError> {
-        let memory = postgres::lock(&guard.witness)?;
-        Ok(Self { source: sqlite::open_to_move(from, guard).await?, target, _memory: memory })
+        Ok(Self { source: sqlite::open_to_move(from, guard).await?, target })
     }
 
     /// The store as it is in its file.

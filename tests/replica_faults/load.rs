@@ -172,8 +172,8 @@ fn policy(tenant: &str) -> RotationPolicy {
     RotationPolicy {
         max_token_ttl: secs(JWT_LIFE_SECS.cast_signed()),
         jwks_max_age: secs(JWKS_MAX_AGE.as_secs().cast_signed()),
-        clock_skew: secs(2),
-        publish_lead: secs(3),
+        clock_skew: secs(3),
+        publish_lead: secs(4),
         rotation_period: secs(period),
         destroy_delay: secs(1),
         ..short_policy()

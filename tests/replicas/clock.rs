@@ -70,10 +70,10 @@ async fn a_replica_whose_clock_is_off_is_not_ready_and_does_not_rotate() {
 async fn a_policy_leaves_room_for_replicas() {
     let stand = Stand::of(1);
     let mut client = Clients::connect(&stand.servers[0]).await;
-    let short = RotationPolicy { clock_skew: secs(1), ..policy() };
+    let short = RotationPolicy { clock_skew: secs(2), ..policy() };
     let refused = client.place_tenant(TENANT, "", &["ES256"], short).await.expect_err("there is no room");
     assert!(
-        refused.message().contains("clock_skew must be at least 2 s where replicas share the store"),
+        refused.message().contains("clock_skew must be at least 3 s where replicas share the store"),
         "{refused:?}"
     );
     client.create_tenant(TENANT, &["ES256"], policy()).await;
@@ -82,5 +82,5 @@ async fn a_policy_leaves_room_for_replicas() {
         update_mask: Some(prost_types::FieldMask { paths: vec!["rotation_policy.clock_skew".to_owned()] }),
     };
     let refused = client.tenants.update_tenant(update).await.expect_err("nor afterwards");
-    assert!(refused.message().contains("clock_skew must be at least 2 s"), "{refused:?}");
+    assert!(refused.message().contains("clock_skew must be at least 3 s"), "{refused:?}");
 }

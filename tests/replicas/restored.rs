@@ -7,7 +7,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use crate::common::http::get;
-use crate::common::{Clients, Server, claims, said};
+use crate::common::{Clients, Server, claims};
 use crate::stand::{POLL, REACHES_ALL_MAX, Stand, policy, secs};
 
 /// It signs and publishes nothing of what was changed since, says what that is, and holds once an operator has said that it shall.
@@ -75,21 +75,18 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
         assert!(text.contains(line), "{line:?} is not in {text}");
     }
     assert!(!text.contains("untouched"), "{text}");
-    wait_until(|| {
-        let mut confirm = stand.installations[0].command("accept-store");
-        confirm.arg("--confirm");
-        let (succeeds, text) = output(confirm);
-        // Those of yesterday, until their leases end.
-        assert!(succeeds || text.contains("2 replicas serve this store"), "{text}");
-        succeeds
-    });
-
-    // The first one goes on with it; the other one begins a new memory.
-    let first = stand.installations[0].serve();
-    std::fs::remove_file(stand.installations[1].dir().join("store-witness.jsonl")).expect("it is there");
-    let (succeeds, text) = said(stand.installations[1].command("join"));
-    assert!(succeeds, "{text}");
-    let second = stand.installations[1].serve();
+    // Each of them has a memory, and a log with its checkpoints.
+    for installation in &stand.installations {
+        wait_until(|| {
+            let mut confirm = installation.command("accept-store");
+            confirm.arg("--confirm");
+            let (succeeds, text) = output(confirm);
+            // Those of yesterday, until their leases end.
+            assert!(succeeds || text.contains("2 replicas serve this store"), "{text}");
+            succeeds
+        });
+    }
+    let [first, second] = [0, 1].map(|replica| stand.installations[replica].serve());
     for server in [&first, &second] {
         let mut clients = Clients::connect(server).await;
         for (tenant, issuer) in ["rotated", "untouched"].into_iter().zip([&issuers[0], &issuers[2]]) {
@@ -98,6 +95,12 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
         assert_eq!((kids(server, "deleted"), kids(server, "new")), (None, None));
     }
     assert_eq!(kids(&first, "rotated"), kids(&second, "rotated"));
+    for installation in &stand.installations {
+        let mut verify = std::process::Command::new(env!("CARGO_BIN_EXE_keyward"));
+        verify.args(["audit", "verify", "--config"]).arg(installation.config_file());
+        let (agrees, text) = output(verify);
+        assert!(agrees, "{text}");
+    }
     // What was made since has no account: reconcile names it, and destroys nothing.
     assert!(first.terminate().success() && second.terminate().success());
     let (agrees, text) = output(stand.installations[0].command("reconcile"));

@@ -19,7 +19,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(20);
 
 /// The shortest times that replicas may have.
 pub(crate) fn policy() -> RotationPolicy {
-    RotationPolicy { clock_skew: secs(2), publish_lead: secs(3), ..short_policy() }
+    RotationPolicy { clock_skew: secs(3), publish_lead: secs(4), ..short_policy() }
 }
 
 pub(crate) fn secs(seconds: i64) -> Option<prost_types::Duration> {

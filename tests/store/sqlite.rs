@@ -93,7 +93,10 @@ async fn only_the_owner_may_read_the_files() {
     let harness = Sqlite::fresh().await;
     harness.store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     let names = names(harness.directory.path());
-    assert_eq!(names, ["store.db", "store.db-shm", "store.db-wal", "store.db.lock", "store.witness"]);
+    assert_eq!(
+        names,
+        ["store.db", "store.db-shm", "store.db-wal", "store.db.lock", "store.witness", "store.witness.lock"]
+    );
     for name in names {
         let mode = fs::metadata(harness.directory.path().join(&name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
@@ -105,7 +108,7 @@ async fn a_closed_store_is_one_file_and_its_lock() {
     let harness = Sqlite::fresh().await;
     harness.store.commit(&of_tenant(tenant("acme"))).await.unwrap();
     harness.store.close().await;
-    assert_eq!(names(harness.directory.path()), ["store.db", "store.db.lock", "store.witness"]);
+    assert_eq!(names(harness.directory.path()), ["store.db", "store.db.lock", "store.witness", "store.witness.lock"]);
     let outcome = harness.store.commit(&of_tenant(tenant("late"))).await;
     assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
     let outcome = harness.store.load_all().await;

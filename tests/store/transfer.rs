@@ -125,10 +125,10 @@ async fn an_interrupted_move_is_not_done_or_whole() {
             finished = left_after(polls, transfer.carry_out(event("migrate", "acme"))).await.is_some();
             transfer.close().await;
         }
-        let in_doubt = may_have_moved(&witness_of(&path)).unwrap();
+        let in_doubt = may_have_moved(&witness_of(&path), &target).unwrap();
         assert_eq!(open(&path).await.is_err(), in_doubt, "either place is used, and not both");
         let is_there =
-            async || may_have_moved(&witness_of(&path)).unwrap() && postgres::is_taken(&target).await.unwrap();
+            async || may_have_moved(&witness_of(&path), &target).unwrap() && postgres::is_taken(&target).await.unwrap();
         while !is_there().await {
             match carry_out(&path, &target).await {
                 Ok(_) => moved_by_the_next += 1,

@@ -27,12 +27,13 @@ use self::error::{migrate_error, store_error};
 pub(super) use self::founding::Founding;
 use self::news::News;
 use self::writing::{CHANGES_KEPT, Writing};
+use super::beside::lock_memory;
 use super::sql::read::one;
 use super::sql::{
     Database, Guard, LogReader, Reads, Replicas, Restored, Row, SqlStore, Statement, Transaction, tip_text,
 };
 use super::witness::Witness;
-use super::{Changes, Moment, StoreError, TokenBinding, beside};
+use super::{Changes, Moment, StoreError, TokenBinding};
 use crate::domain::{Event, TenantId, Timestamp};
 use crate::tlog::Tip;
 
@@ -124,7 +125,7 @@ fn made_here(rows: u64) -> Result<(), StoreError> {
 /// [`StoreError::Refused`] if there is none or no memory of it, if another process uses that memory, or if a newer version of
 /// Keyward made the store; [`StoreError::Unavailable`] if the database does not answer.
 pub async fn open(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreError> {
-    let memory = lock(&guard.witness)?;
+    let memory = lock_memory(&guard.witness)?;
     let witness = Witness::open(&guard.witness)?;
     SqlStore::new(Server::connect(settings, memory).await?, guard.seals, witness).await
 }
@@ -134,7 +135,7 @@ pub async fn open(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreEr
 /// # Errors
 /// As [`open`], and [`StoreError::Refused`] if the replica has a memory of a store already.
 pub async fn join(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreError> {
-    let server = Server::connect(settings, lock(&guard.witness)?).await?;
+    let server = Server::connect(settings, lock_memory(&guard.witness)?).await?;
     Witness::create(&guard.witness)?;
     SqlStore::new(server, guard.seals, Witness::open(&guard.witness)?).await
 }
@@ -145,7 +146,7 @@ pub async fn join(settings: &Settings, guard: Guard) -> Result<SqlStore, StoreEr
 /// As [`open`], [`StoreError::Unsealed`], and [`StoreError::Refused`] while replicas serve. A crash leaves the store as it was or as
 /// it is to be; the same call again finishes the memory of it.
 pub async fn restore(settings: &Settings, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
-    let server = Server::connect(settings, lock(&guard.witness)?).await?;
+    let server = Server::connect(settings, lock_memory(&guard.witness)?).await?;
     if accept.is_some() {
         server.is_alone().await?;
     }
@@ -193,16 +194,21 @@ impl Server {
         let pool = |connections| {
             PoolOptions::<Postgres>::new().max_connections(connections).acquire_timeout(CONNECTION_WAIT_MAX)
         };
-        let readers = settings.connections_max.saturating_sub(1).max(1);
-        let readers = pool(readers).connect_with(options(settings)?).await.map_err(store_error)?;
-        let writer = pool(1).connect_lazy_with(options(settings)?);
-        let mut connection = readers.acquire().await.map_err(store_error)?;
-        if !is_there(&mut connection).await? {
+        // A pool tries again and again, and says at last that there was no connection, and not why.
+        let mut connection = connect(settings).await?;
+        let is_there = is_there(&mut connection).await?;
+        connection.close().await.ok();
+        if !is_there {
             return Err(StoreError::Refused(
-                "there is no store in the database; make one with `keyward init`".to_owned(),
+                "there is no store in the database; is store.url the right one? For a new store run `keyward init`, for one that is in \
+                 a SQLite file `keyward migrate`"
+                    .to_owned(),
             ));
         }
-        drop(connection);
+        let readers = settings.connections_max.saturating_sub(1).max(1);
+        let [readers, writer] =
+            [readers, 1].map(|connections| Ok(pool(connections).connect_lazy_with(options(settings)?)));
+        let (readers, writer) = (readers?, writer?);
         let (leased, news) = (Mutex::default(), OnceLock::new());
         Ok(Self { pool: readers, writer, memory, replica: new_replica(), leased, news })
     }
@@ -348,11 +354,6 @@ fn changed_since(since: Moment, rows: &[Row]) -> Option<BTreeSet<TenantId>> {
     is_among.then_some(tenants)
 }
 
-/// Keeps other processes from a replica's memory of the store: they would write another file in its place.
-pub(super) fn lock(witness: &Path) -> Result<File, StoreError> {
-    beside::lock(witness, || format!("{} is in use by another Keyward process; stop that one first", witness.display()))
-}
-
 fn random<const N: usize>() -> [u8; N] {
     let mut octets = [0; N];
     getrandom::fill(&mut octets).expect("the operating system gives random octets");
@@ -380,7 +381,7 @@ fn options(settings: &Settings) -> Result<PgConnectOptions, StoreError> {
         options = options.password(password.expose_secret());
     }
     // libpq's own default takes what it gets: whoever stands between could be the database.
-    if !says(url, "sslmode") && !is_local(&options) {
+    if !says(url, "sslmode") && (!is_local(&options) || says(url, "sslrootcert")) {
         options = options.ssl_mode(PgSslMode::VerifyFull);
     }
     // The driver would log every statement; what goes wrong is logged where it is handled.
@@ -390,6 +391,16 @@ fn options(settings: &Settings) -> Result<PgConnectOptions, StoreError> {
 /// For what takes as long as it takes.
 fn patient(settings: &Settings) -> Result<PgConnectOptions, StoreError> {
     Ok(options(settings)?.options([("statement_timeout", "0"), ("lock_timeout", "0")]))
+}
+
+/// Whether both URLs name one database, whoever comes to it and however.
+pub(super) fn is_same_database(one: &str, other: &str) -> bool {
+    let place = |url: &str| {
+        let options: PgConnectOptions = url.parse().ok()?;
+        let (host, database) = (options.get_host().to_owned(), options.get_database().map(str::to_owned));
+        Some((host, options.get_socket().cloned(), options.get_port(), database))
+    };
+    one == other || place(one).is_some_and(|one| Some(one) == place(other))
 }
 
 /// Whether the URL has this parameter.

@@ -11,7 +11,9 @@ pub(in crate::store) fn driver_error(error: sqlx::Error, database: fn(&dyn Datab
     use sqlx::Error;
     match error {
         Error::Database(error) => database(&*error),
-        Error::PoolTimedOut => StoreError::Unavailable("every connection is busy".into()),
+        Error::PoolTimedOut => {
+            StoreError::Unavailable("no connection in time: all are busy, or the database does not answer".into())
+        }
         Error::PoolClosed => StoreError::Unavailable("it was closed".into()),
         // A value or a row that the schema and the code that wrote it rule out.
         Error::RowNotFound

@@ -90,14 +90,14 @@ pub async fn create(path: &Path, binding: &TokenBinding, witness: &Path) -> Resu
 /// [`StoreError::Refused`] if there is none or no memory of it, if it was moved into a database, if another process has it open, or
 /// if a newer version of Keyward made it; [`StoreError::Damaged`] if the file is not a store.
 pub async fn open(path: &Path, guard: Guard) -> Result<SqlStore, StoreError> {
-    let place = Place::occupied(path)?;
+    let place = Place::occupied(path, &guard.witness)?;
     let witness = Witness::open(&guard.witness)?;
     SqlStore::new(Sqlite::connect(place).await?, guard.seals, witness).await
 }
 
 /// As [`open`], for whoever moves the store into a database: that may have begun already.
 pub(super) async fn open_to_move(path: &Path, guard: Guard) -> Result<SqlStore, StoreError> {
-    let place = Place::occupied(path)?;
+    let place = Place::occupied(path, &guard.witness)?;
     let witness = Witness::open(&guard.witness)?;
     SqlStore::to_move(Sqlite::connect(place).await?, guard.seals, witness).await
 }
@@ -108,7 +108,7 @@ pub(super) async fn open_to_move(path: &Path, guard: Guard) -> Result<SqlStore, 
 /// As [`open`], and [`StoreError::Unsealed`]. A crash leaves the store as it was or as it is to be; the same call again finishes
 /// the memory of it.
 pub async fn restore(path: &Path, guard: Guard, accept: Option<Event>) -> Result<Restored, StoreError> {
-    let place = Place::occupied(path)?;
+    let place = Place::occupied(path, &guard.witness)?;
     SqlStore::restore(Sqlite::connect(place).await?, guard, accept).await
 }
 

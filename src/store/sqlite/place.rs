@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::files::{directory_of, sync_directory};
 use crate::store::StoreError;
-use crate::store::beside::{self, FILE_MODE, beside, unusable};
+use crate::store::beside::{self, FILE_MODE, beside, lock_memory, unusable};
 
 /// What stands beside the file. A log that outlived its store would be replayed into a new one of the same name.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -20,18 +20,20 @@ const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 pub(super) struct Place {
     path: PathBuf,
     lock: File,
+    /// On the memory of the store, which may be another store's by now.
+    memory: Option<File>,
 }
 
 impl Place {
     /// The place of the store at `path`. The path is resolved, so that two names of one file meet at one lock.
-    pub(super) fn occupied(path: &Path) -> Result<Self, StoreError> {
+    pub(super) fn occupied(path: &Path, witness: &Path) -> Result<Self, StoreError> {
         let path = fs::canonicalize(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 StoreError::Refused(format!("there is no store at {}; make one with `keyward init`", path.display()))
             }
             _ => unusable(path, &error),
         })?;
-        let place = Self { lock: lock(&path)?, path };
+        let place = Self { lock: lock(&path)?, path, memory: Some(lock_memory(witness)?) };
         if !is_store(&place.path).map_err(|error| unusable(&place.path, &error))? {
             return Err(StoreError::Damaged(format!(
                 "{} is not a file that `keyward init` made; correct the path, or restore the file",
@@ -46,7 +48,7 @@ impl Place {
         let parent = directory_of(path);
         let name = path.file_name().ok_or_else(|| StoreError::Refused(format!("{} names no file", path.display())))?;
         let path = fs::canonicalize(parent).map_err(|error| unusable(parent, &error))?.join(name);
-        let place = Self { lock: lock(&path)?, path };
+        let place = Self { lock: lock(&path)?, path, memory: None };
         let companions = COMPANIONS.map(|suffix| beside(&place.path, suffix));
         for file in std::iter::once(&place.path).chain(&companions) {
             match fs::symlink_metadata(file) {
@@ -91,6 +93,7 @@ impl Place {
 
     /// Lets another process have the place.
     pub(super) fn release(&self) -> io::Result<()> {
+        self.memory.as_ref().map_or(Ok(()), File::unlock)?;
         self.lock.unlock()
     }
 }

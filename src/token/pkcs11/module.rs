@@ -82,6 +82,9 @@ pub(super) struct Visit<'a> {
     pub(super) slot: Slot,
 }
 
+/// How long a token is looked for again that was not seen: SoftHSM's is there again in milliseconds.
+const LOOKING_MAX: Duration = Duration::from_secs(1);
+
 impl Module {
     /// Loads and initialises the module, finds the token and logs in; each login asks the latch. A token that is away may come
     /// later, if its serial number is given.
@@ -383,10 +386,12 @@ impl Module {
 
     /// [`Module::start`] for the first time, when nobody would come back to a token that was not seen for a moment.
     fn find_and_enter(&self, serial: Option<&str>) -> Result<Slot, Failure> {
+        let begun = Instant::now();
         for pause in UNREADABLE_PAUSES {
             initialise(&self.pkcs11)?;
             match self.find(serial) {
-                Err(Failure::Away(_)) => {
+                // A device that takes its time to say so is away.
+                Err(Failure::Away(_)) if begun.elapsed() < LOOKING_MAX => {
                     finalise(&self.pkcs11);
                     thread::sleep(pause);
                 }
