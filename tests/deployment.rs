@@ -86,10 +86,9 @@ fn the_configurations_are_taken() {
     pod.put("client-ca.pem", &authority.certificate());
     let places = [("/var/lib/keyward", path(pod.dir())), ("/opt/hsm/lib/libpkcs11.so", SOFTHSM_MODULE)];
     configure(&pod, &moved(deploy("kubernetes/common/keyward.toml"), &places));
-    let mut check = pod.command("check");
-    let pin = fs::read_to_string(pod.pin_file()).expect("the PIN");
-    check.env("KEYWARD_TOKEN_PIN", pin).env("KEYWARD_STORE_PASSWORD", "secret");
-    succeeds(check);
+    pod.put("token-pin", &pod.pin_file());
+    pod.put("store-password", &pod.pin_file());
+    succeeds(pod.command("check"));
 }
 
 /// What the kubelet and the balancer ask the ops listener.

@@ -1,10 +1,12 @@
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::Postgres;
 use sqlx::pool::PoolOptions;
 
 use super::error::store_error;
 use super::writing::Writing;
-use super::{CONNECTION_WAIT_MAX, Settings, Within, made_here, migrate, of_token, patient};
+use super::{CONNECTION_WAIT_MAX, Settings, Within, made_here, migrate, of_token, patient, rows};
 use crate::domain::TenantId;
 use crate::store::sql::{Row, Statement, Transaction};
 use crate::store::{StoreError, TokenBinding};
@@ -12,6 +14,9 @@ use crate::store::{StoreError, TokenBinding};
 /// How long the transaction may stand still: what was copied is read back and believed, which takes ten thousand tenants some
 /// seconds. A client that went away without a word leaves nothing behind after that.
 const STANDS_STILL_MAX: (&str, &str) = ("idle_in_transaction_session_timeout", "10min");
+
+/// How long one statement may take: whole tables are read back by one, over whatever way there is to the database.
+const ANSWER_MAX: Duration = Duration::from_secs(300);
 
 /// A transaction that makes a store in an empty database, its tables included: until it is committed, nothing is there.
 pub(in crate::store) struct Founding {
@@ -31,6 +36,13 @@ impl Founding {
 
     /// Sees that nothing is in the way of the tables.
     async fn is_empty(&mut self) -> Result<(), StoreError> {
+        let schema = Statement::new("select coalesce(current_schema(), '')::text as name");
+        if self.rows(schema).await?.iter().any(|row| row.get::<String>("name").is_ok_and(|name| name.is_empty())) {
+            return Err(StoreError::Refused(format!(
+                "the database of store.url, {}, has no schema for new tables: see the role's search_path",
+                self.url
+            )));
+        }
         let tables = Statement::new(
             "select relname::text as name from pg_class \
              where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') order by 1",
@@ -64,11 +76,12 @@ impl Transaction for Founding {
     }
 
     async fn execute(&mut self, statement: Statement) -> Result<u64, StoreError> {
-        self.writing.execute(statement).await
+        let asked = rows::prepared(statement).execute(&mut *self.writing.0);
+        Ok(rows::answered_within(ANSWER_MAX, asked).await?.rows_affected())
     }
 
     async fn rows(&mut self, statement: Statement) -> Result<Vec<Row>, StoreError> {
-        self.writing.rows(statement).await
+        rows::all_within(ANSWER_MAX, &mut *self.writing.0, statement).await
     }
 
     async fn commit(&mut self) -> Result<(), StoreError> {

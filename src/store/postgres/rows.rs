@@ -17,9 +17,16 @@ const ANSWER_MAX: Duration = Duration::from_secs(12);
 
 /// What the server answers, if it does.
 pub(super) async fn answered<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(ANSWER_MAX, asked).await {
+    answered_within(ANSWER_MAX, asked).await
+}
+
+pub(super) async fn answered_within<T>(
+    wait_max: Duration,
+    asked: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(wait_max, asked).await {
         Ok(answer) => answer.map_err(store_error),
-        Err(_) => Err(StoreError::Unavailable(format!("the database did not answer in {} s", ANSWER_MAX.as_secs()))),
+        Err(_) => Err(StoreError::Unavailable(format!("the database did not answer in {} s", wait_max.as_secs()))),
     }
 }
 
@@ -35,7 +42,15 @@ pub(super) async fn all_of(pool: &PgPool, statement: Statement) -> Result<Vec<Ro
 
 /// Rows, as of one moment.
 pub(super) async fn all(executor: impl PgExecutor<'_>, statement: Statement) -> Result<Vec<Row>, StoreError> {
-    let rows = answered(prepared(statement).fetch_all(executor)).await?;
+    all_within(ANSWER_MAX, executor, statement).await
+}
+
+pub(super) async fn all_within(
+    wait_max: Duration,
+    executor: impl PgExecutor<'_>,
+    statement: Statement,
+) -> Result<Vec<Row>, StoreError> {
+    let rows = answered_within(wait_max, prepared(statement).fetch_all(executor)).await?;
     let Some(first) = rows.first() else { return Ok(Vec::new()) };
     let names: Arc<[String]> = first.columns().iter().map(|column| column.name().to_owned()).collect();
     let read = |row: &PgRow| {
