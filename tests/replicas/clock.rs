@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use keyward::grpc::proto::{RotateSigningKeyRequest, RotationPolicy, Tenant, UpdateTenantRequest};
+use keyward::grpc::proto::sign_request::Input;
+use keyward::grpc::proto::{
+    DeleteTenantRequest, RotateSigningKeyRequest, RotationPolicy, SignRequest, Tenant, UpdateTenantRequest,
+};
 use serde_json::Value;
 
 use crate::common::http::get;
@@ -51,6 +54,18 @@ async fn a_replica_whose_clock_is_off_is_not_ready_and_does_not_rotate() {
         let refused = clients[1].keys.rotate_signing_key(forced).await.expect_err("not with that clock");
         assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
         assert!(refused.message().contains("a clock that agrees with the other replicas'"), "{refused:?}");
+        // Nor does it say until when a JWT may live, or from when a tenant is gone; what asks no clock goes on.
+        let refused = clients[1].sign_jwt(TENANT, "ES256", claims(&tenant.issuer, 60)).await.expect_err("no JWT");
+        assert!(refused.message().contains("a clock that agrees"), "{refused:?}");
+        let deletion = DeleteTenantRequest { id: TENANT.to_owned(), confirm_id: TENANT.to_owned() };
+        let refused = clients[1].tenants.delete_tenant(deletion).await.expect_err("not deleted");
+        assert!(refused.message().contains("a clock that agrees"), "{refused:?}");
+        let octets = SignRequest {
+            tenant: TENANT.to_owned(),
+            input: Some(Input::Message(b"octets".into())),
+            ..SignRequest::default()
+        };
+        clients[1].signing.sign(octets).await.expect("signed");
         // The other one is well, and publishes what it did.
         assert_eq!(readyz(&stand.servers[0]).0, 200);
         stand.wait_for(&keys);

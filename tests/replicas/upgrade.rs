@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::common::http::get;
-use crate::common::{Clients, Installation, Server, claims, verify};
+use crate::common::{Clients, Installation, Server, claims, said, verify};
 use crate::stand::{POLL, Stand, TENANT, policy, published};
 
 /// No call fails that is repeated at another replica, and rotations go on between old and new. The old ones are of the same version,
@@ -55,6 +55,24 @@ async fn replicas_are_upgraded_one_by_one_and_no_call_is_lost() {
     // Perhaps the end came before the last one signed.
     assert!(kids[..kids.len() - 1].iter().all(|kid| signed.contains(kid)), "{signed:?} and not {kids:?}");
     stand.wait_for(&published(&stand.servers[0]));
+}
+
+/// One of an earlier version is not started on what a newer one has made of the tables; those that run go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_earlier_version_is_not_started_on_newer_tables() {
+    let stand = Stand::of(1);
+    let mut client = Clients::connect(&stand.servers[0]).await;
+    client.create_tenant(TENANT, &["ES256"], policy()).await;
+    stand.database.psql(
+        "insert into _sqlx_migrations select 1000, 'of a later version', installed_on, success, checksum, execution_time \
+         from _sqlx_migrations where version = 1",
+    );
+    let (succeeds, text) = said(stand.installations[0].replica().command("join"));
+    assert!(
+        !succeeds && text.contains("newer version of Keyward (its schema has version 1000); use that version"),
+        "{text}"
+    );
+    client.force_rotation(TENANT, "ES256").await;
 }
 
 fn of_binary(installation: &Installation, mut command: Command) -> Command {
