@@ -15,6 +15,9 @@ pub(super) const TAKEN_UP_WITHIN: Duration = Duration::from_secs(2);
 /// The least `clock_skew` of tenants in a store that replicas share, for there to be room for clocks, too.
 pub const CLOCK_SKEW_MIN: Duration = Duration::from_secs(3);
 
+/// How often the database is asked, and so when a clock that was set right is believed again.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What the database said of the time, if it was asked: how far its clock was ahead of that of this process, at least and at most.
 #[derive(Debug)]
 pub(super) struct SharedClock {
@@ -81,7 +84,8 @@ impl Keyrings {
         if apart <= allowed(tenant.policy.clock_skew) {
             return Ok(());
         }
-        Err(Error::away(Part::Clock, too_far(apart, tenant)))
+        // Health tells it; callers come in thousands.
+        Err(Error::Unavailable { part: Part::Clock, cause: too_far(apart, tenant), retry_after: Some(LOOK) })
     }
 
     /// The same for all tenants, in words for the operator.
