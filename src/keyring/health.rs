@@ -141,7 +141,7 @@ impl Keyrings {
         if self.published.age() <= self.settings.snapshot_max_age {
             return Ok(());
         }
-        Err("older than signing.snapshot_max_age; the store does not confirm it".to_owned())
+        Err("older than signing.snapshot_max_age_ms; the store does not confirm it".to_owned())
     }
 }
 
