@@ -1,6 +1,6 @@
 //! Which tenants the timer has to look at, and when: it plans for those alone, and not for all of them each second.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::domain::rotation::Outlook;
 use crate::domain::{TenantId, Timestamp};
@@ -8,7 +8,11 @@ use crate::domain::{TenantId, Timestamp};
 /// Every tenant for which something is due, or will be.
 #[derive(Debug, Default)]
 pub(super) struct Agenda {
-    due: BTreeSet<TenantId>,
+    /// In the order in which they became due: where there is more to do than can be done, nobody waits for ever.
+    due: BTreeMap<u64, TenantId>,
+    /// The place of each tenant among `due`.
+    places: HashMap<TenantId, u64>,
+    next_place: u64,
     wakes: BTreeSet<(Timestamp, TenantId)>,
     /// The time of each tenant among `wakes`.
     times: HashMap<TenantId, Timestamp>,
@@ -22,16 +26,30 @@ impl Agenda {
         }
         match outlook {
             Outlook::Due => {
-                self.due.insert(tenant);
+                self.is_due(tenant);
             }
             Outlook::At(time) => {
-                self.due.remove(&tenant);
+                self.is_not_due(&tenant);
                 self.wakes.insert((time, tenant.clone()));
                 self.times.insert(tenant, time);
             }
             Outlook::Nothing => {
-                self.due.remove(&tenant);
+                self.is_not_due(&tenant);
             }
+        }
+    }
+
+    fn is_due(&mut self, tenant: TenantId) {
+        if !self.places.contains_key(&tenant) {
+            self.places.insert(tenant.clone(), self.next_place);
+            self.due.insert(self.next_place, tenant);
+            self.next_place += 1;
+        }
+    }
+
+    fn is_not_due(&mut self, tenant: &TenantId) {
+        if let Some(place) = self.places.remove(tenant) {
+            self.due.remove(&place);
         }
     }
 
@@ -42,13 +60,13 @@ impl Agenda {
             && let Some((_, tenant)) = self.wakes.pop_first()
         {
             self.times.remove(&tenant);
-            self.due.insert(tenant);
+            self.is_due(tenant);
         }
     }
 
-    /// Those that are due, ordered by id.
+    /// Those that are due, the longest due first.
     pub(super) fn due(&self) -> impl Iterator<Item = &TenantId> {
-        self.due.iter()
+        self.due.values()
     }
 }
 
@@ -70,7 +88,7 @@ mod tests {
         agenda.wake(at(4));
         assert_eq!(due(&agenda), ["two"]);
         agenda.wake(at(5));
-        assert_eq!(due(&agenda), ["one", "two"]);
+        assert_eq!(due(&agenda), ["two", "one"], "the longest due first");
         agenda.put(one.clone(), Outlook::At(at(9)));
         agenda.put(two.clone(), Outlook::At(at(7)));
         // A later word takes the place of an earlier one.

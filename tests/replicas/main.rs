@@ -241,7 +241,7 @@ async fn a_caching_verifier_knows_every_key_whichever_replica_it_asks() {
 /// Whichever replica comes first, a scheduled rotation is done once: fifty keyrings, three replicas with the same schedule.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
-    const PERIOD_SECS: i64 = 10;
+    const PERIOD_SECS: i64 = 30;
     let stand = Stand::of(3);
     let mut clients = stand.clients().await;
     let tenants: Vec<String> = (0..50).map(|number| format!("scheduled-{number}")).collect();
@@ -262,10 +262,10 @@ async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
     };
     let rotations = loop {
         let rotations = rotations();
-        if rotations.len() == tenants.len() && rotations.values().all(|times| times.len() >= 3) {
+        if rotations.len() == tenants.len() && rotations.values().all(|times| times.len() >= 2) {
             break rotations;
         }
-        assert!(begun.elapsed() < Duration::from_secs(180), "not all are rotated: {rotations:?}");
+        assert!(begun.elapsed() < Duration::from_secs(300), "not all are rotated: {rotations:?}");
         tokio::time::sleep(10 * POLL).await;
     };
     for (tenant, times) in &rotations {
