@@ -374,9 +374,8 @@ async fn tell_health(mut health: watch::Receiver<Health>) {
         {
             let health = health.borrow_and_update();
             let number = |is_so: bool| if is_so { 1.0 } else { 0.0 };
-            let parts = [("store", &health.store), ("snapshot", &health.snapshot), ("clock", &health.clock)];
-            for (part, is_well) in parts.map(|(part, told)| (part, told.is_ok())) {
-                metrics::gauge!("keyward_ready", "part" => part).set(number(is_well));
+            for (part, told) in health.parts() {
+                metrics::gauge!("keyward_ready", "part" => part).set(number(told.is_ok()));
             }
             for (name, token) in health.tokens() {
                 metrics::gauge!("keyward_ready", "part" => "token", "token" => name.to_string())

@@ -14,7 +14,6 @@ use common::postgresql::Database;
 use common::tools::SOFTHSM_MODULE;
 use common::{Authority, Clients, Dial, Installation, Server, claims};
 use keyward::grpc::proto::RotationPolicy;
-use serde_json::Value;
 
 /// How long what one replica does may take to reach the others, on a busy machine.
 const REACHES_ALL_MAX: Duration = Duration::from_secs(60);
@@ -179,7 +178,5 @@ fn published(server: &Server) -> BTreeSet<String> {
     if answer.status != 200 {
         return BTreeSet::new();
     }
-    let jwks: Value = answer.json();
-    let keys = jwks["keys"].as_array().expect("a JWKS").iter();
-    keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
+    answer.kids()
 }

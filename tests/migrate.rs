@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::http::{Answer, get, send};
 use common::postgresql::{self, Database, Shell};
-use common::{Clients, Installation, Server, claims, said, short_policy, verify};
+use common::{Clients, Installation, Server, claims, said, shared_policy, short_policy, verify};
 use keyward::grpc::proto::{
     CreateTenantRequest, DeleteTenantRequest, GetTenantRequest, RevokeSigningKeyRequest, RotationPolicy, Tenant,
 };
@@ -26,12 +26,6 @@ const POLL: Duration = Duration::from_millis(10);
 const DOMAIN: &str = "login.acme.example";
 
 const FILE: &str = "store.sqlite";
-
-/// The shortest times that replicas may have.
-fn policy() -> RotationPolicy {
-    let secs = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    RotationPolicy { clock_skew: secs(3), publish_lead: secs(4), ..short_policy() }
-}
 
 fn file(installation: &Installation) -> PathBuf {
     installation.dir().join(FILE)
@@ -92,7 +86,7 @@ async fn prepare() -> (Installation, Tenant) {
     let installation = Installation::prepare();
     let server = installation.serve();
     let mut clients = Clients::connect(&server).await;
-    let acme = clients.create_tenant("acme", &["ES256"], policy()).await;
+    let acme = clients.create_tenant("acme", &["ES256"], shared_policy()).await;
     clients.force_rotation("acme", "ES256").await;
     assert!(server.terminate().success());
     (installation, acme)
@@ -141,9 +135,7 @@ async fn seen(server: &Server) -> Vec<(Answer, Tenant)> {
 }
 
 fn assert_verifies(installation: &Installation, records: &str) {
-    let mut verify = Command::new(env!("CARGO_BIN_EXE_keyward"));
-    verify.args(["audit", "verify", "--config"]).arg(installation.config_file());
-    let output = verify.output().expect("it runs");
+    let output = installation.verify_audit().output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && text.contains(&format!("administration: {records} records")), "{text}");
 }
@@ -157,13 +149,13 @@ async fn everything_goes_over_and_the_file_is_the_past() {
         id: "acme".to_owned(),
         custom_domain: DOMAIN.to_owned(),
         algorithms: vec!["ES256".to_owned(), "EdDSA".to_owned()],
-        rotation_policy: Some(policy()),
+        rotation_policy: Some(shared_policy()),
         ..Tenant::default()
     };
     let acme = clients.tenants.create_tenant(CreateTenantRequest { tenant: Some(acme) }).await.expect("created");
     let acme = acme.into_inner();
-    clients.create_tenant("other", &["ES256"], policy()).await;
-    let at_once = RotationPolicy { destroy_delay: Some(prost_types::Duration::default()), ..policy() };
+    clients.create_tenant("other", &["ES256"], shared_policy()).await;
+    let at_once = RotationPolicy { destroy_delay: Some(prost_types::Duration::default()), ..shared_policy() };
     clients.create_tenant("gone", &["ES256"], at_once).await;
     for _ in 0..3 {
         clients.force_rotation("acme", "ES256").await;

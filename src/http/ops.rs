@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -20,11 +22,12 @@ pub fn ops_router(health: watch::Receiver<Health>, warnings: Warnings, metrics: 
 async fn readyz(State((health, warnings)): State<(watch::Receiver<Health>, Warnings)>) -> Response {
     let health = health.borrow().clone();
     let ready = health.is_ready();
-    let say = |part: Result<(), String>| part.err().unwrap_or_else(|| "ok".to_owned());
-    let one = say(health.token().map_err(str::to_owned));
+    let say = |problem: Option<&str>| problem.unwrap_or("ok").to_owned();
+    let parts = health.parts().map(|(part, told)| (part, say(told.as_ref().err().map(String::as_str))));
+    let checks = parts.into_iter().chain([("token", say(health.token().err()))]);
     let body = json!({
         "status": if ready { "ready" } else { "unready" },
-        "checks": {"token": one, "store": say(health.store), "snapshot": say(health.snapshot), "clock": say(health.clock)},
+        "checks": checks.collect::<BTreeMap<_, _>>(),
         "tokens": health.tokens.iter().map(|(name, health)| (name.to_string(), token(health.as_ref()))).collect::<Map<_, _>>(),
         "quarantined": health.quarantined,
         "quarantined_keys": health.quarantined_keys.iter().map(quarantined_key).collect::<Vec<_>>(),

@@ -49,6 +49,11 @@ impl Health {
         }
     }
 
+    /// What is one for the whole process, by name.
+    pub const fn parts(&self) -> [(&'static str, &Result<(), String>); 3] {
+        [("store", &self.store), ("snapshot", &self.snapshot), ("clock", &self.clock)]
+    }
+
     /// For each token whether it is asked for signatures; else what is wrong with it.
     pub fn tokens(&self) -> impl Iterator<Item = (&TokenName, Result<(), &str>)> {
         self.tokens.iter().map(|(name, token)| (name, asked(token.as_ref())))
@@ -147,12 +152,8 @@ impl Keyrings {
 
 /// The tokens' changes are told where they are made.
 fn log_change(before: &Health, after: &Health) {
-    let parts = [
-        ("store", &before.store, &after.store),
-        ("snapshot", &before.snapshot, &after.snapshot),
-        ("clock", &before.clock, &after.clock),
-    ];
-    for (part, _, after) in parts.into_iter().filter(|(_, before, after)| before.is_ok() != after.is_ok()) {
+    let parts = before.parts().into_iter().zip(after.parts());
+    for (_, (part, after)) in parts.filter(|((_, before), (_, after))| before.is_ok() != after.is_ok()) {
         match after {
             Ok(()) => tracing::info!("the {part} is well"),
             Err(problem) => tracing::error!(problem, "the {part} is not well"),

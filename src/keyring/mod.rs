@@ -3,8 +3,8 @@
 //! In reading order: [`snapshot`] (what replicas sign and publish from), `sign` (the hot path) and `verify`, `drive` (the one
 //! loop that brings a keyring to rest) and `generate` (new keys), `rotate`, `keys`, `custom`, `tenants` and `update` (what
 //! operators ask for), `saml` (signed metadata), `tend` (the timer) and `agenda` (when it looks at whom), `quarantine` (of tenants),
-//! `key_quarantine`, `service_key` and `canary`, `standing` and `attended` (how a token is), `tokens`, `skew` (of clocks), `health`, `reconcile` (the
-//! token against the store).
+//! `key_quarantine`, `service_key` and `canary`, `standing` and `attended` (how a token is), `tokens`, `skew` (of clocks), `health`,
+//! `reconcile` (the token against the store).
 
 mod agenda;
 mod attended;

@@ -1,6 +1,7 @@
 //! Tenants: who may have keys at all.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{Error, Keyrings, Violation, new_object};
 use crate::domain::{
@@ -9,6 +10,10 @@ use crate::domain::{
 };
 use crate::store::{Change, StoreError, TenantRecord};
 use crate::token::Token as _;
+
+/// How long a call waits for keys of a new tenant that another replica is making, and how often it looks.
+const OTHERS_FINISH_WITHIN: Duration = Duration::from_secs(10);
+const OTHERS_LOOK: Duration = Duration::from_millis(50);
 
 /// A tenant that somebody wants to have.
 #[derive(Clone, Debug)]
@@ -122,27 +127,49 @@ impl Keyrings {
             Err(StoreError::Taken { field: "id" }) => self.unfinished(&tenant).await?,
             Err(error) => return Err(error.into()),
         };
-        for algorithm in tenant.algorithms {
-            self.drive(&mut record, algorithm, caller).await?;
+        let until = Instant::now() + OTHERS_FINISH_WITHIN;
+        loop {
+            for algorithm in &tenant.algorithms {
+                self.drive(&mut record, *algorithm, caller).await?;
+            }
+            if is_complete(&record) {
+                return Ok(record.tenant);
+            }
+            // Another replica was quicker with one of the steps, and makes the key that it leads to.
+            if Instant::now() >= until {
+                let message =
+                    format!("another replica makes keys of tenant {}; the same call again waits for it", tenant.id);
+                return Err(Error::Aborted(message));
+            }
+            tokio::time::sleep(OTHERS_LOOK).await;
+            record = self.still_there(&tenant.id).await?;
+            self.publish(&record)?;
         }
-        Ok(record.tenant)
+    }
+
+    /// What the store has of a tenant that is being made.
+    async fn still_there(&self, id: &TenantId) -> Result<TenantRecord, Error> {
+        let Some(record) = self.store.load(id).await? else {
+            return Err(Error::Aborted("the tenant of this id was removed at this moment; retry".to_owned()));
+        };
+        if record.tenant.delete_time.is_some() {
+            let text = "belongs to a tenant that is being deleted; it is free once its keys are destroyed";
+            return Err(Error::AlreadyExists(format!("id {id} {text}")));
+        }
+        Ok(record)
     }
 
     /// The tenant of the same wish, if an earlier call made it and could not finish its keys.
     async fn unfinished(&self, wanted: &Tenant) -> Result<TenantRecord, Error> {
-        let taken = |text: &str| Err(Error::AlreadyExists(format!("id {} {text}", wanted.id)));
-        let Some(record) = self.store.load(&wanted.id).await? else {
-            return Err(Error::Aborted("the tenant of this id was removed at this moment; retry".to_owned()));
-        };
-        if record.tenant.delete_time.is_some() {
-            return taken("belongs to a tenant that is being deleted; it is free once its keys are destroyed");
-        }
-        let mut open = record.keyrings.iter().filter(|keyring| keyring.close_time.is_none());
-        let finished = open.all(|keyring| keyring.current().is_some() && keyring.next().is_some());
+        let record = self.still_there(&wanted.id).await?;
         let same =
             Tenant { create_time: record.tenant.create_time, revision: record.tenant.revision, ..wanted.clone() }
                 == record.tenant;
-        if finished || !same { taken("is taken by a tenant that is there; GetTenant shows it") } else { Ok(record) }
+        if is_complete(&record) || !same {
+            let message = format!("id {} is taken by a tenant that is there; GetTenant shows it", wanted.id);
+            return Err(Error::AlreadyExists(message));
+        }
+        Ok(record)
     }
 
     fn new_tenant(&self, spec: TenantSpec, now: Timestamp) -> Result<Tenant, Error> {
@@ -235,12 +262,19 @@ impl Keyrings {
             ..Change::default()
         };
         match self.commit(&change).await {
-            // Another replica removed it.
-            Ok(()) | Err(StoreError::Conflict) => self.published.withdraw(&tenant.id),
+            Ok(()) => self.published.withdraw(&tenant.id),
+            // Another replica removed it: to be remembered, too.
+            Err(StoreError::Conflict) => self.reload(&tenant.id).await?,
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
+}
+
+/// Whether each keyring that is to sign has the keys that a new tenant is given.
+fn is_complete(record: &TenantRecord) -> bool {
+    let mut open = record.keyrings.iter().filter(|keyring| keyring.close_time.is_none());
+    open.all(|keyring| keyring.current().is_some() && keyring.next().is_some())
 }
 
 /// A tenant's algorithms in their order, or what is wrong with the list.

@@ -160,11 +160,12 @@ impl Keyrings {
     /// Of the store. The snapshot is then not confirmed, so that signing ends with `snapshot_max_age` (R10).
     pub async fn refresh(&self) -> Result<(), Error> {
         let mut known = self.known.lock().await;
+        let asked = Instant::now();
+        if let Some(shown) = self.store.clock().await? {
+            self.shared_clock.note(shown, asked);
+        }
         loop {
             let asked = Instant::now();
-            if let Some(shown) = self.store.clock().await? {
-                self.shared_clock.note(shown, asked);
-            }
             let now = self.catch_up(known.as_ref()).await?;
             // Before anything is signed from it: others wait for those who may sign from what was before a change (R10).
             let lasted = self.store.lease(now.taken_up, self.settings.snapshot_max_age).await?;
@@ -273,7 +274,7 @@ impl Keyrings {
         Ok(())
     }
 
-    async fn reload(&self, tenant: &TenantId) -> Result<(), Error> {
+    pub(super) async fn reload(&self, tenant: &TenantId) -> Result<(), Error> {
         match self.believed(tenant, self.store.load(tenant).await)? {
             Some(Some(record)) => self.publish_or_quarantine(&record)?,
             Some(None) => {

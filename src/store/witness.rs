@@ -207,11 +207,11 @@ impl Witness {
         }
     }
 
-    /// The tenants that must be in the store and are not among those `present`.
-    pub(super) fn missing(&self, mut present: Vec<String>) -> Vec<TenantId> {
+    /// The tenants that were in the store and are not among those `present`, but for those whose removal was seen.
+    pub(super) fn absent(&self, mut present: Vec<String>) -> Vec<TenantId> {
         present.sort_unstable();
         let there = |tenant: &&TenantId| present.binary_search_by(|name| name.as_str().cmp(tenant.as_str())).is_ok();
-        let known = self.seen.tenants.iter().filter(|(_, tenancy)| tenancy.stays()).map(|(tenant, _)| tenant);
+        let known = self.seen.tenants.iter().filter(|(_, tenancy)| !tenancy.removed).map(|(tenant, _)| tenant);
         known.filter(|tenant| !there(tenant)).cloned().collect()
     }
 
@@ -232,6 +232,11 @@ impl Witness {
     /// Whether this tenant must be in the store.
     pub(super) fn expects(&self, tenant: &TenantId) -> bool {
         self.seen.tenants.get(tenant).is_some_and(Tenancy::stays)
+    }
+
+    /// Whether this tenant was in the store and its removal was not seen.
+    pub(super) fn awaits(&self, tenant: &TenantId) -> bool {
+        self.seen.tenants.get(tenant).is_some_and(|tenancy| !tenancy.removed)
     }
 
     /// When the tenant of this id was made that was removed, if none was made under it since.

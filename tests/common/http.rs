@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use ureq::http::{HeaderMap, Request, StatusCode};
 use ureq::{Agent, AsSendBody, RequestExt as _};
 
@@ -19,6 +20,13 @@ impl Answer {
     /// The body as JSON.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no such JSON ({error}) in {self:?}"))
+    }
+
+    /// The names of the keys, of a JWKS.
+    pub(crate) fn kids<C: FromIterator<String>>(&self) -> C {
+        let jwks: Value = self.json();
+        let keys = jwks["keys"].as_array().expect("a JWKS").iter();
+        keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
     }
 
     /// A header's value; empty if it is not there.

@@ -211,6 +211,13 @@ impl Installation {
         command
     }
 
+    /// `keyward audit verify`.
+    pub(crate) fn verify_audit(&self) -> Command {
+        let mut verify = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        verify.args(["audit", "verify", "--config"]).arg(self.config_file());
+        verify
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }

@@ -35,7 +35,7 @@ pub(crate) mod tools;
 pub(crate) mod under_load;
 
 pub(crate) use authority::{Authority, Identity, Validity};
-pub(crate) use clients::{Clients, claims, short_policy, verify};
+pub(crate) use clients::{Clients, claims, shared_policy, short_policy, verify};
 pub(crate) use dial::Dial;
 pub(crate) use faults::Faults;
 pub(crate) use installation::{Installation, Module, said};

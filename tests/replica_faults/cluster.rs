@@ -238,9 +238,7 @@ impl Cluster {
             }
         }
         for Replica { installation, .. } in &self.replicas {
-            let mut verify = Command::new(env!("CARGO_BIN_EXE_keyward"));
-            verify.args(["audit", "verify", "--config"]).arg(installation.config_file());
-            problems.extend(failed("audit verify", &mut verify));
+            problems.extend(failed("audit verify", &mut installation.verify_audit()));
         }
         problems.extend(failed("reconcile", &mut self.replicas[0].installation.command("reconcile")));
         let records = self.database.psql("select record from audit_event order by position");

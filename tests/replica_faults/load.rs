@@ -8,12 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use keyward::grpc::proto::{
     DeleteTenantRequest, RevokeSigningKeyRequest, RotateSigningKeyRequest, RotationPolicy, SignJwtResponse,
 };
-use serde_json::Value;
 use tokio::task::{JoinHandle, block_in_place};
 use tonic::{Code, Status};
 
 use crate::cluster::{Cluster, Dice, Door, Doors};
-use crate::common::{claims, http, short_policy};
+use crate::common::{claims, http, shared_policy};
 
 /// Tenants that stay; the last one has a schedule.
 pub(crate) const TENANTS: [&str; 8] = ["one", "two", "three", "four", "five", "six", "seven", "scheduled"];
@@ -21,7 +20,6 @@ const PERIOD_SECS: i64 = 5;
 
 /// Whole seconds, as `exp` has.
 const JWT_LIFE_SECS: u64 = 2;
-pub(crate) const JWKS_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// What callers wait for an answer; a revocation waits for a replica that stands still.
 const SIGN_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -165,18 +163,15 @@ impl Load {
     }
 }
 
-/// The shortest times that replicas may have.
+/// Quick to rotate, to retire and to destroy.
 fn policy(tenant: &str) -> RotationPolicy {
     let secs = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
     let period = if tenant == "scheduled" { PERIOD_SECS } else { 0 };
     RotationPolicy {
         max_token_ttl: secs(JWT_LIFE_SECS.cast_signed()),
-        jwks_max_age: secs(JWKS_MAX_AGE.as_secs().cast_signed()),
-        clock_skew: secs(3),
-        publish_lead: secs(4),
         rotation_period: secs(period),
         destroy_delay: secs(1),
-        ..short_policy()
+        ..shared_policy()
     }
 }
 
@@ -368,9 +363,7 @@ impl Desk {
             let max_age = answer.header("cache-control").split(", ").find_map(|part| part.strip_prefix("max-age="));
             let max_age = Duration::from_secs(max_age.expect("it is there").parse().expect("seconds"));
             let (received, until) = (Instant::now(), asked + max_age);
-            let jwks: Value = answer.json();
-            let keys = jwks["keys"].as_array().expect("a JWKS").iter();
-            let keys: BTreeSet<String> = keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect();
+            let keys = answer.kids();
             told.kept.push(Kept { tenant, replica, keys, received, until, body: answer.body.into() });
             std::thread::sleep(until.saturating_duration_since(Instant::now()).max(RETRY_PAUSE));
         }

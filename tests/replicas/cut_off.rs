@@ -6,7 +6,7 @@ use crate::common::http::get;
 use crate::common::postgresql::Database;
 use crate::common::proxy::{Proxy, Way};
 use crate::common::{Installation, Server, claims};
-use crate::stand::{POLL, REACHES_ALL_MAX, Stand, TENANT, policy, published, secs};
+use crate::stand::{POLL, REACHES_ALL_MAX, Stand, TENANT, policy, published, secs, until};
 use keyward::grpc::proto::RotationPolicy;
 
 /// What caches may do with the tenant's JWKS: max-age in seconds.
@@ -16,14 +16,6 @@ fn max_age(server: &Server) -> u64 {
     let value = answer.header("cache-control").to_owned();
     let max_age = value.split(", ").find_map(|part| part.strip_prefix("max-age="));
     max_age.unwrap_or_else(|| panic!("no max-age in {value:?}")).parse().expect("seconds")
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < REACHES_ALL_MAX, "{what}");
-        std::thread::sleep(POLL);
-    }
 }
 
 /// Whether the way ends or nothing comes through it without a word: signing ends with `snapshot_max_age`, caches may keep less and

@@ -2,14 +2,49 @@
 
 use std::time::Instant;
 
-use keyward::grpc::proto::{KeyState, ListSigningKeysRequest, RotateSigningKeyRequest};
+use keyward::grpc::proto::{CreateTenantRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest, Tenant};
+use tempfile::TempDir;
 
-use crate::common::{Clients, Installation, Server, claims, postgresql, said};
-use crate::stand::{POLL, REACHES_ALL_MAX, TENANT, policy, published};
+use crate::common::postgresql::{self, Database};
+use crate::common::{Clients, Faults, Installation, Server, claims, said};
+use crate::stand::{POLL, REACHES_ALL_MAX, TENANT, policy, published, until};
 use crate::wrong_clock::WrongClock;
+
+/// The default is an address of the replica that is asked.
+const ISSUER: &str = "https://issuer.example";
 
 /// How long an intent is its owner's (docs/decisions/0004).
 const LEASE_SECS: i64 = 120;
+
+/// Two replicas by one clock, so that two minutes pass in a moment, for the database too.
+struct Pair {
+    first: Installation,
+    faults: Faults,
+    second: Installation,
+    clock: WrongClock,
+    _database: Database,
+    _folder: TempDir,
+}
+
+impl Pair {
+    fn prepare() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let clock = WrongClock::in_folder(folder.path());
+        postgresql::let_in(folder.path());
+        let environment = clock.environment().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let database = postgresql::Server::start_with(environment.to_vec()).database();
+        let (first, faults) = Installation::bare().with_database(&database.url()).with_faults();
+        let first = first.init();
+        let second = first.replica().without_faults().join();
+        Self { first, faults, second, clock, _database: database, _folder: folder }
+    }
+}
+
+fn serve(installation: &Installation, clock: &WrongClock) -> Server {
+    let mut command = installation.command("serve");
+    command.arg("--announce").envs(clock.environment());
+    Server::start(command)
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_was_not_made_is_given_up_and_another_made() {
@@ -21,35 +56,51 @@ async fn a_key_that_was_made_is_taken_up() {
     left_in_the_middle("C_GenerateKeyPair after hang", 0).await;
 }
 
+/// A tenant whose first key is being made when its replica dies: the same call at another one says so and does not pretend that it can
+/// sign; once the lease has ended the other one makes the keys by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_was_not_finished_is_not_said_to_be() {
+    let Pair { first, faults, second, clock, _database, _folder } = Pair::prepare();
+    let (dies, stays) = (serve(&first, &clock), serve(&second, &clock));
+    let (mut at_first, mut at_second) = (Clients::connect(&dies).await, Clients::connect(&stays).await);
+    faults.set("C_GenerateKeyPair hang");
+    let wish = CreateTenantRequest {
+        tenant: Some(Tenant {
+            id: TENANT.to_owned(),
+            issuer: ISSUER.to_owned(),
+            algorithms: vec!["ES256".to_owned()],
+            rotation_policy: Some(policy()),
+            ..Tenant::default()
+        }),
+    };
+    let asked = wish.clone();
+    let creating = tokio::spawn(async move { at_first.tenants.create_tenant(asked).await });
+    until("a key is being made", || faults.fired(0) > 0);
+    dies.kill();
+    creating.await.expect("it ends").expect_err("nobody answers any more");
+
+    let refused = at_second.tenants.create_tenant(wish.clone()).await.expect_err("it is not complete");
+    assert_eq!(refused.code(), tonic::Code::Aborted, "{refused:?}");
+    assert!(refused.message().contains("another replica makes keys of tenant shared"), "{refused:?}");
+    clock.set(LEASE_SECS + 1);
+    until("current and next are there", || published(&stays).len() == 2);
+    let refused = at_second.tenants.create_tenant(wish).await.expect_err("it is there");
+    assert_eq!(refused.code(), tonic::Code::AlreadyExists, "{refused:?}");
+    at_second.sign_jwt(TENANT, "ES256", claims(ISSUER, LEASE_SECS.cast_unsigned() + 60)).await.expect("signed");
+}
+
 /// The first replica is killed in the middle of a rotation, where `fault` holds it up. Once its lease has ended another finishes what
 /// it began, with so many ids given up; until then nothing is missed but the next key. No object on the token is without an account.
 async fn left_in_the_middle(fault: &str, given_up: usize) {
-    // Everybody's clock, so that two minutes pass in a moment.
-    let folder = tempfile::tempdir().expect("a folder");
-    let clock = WrongClock::in_folder(folder.path());
-    postgresql::let_in(folder.path());
-    let environment = clock.environment().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let database = postgresql::Server::start_with(environment.to_vec()).database();
-    let (first, faults) = Installation::bare().with_database(&database.url()).with_faults();
-    let first = first.init();
-    let second = first.replica().without_faults().join();
-    let serve = |installation: &Installation| {
-        let mut command = installation.command("serve");
-        command.arg("--announce").envs(clock.environment());
-        Server::start(command)
-    };
-    let (dies, stays) = (serve(&first), serve(&second));
+    let Pair { first, faults, second, clock, _database, _folder } = Pair::prepare();
+    let (dies, stays) = (serve(&first, &clock), serve(&second, &clock));
     let (mut at_first, mut at_second) = (Clients::connect(&dies).await, Clients::connect(&stays).await);
     let tenant = at_first.create_tenant(TENANT, &["ES256"], policy()).await;
 
     faults.set(fault);
     let rotation = RotateSigningKeyRequest { tenant: TENANT.to_owned(), force: true, ..Default::default() };
     let rotating = tokio::spawn(async move { at_first.keys.rotate_signing_key(rotation).await });
-    let begun = Instant::now();
-    while faults.fired(0) == 0 {
-        assert!(begun.elapsed() < REACHES_ALL_MAX, "no key is being made");
-        tokio::time::sleep(POLL).await;
-    }
+    until("a key is being made", || faults.fired(0) > 0);
     dies.kill();
     rotating.await.expect("it ends").expect_err("nobody answers any more");
 

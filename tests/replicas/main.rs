@@ -13,7 +13,6 @@ mod upgrade;
 mod wrong_clock;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -129,9 +128,7 @@ async fn the_log_of_administration_is_one() {
     }
     let events = stand.database.psql("select count(*) from audit_event");
     for installation in &stand.installations {
-        let mut verify = Command::new(env!("CARGO_BIN_EXE_keyward"));
-        verify.args(["audit", "verify", "--config"]).arg(installation.config_file());
-        let output = verify.output().expect("it runs");
+        let output = installation.verify_audit().output().expect("it runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{text}");
         assert!(text.contains(&format!("administration: {events} records")), "{text}");

@@ -62,10 +62,7 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
                 assert_eq!(kids(&server, tenant), None, "{tenant} is not published");
             }
         }
-        let readyz: Value = get(&format!("{}/readyz", server.ops())).json();
-        let out: BTreeSet<&str> =
-            readyz["quarantined"].as_object().expect("tenants").keys().map(String::as_str).collect();
-        assert_eq!(out, BTreeSet::from(["deleted", "new", "rotated"]), "{readyz}");
+        wait_until(|| quarantined(&server) == ["deleted", "new", "rotated"]);
         assert!(server.terminate().success());
     }
 
@@ -101,9 +98,7 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
     }
     assert_eq!(kids(&first, "rotated"), kids(&second, "rotated"));
     for installation in &stand.installations {
-        let mut verify = std::process::Command::new(env!("CARGO_BIN_EXE_keyward"));
-        verify.args(["audit", "verify", "--config"]).arg(installation.config_file());
-        let (agrees, text) = output(verify);
+        let (agrees, text) = output(installation.verify_audit());
         assert!(agrees, "{text}");
     }
     // What was made since has no account: reconcile names it, and destroys nothing.
@@ -122,15 +117,16 @@ fn wait_until(is_so: impl Fn() -> bool) {
     }
 }
 
+/// The tenants that readiness tells of.
+fn quarantined(server: &Server) -> Vec<String> {
+    let readyz: Value = get(&format!("{}/readyz", server.ops())).json();
+    readyz["quarantined"].as_object().expect("tenants").keys().cloned().collect()
+}
+
 /// What a server publishes of a tenant, if it does.
 fn kids(server: &Server, tenant: &str) -> Option<BTreeSet<String>> {
     let answer = get(&server.jwks_uri(tenant));
-    if answer.status != 200 {
-        return None;
-    }
-    let jwks: Value = answer.json();
-    let keys = jwks["keys"].as_array().expect("a JWKS").iter();
-    Some(keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect())
+    (answer.status == 200).then(|| answer.kids())
 }
 
 /// Whether a command succeeds, and all that it prints.

@@ -3,24 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use keyward::grpc::proto::RotationPolicy;
-use serde_json::Value;
-
 use crate::common::http::get;
 use crate::common::postgresql::Database;
 use crate::common::proxy::Proxy;
-use crate::common::{Clients, Installation, Server, short_policy};
+pub(crate) use crate::common::shared_policy as policy;
+use crate::common::{Clients, Installation, Server};
 
 pub(crate) const TENANT: &str = "shared";
 
 /// How long a change may take to reach all replicas: each looks once a second, and a debug build on a busy machine is slow.
 pub(crate) const REACHES_ALL_MAX: Duration = Duration::from_secs(20);
 pub(crate) const POLL: Duration = Duration::from_millis(20);
-
-/// The shortest times that replicas may have.
-pub(crate) fn policy() -> RotationPolicy {
-    RotationPolicy { clock_skew: secs(3), publish_lead: secs(4), ..short_policy() }
-}
 
 pub(crate) fn secs(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
@@ -86,7 +79,13 @@ pub(crate) fn published(server: &Server) -> BTreeSet<String> {
     if [404, 503].contains(&answer.status.as_u16()) {
         return BTreeSet::new();
     }
-    let jwks: Value = answer.json();
-    let keys = jwks["keys"].as_array().expect("a JWKS").iter();
-    keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
+    answer.kids()
+}
+
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < REACHES_ALL_MAX, "not in {REACHES_ALL_MAX:?}: {what}");
+        std::thread::sleep(POLL);
+    }
 }

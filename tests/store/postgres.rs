@@ -401,6 +401,23 @@ async fn what_was_removed_before_a_replica_joined_cannot_be_put_back() {
     assert_eq!(names(&loaded.damaged), ["acme"]);
 }
 
+/// Of two replicas that remove a tenant, the one that comes second knows no less that it is gone.
+#[tokio::test]
+async fn who_comes_second_to_remove_a_tenant_remembers_it_too() {
+    let harness = Postgres::fresh().await;
+    let (store, database) = (&harness.store, &harness.database);
+    store.commit(&of_tenant(tenant("acme"))).await.unwrap();
+    database.psql("create table backup as select * from tenant");
+    let (other, _directory) = harness.replica().await;
+    assert_eq!(all(&other).await.len(), 1);
+    let removal = Change { remove: Some((id("acme"), Revision::FIRST)), ..Change::default() };
+    store.commit(&removal).await.unwrap();
+    assert!(matches!(other.commit(&removal).await, Err(StoreError::Conflict)));
+    assert_eq!(other.load(&id("acme")).await.unwrap(), None);
+    database.psql("insert into tenant select * from backup");
+    assert!(matches!(other.load(&id("acme")).await, Err(StoreError::Untrusted(_))));
+}
+
 /// Reads go on while changes wait for one another, and for somebody who holds them all up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_that_wait_keep_no_reader_waiting_for_long() {

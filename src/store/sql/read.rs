@@ -65,10 +65,12 @@ pub(super) async fn tenant(
     );
     let rows = database.rows(rows.bind(tenant)).await?;
     if rows.is_empty() {
-        let is_missed = witness.expects(tenant);
-        let removals = if is_missed { removals(database, Some(tenant), seals).await? } else { Removals::new() };
-        let removed = is_missed.then(|| removed(tenant, &removals, witness)).transpose();
-        return Ok(Read { record: None, news: removed.map_err(StoreError::Untrusted)?.into_iter().collect() });
+        if !witness.awaits(tenant) {
+            return Ok(Read { record: None, news: Vec::new() });
+        }
+        let removals = removals(database, Some(tenant), seals).await?;
+        let removed = removed(tenant, &removals, witness).map_err(StoreError::Untrusted)?;
+        return Ok(Read { record: None, news: removed.into_iter().collect() });
     }
     let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
     let is_known = witness.knows(tenant);
@@ -98,18 +100,21 @@ pub(super) async fn removals(
     Ok(removals)
 }
 
-/// That a tenant was removed which was to be there; else its record is gone.
-fn removed(tenant: &TenantId, removals: &Removals, witness: &Witness) -> Result<Sight, String> {
-    let create_time = removals.get(tenant.as_str()).ok_or_else(|| witness::gone(tenant))?;
-    witness.compare_removal(tenant, *create_time)
+/// That a tenant was removed whose record was there; else it is gone, unless this process itself may have removed it.
+fn removed(tenant: &TenantId, removals: &Removals, witness: &Witness) -> Result<Option<Sight>, String> {
+    match removals.get(tenant.as_str()) {
+        Some(create_time) => witness.compare_removal(tenant, *create_time).map(Some),
+        None if witness.expects(tenant) => Err(witness::gone(tenant)),
+        None => Ok(None),
+    }
 }
 
-/// Of tenants that must be there and are not: whose records are gone, and who was removed.
+/// Of tenants that were there and are not: whose records are gone, and who was removed.
 fn missing(tenants: &[TenantId], removals: &Removals, witness: &Witness) -> (Vec<Damage>, Vec<Sight>) {
     let (mut damaged, mut news) = (Vec::new(), Vec::new());
     for tenant in tenants {
         match removed(tenant, removals, witness) {
-            Ok(removed) => news.push(removed),
+            Ok(removed) => news.extend(removed),
             Err(problem) => damaged.push(Damage { tenant: tenant.to_string(), problem }),
         }
     }
@@ -138,7 +143,7 @@ pub(super) async fn all(
         // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
         tokio::task::yield_now().await;
     }
-    let (damaged, removed) = missing(&witness.missing(present), &removals, witness);
+    let (damaged, removed) = missing(&witness.absent(present), &removals, witness);
     loaded.damaged.extend(damaged);
     news.extend(removed);
     Ok(Read { record: loaded, news })
@@ -189,7 +194,7 @@ pub(super) async fn revisions(
         // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
         tokio::task::yield_now().await;
     }
-    let absent = witness.missing(present);
+    let absent = witness.absent(present);
     let removals = if absent.is_empty() { Removals::new() } else { removals(database, None, seals).await? };
     let (damaged, news) = missing(&absent, &removals, witness);
     read.damaged.extend(damaged);

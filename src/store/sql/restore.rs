@@ -78,7 +78,7 @@ impl SqlStore {
             }
             present.push(id);
         }
-        for tenant in witness.missing(present) {
+        for tenant in witness.absent(present).into_iter().filter(|tenant| witness.expects(tenant)) {
             if let Some(create_time) = witness.create_time(&tenant) {
                 removals.push(RemovalRow::encode(&tenant, create_time));
                 sights.push(Sight::Removed { tenant: tenant.clone(), create_time });
