@@ -32,6 +32,9 @@ type Management = (axum::Router, Arc<dyn Greeter>, Option<LatestIdentity>);
 /// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
+/// How long CreateTenant waits for another replica: longer than a token takes for a key, shorter than callers' patience.
+const OTHERS_WAIT_MAX: Duration = Duration::from_secs(10);
+
 /// Open files besides connections: the store's, the token's, logs and watched files, with some to spare.
 const OPEN_FILES_BESIDES: u64 = 256;
 
@@ -141,6 +144,7 @@ pub fn keyrings(config: &Config, addresses: Addresses, tokens: Arc<Tokens>, stor
         verify_share: config.verify_share,
         sign_wait_max: config.sign_wait_max,
         snapshot_max_age: config.snapshot_max_age,
+        others_wait_max: OTHERS_WAIT_MAX,
         manual_rotations_per_day: config.manual_rotations_per_day,
         sole: !config.store.is_shared(),
     };

@@ -94,6 +94,8 @@ pub struct Settings {
     pub sign_wait_max: Duration,
     /// How old the snapshot may be that is signed from (R10).
     pub snapshot_max_age: Duration,
+    /// How long a call waits for keys of a new tenant that another replica is making.
+    pub others_wait_max: Duration,
     /// How often a tenant's keys may be rotated by hand in 24 hours.
     pub manual_rotations_per_day: u32,
     /// Whether no other process changes the store: interrupted work is then taken up at once, without a lease.

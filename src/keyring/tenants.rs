@@ -11,8 +11,7 @@ use crate::domain::{
 use crate::store::{Change, StoreError, TenantRecord};
 use crate::token::Token as _;
 
-/// How long a call waits for keys of a new tenant that another replica is making, and how often it looks.
-const OTHERS_FINISH_WITHIN: Duration = Duration::from_secs(10);
+/// How often a call looks that waits for what another replica makes.
 const OTHERS_LOOK: Duration = Duration::from_millis(50);
 
 /// A tenant that somebody wants to have.
@@ -83,8 +82,21 @@ impl Keyrings {
     /// [`Error::Invalid`], [`Error::AlreadyExists`], and those of token and store. After one of the token the tenant exists
     /// and the timer goes on.
     pub async fn create_tenant(self: &Arc<Self>, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
-        let (id, caller) = (spec.id.clone(), caller.clone());
-        self.in_turn(&id, |this| async move { this.create_to_the_end(spec, &caller).await }).await
+        let id = spec.id.clone();
+        let until = Instant::now() + self.settings.others_wait_max;
+        let begun = caller.clone();
+        let mut record = self.in_turn(&id, |this| async move { this.create_to_the_end(spec, &begun).await }).await?;
+        while !is_complete(&record) {
+            // Another replica was quicker with one of the steps, and makes the key that it leads to.
+            if Instant::now() >= until {
+                let message = format!("another replica makes keys of tenant {id}; the same call again waits for it");
+                return Err(Error::Aborted(message));
+            }
+            tokio::time::sleep(OTHERS_LOOK).await;
+            let (tenant, caller) = (id.clone(), caller.clone());
+            record = self.in_turn(&id, |this| async move { this.go_on_creating(&tenant, &caller).await }).await?;
+        }
+        Ok(record.tenant)
     }
 
     /// Refuses algorithms that the token lacks, before anything is written that would wait for their keys for ever.
@@ -102,7 +114,7 @@ impl Keyrings {
         Err(Error::Precondition { reason: "TOKEN_MECHANISM", message, retry_time: None })
     }
 
-    async fn create_to_the_end(&self, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
+    async fn create_to_the_end(&self, spec: TenantSpec, caller: &Caller) -> Result<TenantRecord, Error> {
         let now = self.clock.now();
         let tenant = self.new_tenant(spec, now)?;
         self.check_clock_skew(&tenant.policy)?;
@@ -127,24 +139,23 @@ impl Keyrings {
             Err(StoreError::Taken { field: "id" }) => self.unfinished(&tenant).await?,
             Err(error) => return Err(error.into()),
         };
-        let until = Instant::now() + OTHERS_FINISH_WITHIN;
-        loop {
-            for algorithm in &tenant.algorithms {
-                self.drive(&mut record, *algorithm, caller).await?;
-            }
-            if is_complete(&record) {
-                return Ok(record.tenant);
-            }
-            // Another replica was quicker with one of the steps, and makes the key that it leads to.
-            if Instant::now() >= until {
-                let message =
-                    format!("another replica makes keys of tenant {}; the same call again waits for it", tenant.id);
-                return Err(Error::Aborted(message));
-            }
-            tokio::time::sleep(OTHERS_LOOK).await;
-            record = self.still_there(&tenant.id).await?;
-            self.publish(&record)?;
+        self.drive_all(&mut record, caller).await?;
+        Ok(record)
+    }
+
+    async fn go_on_creating(&self, id: &TenantId, caller: &Caller) -> Result<TenantRecord, Error> {
+        let mut record = self.still_there(id).await?;
+        self.publish(&record)?;
+        self.drive_all(&mut record, caller).await?;
+        Ok(record)
+    }
+
+    async fn drive_all(&self, record: &mut TenantRecord, caller: &Caller) -> Result<(), Error> {
+        let algorithms: Vec<Algorithm> = record.keyrings.iter().map(|keyring| keyring.algorithm).collect();
+        for algorithm in algorithms {
+            self.drive(record, algorithm, caller).await?;
         }
+        Ok(())
     }
 
     /// What the store has of a tenant that is being made.
@@ -247,10 +258,7 @@ impl Keyrings {
 
     /// Brings a tenant that is being deleted as far as it goes, and removes it once nothing of it is left on the token.
     pub(super) async fn end(&self, record: &mut TenantRecord, caller: &Caller) -> Result<(), Error> {
-        let algorithms: Vec<Algorithm> = record.keyrings.iter().map(|keyring| keyring.algorithm).collect();
-        for algorithm in algorithms {
-            self.drive(record, algorithm, caller).await?;
-        }
+        self.drive_all(record, caller).await?;
         let now = self.clock.now();
         if !record.keyrings.iter().all(|keyring| self.is_ended(keyring, &record.tenant, now)) {
             return Ok(());
@@ -271,10 +279,11 @@ impl Keyrings {
     }
 }
 
-/// Whether each keyring that is to sign has the keys that a new tenant is given.
+/// Whether each keyring that a tenant was made with has its keys. What joined later has them at its own time.
 fn is_complete(record: &TenantRecord) -> bool {
-    let mut open = record.keyrings.iter().filter(|keyring| keyring.close_time.is_none());
-    open.all(|keyring| keyring.current().is_some() && keyring.next().is_some())
+    let mut first =
+        record.keyrings.iter().filter(|keyring| keyring.join_time.is_none() && keyring.close_time.is_none());
+    first.all(|keyring| keyring.current().is_some() && keyring.next().is_some())
 }
 
 /// A tenant's algorithms in their order, or what is wrong with the list.

@@ -22,6 +22,7 @@ pub(crate) fn settings(sign_wait_max: Duration, snapshot_max_age: Duration) -> S
         verify_share: 1.0,
         sign_wait_max,
         snapshot_max_age,
+        others_wait_max: Duration::ZERO,
         manual_rotations_per_day: 100,
         sole: true,
     }
