@@ -128,7 +128,7 @@ pub struct Event {
     /// What was done: a fixed word such as `rotate`, `sign` or `refuse`.
     pub action: Cow<'static, str>,
     /// Who did it.
-    pub principals: Vec<Principal>,
+    pub principals: Arc<[Principal]>,
     /// Through which door; see [`Caller::method`].
     pub method: Cow<'static, str>,
     /// Whose keys, where a tenant was named.
@@ -147,7 +147,7 @@ pub struct Event {
     pub result: Cow<'static, str>,
     /// What the caller calls the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<String>,
+    pub request_id: Option<Arc<str>>,
     /// What a reader should know besides, such as `forced`. Never a payload or a secret.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
@@ -160,14 +160,14 @@ impl Event {
         Self {
             time,
             action: Cow::Borrowed(action),
-            principals: caller.principals.to_vec(),
+            principals: Arc::clone(&caller.principals),
             method: Cow::Borrowed(caller.method),
             tenant: None,
             algorithm: None,
             kid: None,
             input_sha256: None,
             result: Cow::Borrowed("OK"),
-            request_id: caller.request_id.as_deref().map(ToOwned::to_owned),
+            request_id: caller.request_id.clone(),
             detail: String::new(),
         }
     }

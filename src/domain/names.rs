@@ -1,21 +1,22 @@
 //! Names that were checked once, at the door.
 
 use std::fmt;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Why a text cannot be the name it was offered as. The message follows a field's name: "`tenant` must be ...".
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidName(&'static str);
 
-/// Makes a text type whose only way in is its check.
+/// Makes a text type whose only way in is its check. A clone shares the text.
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $check:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The text.
@@ -29,9 +30,7 @@ macro_rules! checked_text {
             type Error = InvalidName;
 
             fn try_from(text: String) -> Result<Self, InvalidName> {
-                let check: fn(&str) -> Result<(), InvalidName> = $check;
-                check(&text)?;
-                Ok(Self(text))
+                text.parse()
             }
         }
 
@@ -39,13 +38,21 @@ macro_rules! checked_text {
             type Err = InvalidName;
 
             fn from_str(text: &str) -> Result<Self, InvalidName> {
-                Self::try_from(text.to_owned())
+                let check: fn(&str) -> Result<(), InvalidName> = $check;
+                check(text)?;
+                Ok(Self(text.into()))
             }
         }
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.as_str().to_owned()
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
@@ -82,13 +89,13 @@ impl TokenName {
     /// Whether it is the token that has the service key.
     #[must_use]
     pub fn is_home(&self) -> bool {
-        self.0 == Self::HOME
+        self.as_str() == Self::HOME
     }
 }
 
 impl Default for TokenName {
     fn default() -> Self {
-        Self(Self::HOME.to_owned())
+        Self(Self::HOME.into())
     }
 }
 

@@ -138,7 +138,7 @@ fn event(Entry { index, record, problem }: Entry) -> AuditEvent {
         kid: event.kid.map(String::from).unwrap_or_default(),
         input_sha256: event.input_sha256.map(|hash| hash.0).unwrap_or_default(),
         result: event.result.into_owned(),
-        request_id: event.request_id.unwrap_or_default(),
+        request_id: event.request_id.as_deref().unwrap_or_default().to_owned(),
         detail: event.detail,
     }
 }

@@ -309,7 +309,7 @@ fn as_text(Record { index, event, .. }: &Record) -> String {
         ("algorithm", event.algorithm.map(|algorithm| algorithm.to_string())),
         ("kid", event.kid.as_ref().map(ToString::to_string)),
         ("input_sha256", hash),
-        ("request_id", event.request_id.clone()),
+        ("request_id", event.request_id.as_deref().map(ToOwned::to_owned)),
         ("method", Some(event.method.to_string())),
         ("detail", Some(event.detail.clone()).filter(|detail| !detail.is_empty())),
     ];
