@@ -32,8 +32,9 @@ type Management = (axum::Router, Arc<dyn Greeter>, Option<LatestIdentity>);
 /// How long calls under way may take after SIGTERM: longer than any signature waits, shorter than what orchestrators give.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// How long CreateTenant waits for another replica: longer than a token takes for a key, shorter than callers' patience.
-const OTHERS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long CreateTenant waits for keys that another replica makes: most tokens need less, and callers wait for as long. Shorter than
+/// [`DRAIN_MAX`], so that a call is answered in any case.
+const OTHERS_WAIT_MAX: Duration = Duration::from_secs(8);
 
 /// Open files besides connections: the store's, the token's, logs and watched files, with some to spare.
 const OPEN_FILES_BESIDES: u64 = 256;

@@ -37,7 +37,7 @@ pub struct Rotated {
 pub(super) const TRIES_MAX: usize = 8;
 
 /// When to ask again for a rotation whose next key is being generated: the timer looks after it as often.
-const GENERATION_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const GENERATION_PAUSE: Duration = Duration::from_secs(1);
 
 /// A token that fails later than that hangs: its caller has waited enough.
 const FAILED_SOON: Duration = Duration::from_secs(10);

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::rotate::GENERATION_PAUSE;
 use super::{Error, Keyrings, Violation, new_object};
 use crate::domain::{
     Algorithm, Caller, Domain, Event, Issuer, Keyring, Revision, RotationPolicy, Tenant, TenantId, Timestamp,
-    TokenName, WebUrl,
+    TokenName, WebUrl, after,
 };
 use crate::store::{Change, StoreError, TenantRecord};
 use crate::token::Token as _;
@@ -79,24 +80,45 @@ impl Keyrings {
     /// The same call again, after one that failed in the middle, goes on where that one stopped.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::AlreadyExists`], and those of token and store. After one of the token the tenant exists
-    /// and the timer goes on.
+    /// [`Error::Invalid`], [`Error::AlreadyExists`], [`Error::Precondition`] where another replica makes the keys and takes long,
+    /// [`Error::Aborted`] where somebody deletes the tenant meanwhile, and those of token and store. After one of the token the
+    /// tenant exists and the timer goes on.
     pub async fn create_tenant(self: &Arc<Self>, spec: TenantSpec, caller: &Caller) -> Result<Tenant, Error> {
-        let id = spec.id.clone();
+        let (id, caller) = (spec.id.clone(), caller.clone());
+        let made = self.in_turn(&id, |this| async move { this.create_to_the_end(spec, &caller).await }).await?;
+        self.when_complete(made).await
+    }
+
+    /// Another replica may have been quicker with one of the steps, and make the key that it leads to: then this one looks, as for any
+    /// change of another's, until it has all of the keys itself.
+    async fn when_complete(&self, made: TenantRecord) -> Result<Tenant, Error> {
+        let Tenant { id, create_time, .. } = made.tenant.clone();
         let until = Instant::now() + self.settings.others_wait_max;
-        let begun = caller.clone();
-        let mut record = self.in_turn(&id, |this| async move { this.create_to_the_end(spec, &begun).await }).await?;
-        while !is_complete(&record) {
-            // Another replica was quicker with one of the steps, and makes the key that it leads to.
+        let mut shown = Some(made);
+        loop {
+            let same = |record: &TenantRecord| {
+                let Tenant { create_time: other, delete_time, .. } = &record.tenant;
+                *other == create_time && delete_time.is_none() && !record.keyrings.is_empty()
+            };
+            let Some(record) = shown.filter(same) else {
+                return Err(Error::Aborted("the tenant was deleted at this moment".to_owned()));
+            };
+            if is_complete(&record) {
+                return Ok(record.tenant);
+            }
             if Instant::now() >= until {
-                let message = format!("another replica makes keys of tenant {id}; the same call again waits for it");
-                return Err(Error::Aborted(message));
+                return Err(Error::Precondition {
+                    reason: "KEYS_GENERATING",
+                    message: format!(
+                        "keys of tenant {id} are being made by another replica; should it have ended, this one makes them two \
+                         minutes after it began; the same call again waits for them"
+                    ),
+                    retry_time: Some(after(self.clock.now(), GENERATION_PAUSE)),
+                });
             }
             tokio::time::sleep(OTHERS_LOOK).await;
-            let (tenant, caller) = (id.clone(), caller.clone());
-            record = self.in_turn(&id, |this| async move { this.go_on_creating(&tenant, &caller).await }).await?;
+            shown = self.snapshot().tenant(&id).map(|view| view.record.clone());
         }
-        Ok(record.tenant)
     }
 
     /// Refuses algorithms that the token lacks, before anything is written that would wait for their keys for ever.
@@ -143,13 +165,6 @@ impl Keyrings {
         Ok(record)
     }
 
-    async fn go_on_creating(&self, id: &TenantId, caller: &Caller) -> Result<TenantRecord, Error> {
-        let mut record = self.still_there(id).await?;
-        self.publish(&record)?;
-        self.drive_all(&mut record, caller).await?;
-        Ok(record)
-    }
-
     async fn drive_all(&self, record: &mut TenantRecord, caller: &Caller) -> Result<(), Error> {
         let algorithms: Vec<Algorithm> = record.keyrings.iter().map(|keyring| keyring.algorithm).collect();
         for algorithm in algorithms {
@@ -158,27 +173,20 @@ impl Keyrings {
         Ok(())
     }
 
-    /// What the store has of a tenant that is being made.
-    async fn still_there(&self, id: &TenantId) -> Result<TenantRecord, Error> {
-        let Some(record) = self.store.load(id).await? else {
+    /// The tenant of the same wish, if an earlier call made it and could not finish its keys.
+    async fn unfinished(&self, wanted: &Tenant) -> Result<TenantRecord, Error> {
+        let taken = |text: &str| Err(Error::AlreadyExists(format!("id {} {text}", wanted.id)));
+        let Some(record) = self.store.load(&wanted.id).await? else {
             return Err(Error::Aborted("the tenant of this id was removed at this moment; retry".to_owned()));
         };
         if record.tenant.delete_time.is_some() {
-            let text = "belongs to a tenant that is being deleted; it is free once its keys are destroyed";
-            return Err(Error::AlreadyExists(format!("id {id} {text}")));
+            return taken("belongs to a tenant that is being deleted; it is free once its keys are destroyed");
         }
-        Ok(record)
-    }
-
-    /// The tenant of the same wish, if an earlier call made it and could not finish its keys.
-    async fn unfinished(&self, wanted: &Tenant) -> Result<TenantRecord, Error> {
-        let record = self.still_there(&wanted.id).await?;
         let same =
             Tenant { create_time: record.tenant.create_time, revision: record.tenant.revision, ..wanted.clone() }
                 == record.tenant;
         if is_complete(&record) || !same {
-            let message = format!("id {} is taken by a tenant that is there; GetTenant shows it", wanted.id);
-            return Err(Error::AlreadyExists(message));
+            return taken("is taken by a tenant that is there; GetTenant shows it");
         }
         Ok(record)
     }
@@ -279,11 +287,12 @@ impl Keyrings {
     }
 }
 
-/// Whether each keyring that a tenant was made with has its keys. What joined later has them at its own time.
+/// Whether each keyring that a tenant was made with signs, and had its next key: so it stays, whatever is rotated. What joined later
+/// has its keys at its own time.
 fn is_complete(record: &TenantRecord) -> bool {
     let mut first =
         record.keyrings.iter().filter(|keyring| keyring.join_time.is_none() && keyring.close_time.is_none());
-    first.all(|keyring| keyring.current().is_some() && keyring.next().is_some())
+    first.all(|keyring| keyring.current().is_some() && keyring.keys.len() > 1)
 }
 
 /// A tenant's algorithms in their order, or what is wrong with the list.

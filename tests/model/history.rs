@@ -220,7 +220,7 @@ impl History {
             verify_share: 1.0,
             sign_wait_max: Duration::from_secs(60),
             snapshot_max_age: Duration::from_secs(60),
-            // Their time is not that of calls.
+            // The time of histories stands still while a call is made.
             others_wait_max: Duration::ZERO,
             manual_rotations_per_day: 1000,
             sole: replicas == 1,

@@ -56,6 +56,33 @@ async fn a_key_that_was_made_is_taken_up() {
     left_in_the_middle("C_GenerateKeyPair after hang", 0).await;
 }
 
+fn wish() -> CreateTenantRequest {
+    CreateTenantRequest {
+        tenant: Some(Tenant {
+            id: TENANT.to_owned(),
+            issuer: ISSUER.to_owned(),
+            algorithms: vec!["ES256".to_owned()],
+            rotation_policy: Some(policy()),
+            ..Tenant::default()
+        }),
+    }
+}
+
+/// Two replicas are asked for one tenant: the second waits for the keys that the first is making, and then signs with them at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_another_replica_waits_for_the_keys_of_the_first() {
+    let Pair { first, faults, second, clock, _database, _folder } = Pair::prepare();
+    let (makes, waits) = (serve(&first, &clock), serve(&second, &clock));
+    let (mut at_first, mut at_second) = (Clients::connect(&makes).await, Clients::connect(&waits).await);
+    faults.set("C_GenerateKeyPair delay 1s");
+    let creating = tokio::spawn(async move { at_first.tenants.create_tenant(wish()).await });
+    until("a key is being made", || faults.fired(0) > 0);
+    let made = at_second.tenants.create_tenant(wish()).await.expect("the same tenant").into_inner();
+    at_second.sign_jwt(TENANT, "ES256", claims(ISSUER, 60)).await.expect("signed");
+    assert_eq!(published(&waits).len(), 2, "current and next");
+    assert_eq!(creating.await.expect("it ends").expect("it is made").into_inner(), made);
+}
+
 /// A tenant whose first key is being made when its replica dies: the same call at another one says so and does not pretend that it can
 /// sign; once the lease has ended the other one makes the keys by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,15 +91,7 @@ async fn a_tenant_that_was_not_finished_is_not_said_to_be() {
     let (dies, stays) = (serve(&first, &clock), serve(&second, &clock));
     let (mut at_first, mut at_second) = (Clients::connect(&dies).await, Clients::connect(&stays).await);
     faults.set("C_GenerateKeyPair hang");
-    let wish = CreateTenantRequest {
-        tenant: Some(Tenant {
-            id: TENANT.to_owned(),
-            issuer: ISSUER.to_owned(),
-            algorithms: vec!["ES256".to_owned()],
-            rotation_policy: Some(policy()),
-            ..Tenant::default()
-        }),
-    };
+    let wish = wish();
     let asked = wish.clone();
     let creating = tokio::spawn(async move { at_first.tenants.create_tenant(asked).await });
     until("a key is being made", || faults.fired(0) > 0);
@@ -80,8 +99,8 @@ async fn a_tenant_that_was_not_finished_is_not_said_to_be() {
     creating.await.expect("it ends").expect_err("nobody answers any more");
 
     let refused = at_second.tenants.create_tenant(wish.clone()).await.expect_err("it is not complete");
-    assert_eq!(refused.code(), tonic::Code::Aborted, "{refused:?}");
-    assert!(refused.message().contains("another replica makes keys of tenant shared"), "{refused:?}");
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused:?}");
+    assert!(refused.message().contains("keys of tenant shared are being made by another replica"), "{refused:?}");
     clock.set(LEASE_SECS + 1);
     until("current and next are there", || published(&stays).len() == 2);
     let refused = at_second.tenants.create_tenant(wish).await.expect_err("it is there");

@@ -102,10 +102,11 @@ pub(super) async fn removals(
 
 /// That a tenant was removed whose record was there; else it is gone, unless this process itself may have removed it.
 fn removed(tenant: &TenantId, removals: &Removals, witness: &Witness) -> Result<Option<Sight>, String> {
-    match removals.get(tenant.as_str()) {
-        Some(create_time) => witness.compare_removal(tenant, *create_time).map(Some),
-        None if witness.expects(tenant) => Err(witness::gone(tenant)),
-        None => Ok(None),
+    let create_time = removals.get(tenant.as_str()).ok_or_else(|| witness::gone(tenant));
+    match create_time.and_then(|create_time| witness.compare_removal(tenant, *create_time)) {
+        Ok(removed) => Ok(Some(removed)),
+        Err(problem) if witness.expects(tenant) => Err(problem),
+        Err(_) => Ok(None),
     }
 }
 

@@ -78,12 +78,14 @@ impl SqlStore {
             }
             present.push(id);
         }
-        for tenant in witness.absent(present).into_iter().filter(|tenant| witness.expects(tenant)) {
+        for tenant in witness.absent(present) {
             if let Some(create_time) = witness.create_time(&tenant) {
                 removals.push(RemovalRow::encode(&tenant, create_time));
                 sights.push(Sight::Removed { tenant: tenant.clone(), create_time });
             }
-            restored.missing.push(tenant);
+            if witness.expects(&tenant) {
+                restored.missing.push(tenant);
+            }
         }
         let Some(event) = accept else { return Ok(restored) };
         let mut renewed = Vec::new();

@@ -64,8 +64,11 @@ fn work() -> io::Result<()> {
     let open = |latch| Module::open(&config, Arc::new(latch), Repeats::quiet_at_first(), false);
     // On a thread of its own: what the module reads of a large token, and gives back, lies in another heap than what each signature
     // takes and gives back, which so is always the same few pages.
-    let opening = thread::scope(|scope| scope.spawn(|| Latch::open(&config).and_then(open)).join());
-    let opened = opening.unwrap_or_else(|panic| resume_unwind(panic));
+    let opened = thread::scope(|scope| {
+        let opening = thread::Builder::new().name("token-worker-open".into());
+        let opening = opening.spawn_scoped(scope, || Latch::open(&config).and_then(open))?;
+        io::Result::Ok(opening.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
     send(&mut stream, &opened.as_ref().map(Module::identity).map_err(Clone::clone))?;
     let Ok(module) = opened else { return Ok(()) };
     let module = Arc::new(module);
