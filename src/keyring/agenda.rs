@@ -25,21 +25,17 @@ impl Agenda {
             self.wakes.remove(&(time, tenant.clone()));
         }
         match outlook {
-            Outlook::Due => {
-                self.is_due(tenant);
-            }
+            Outlook::Due => self.add_due(tenant),
             Outlook::At(time) => {
-                self.is_not_due(&tenant);
+                self.remove_due(&tenant);
                 self.wakes.insert((time, tenant.clone()));
                 self.times.insert(tenant, time);
             }
-            Outlook::Nothing => {
-                self.is_not_due(&tenant);
-            }
+            Outlook::Nothing => self.remove_due(&tenant),
         }
     }
 
-    fn is_due(&mut self, tenant: TenantId) {
+    fn add_due(&mut self, tenant: TenantId) {
         if !self.places.contains_key(&tenant) {
             self.places.insert(tenant.clone(), self.next_place);
             self.due.insert(self.next_place, tenant);
@@ -47,7 +43,7 @@ impl Agenda {
         }
     }
 
-    fn is_not_due(&mut self, tenant: &TenantId) {
+    fn remove_due(&mut self, tenant: &TenantId) {
         if let Some(place) = self.places.remove(tenant) {
             self.due.remove(&place);
         }
@@ -60,7 +56,7 @@ impl Agenda {
             && let Some((_, tenant)) = self.wakes.pop_first()
         {
             self.times.remove(&tenant);
-            self.is_due(tenant);
+            self.add_due(tenant);
         }
     }
 

@@ -23,7 +23,7 @@ const JWT_LIFE_SECS: u64 = 2;
 
 /// What callers wait for an answer; a revocation waits for a replica that stands still.
 const SIGN_WAIT_MAX: Duration = Duration::from_secs(2);
-const CHANGE_WAIT_MAX: Duration = Duration::from_secs(12);
+const CHANGE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// What is repeated until it has an answer has one by then, whatever fails.
 const ANSWERED_MAX: Duration = Duration::from_secs(60);
 

@@ -36,9 +36,7 @@ async fn a_replica_whose_clock_is_off_is_not_ready_and_does_not_rotate() {
     let mut stand = Stand::of(2);
     stand.servers.pop().expect("the other one").terminate();
     let clock = WrongClock::in_folder(stand.installations[1].dir());
-    let mut serve = stand.installations[1].command("serve");
-    serve.arg("--announce").envs(clock.environment());
-    stand.servers.push(Server::start(serve));
+    stand.servers.push(clock.serve(&stand.installations[1]));
     let mut clients = stand.clients().await;
     let daily = RotationPolicy { rotation_period: secs(3600), ..policy() };
     let tenant = clients[0].create_tenant(TENANT, &["ES256"], daily).await;

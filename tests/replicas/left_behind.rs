@@ -16,18 +16,21 @@ const ISSUER: &str = "https://issuer.example";
 /// How long an intent is its owner's (docs/decisions/0004).
 const LEASE_SECS: i64 = 120;
 
-/// Two replicas by one clock, so that two minutes pass in a moment, for the database too.
+/// Two replicas by one clock, so that two minutes pass in a moment, for the database too. The token of the first can be made to fail.
 struct Pair {
-    first: Installation,
+    first: Server,
+    at_first: Clients,
     faults: Faults,
-    second: Installation,
+    second: Server,
+    at_second: Clients,
     clock: WrongClock,
+    installations: [Installation; 2],
     _database: Database,
     _folder: TempDir,
 }
 
 impl Pair {
-    fn prepare() -> Self {
+    async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let clock = WrongClock::in_folder(folder.path());
         postgresql::let_in(folder.path());
@@ -36,14 +39,11 @@ impl Pair {
         let (first, faults) = Installation::bare().with_database(&database.url()).with_faults();
         let first = first.init();
         let second = first.replica().without_faults().join();
-        Self { first, faults, second, clock, _database: database, _folder: folder }
+        let installations = [first, second];
+        let [first, second] = installations.each_ref().map(|installation| clock.serve(installation));
+        let (at_first, at_second) = (Clients::connect(&first).await, Clients::connect(&second).await);
+        Self { first, at_first, faults, second, at_second, clock, installations, _database: database, _folder: folder }
     }
-}
-
-fn serve(installation: &Installation, clock: &WrongClock) -> Server {
-    let mut command = installation.command("serve");
-    command.arg("--announce").envs(clock.environment());
-    Server::start(command)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,9 +71,8 @@ fn wish() -> CreateTenantRequest {
 /// Two replicas are asked for one tenant: the second waits for the keys that the first is making, and then signs with them at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_another_replica_waits_for_the_keys_of_the_first() {
-    let Pair { first, faults, second, clock, _database, _folder } = Pair::prepare();
-    let (makes, waits) = (serve(&first, &clock), serve(&second, &clock));
-    let (mut at_first, mut at_second) = (Clients::connect(&makes).await, Clients::connect(&waits).await);
+    let pair = Pair::start().await;
+    let Pair { mut at_first, faults, second: waits, mut at_second, .. } = pair;
     faults.set("C_GenerateKeyPair delay 1s");
     let creating = tokio::spawn(async move { at_first.tenants.create_tenant(wish()).await });
     until("a key is being made", || faults.fired(0) > 0);
@@ -87,23 +86,20 @@ async fn who_asks_another_replica_waits_for_the_keys_of_the_first() {
 /// sign; once the lease has ended the other one makes the keys by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_that_was_not_finished_is_not_said_to_be() {
-    let Pair { first, faults, second, clock, _database, _folder } = Pair::prepare();
-    let (dies, stays) = (serve(&first, &clock), serve(&second, &clock));
-    let (mut at_first, mut at_second) = (Clients::connect(&dies).await, Clients::connect(&stays).await);
+    let pair = Pair::start().await;
+    let Pair { first: dies, mut at_first, faults, second: stays, mut at_second, clock, .. } = pair;
     faults.set("C_GenerateKeyPair hang");
-    let wish = wish();
-    let asked = wish.clone();
-    let creating = tokio::spawn(async move { at_first.tenants.create_tenant(asked).await });
+    let creating = tokio::spawn(async move { at_first.tenants.create_tenant(wish()).await });
     until("a key is being made", || faults.fired(0) > 0);
     dies.kill();
     creating.await.expect("it ends").expect_err("nobody answers any more");
 
-    let refused = at_second.tenants.create_tenant(wish.clone()).await.expect_err("it is not complete");
+    let refused = at_second.tenants.create_tenant(wish()).await.expect_err("it is not complete");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused:?}");
     assert!(refused.message().contains("keys of tenant shared are being made by another replica"), "{refused:?}");
     clock.set(LEASE_SECS + 1);
     until("current and next are there", || published(&stays).len() == 2);
-    let refused = at_second.tenants.create_tenant(wish).await.expect_err("it is there");
+    let refused = at_second.tenants.create_tenant(wish()).await.expect_err("it is there");
     assert_eq!(refused.code(), tonic::Code::AlreadyExists, "{refused:?}");
     at_second.sign_jwt(TENANT, "ES256", claims(ISSUER, LEASE_SECS.cast_unsigned() + 60)).await.expect("signed");
 }
@@ -111,9 +107,8 @@ async fn a_tenant_that_was_not_finished_is_not_said_to_be() {
 /// The first replica is killed in the middle of a rotation, where `fault` holds it up. Once its lease has ended another finishes what
 /// it began, with so many ids given up; until then nothing is missed but the next key. No object on the token is without an account.
 async fn left_in_the_middle(fault: &str, given_up: usize) {
-    let Pair { first, faults, second, clock, _database, _folder } = Pair::prepare();
-    let (dies, stays) = (serve(&first, &clock), serve(&second, &clock));
-    let (mut at_first, mut at_second) = (Clients::connect(&dies).await, Clients::connect(&stays).await);
+    let pair = Pair::start().await;
+    let Pair { first: dies, mut at_first, faults, second: stays, mut at_second, clock, installations, .. } = pair;
     let tenant = at_first.create_tenant(TENANT, &["ES256"], policy()).await;
 
     faults.set(fault);
@@ -153,7 +148,7 @@ async fn left_in_the_middle(fault: &str, given_up: usize) {
     assert_eq!(counts, [0, 1, 1, given_up], "{now:?}");
     assert!(now.iter().any(|key| key.kid == jwt.kid && key.state() == KeyState::Current), "{now:?}");
     assert!(stays.terminate().success());
-    let mut reconcile = second.command("reconcile");
+    let mut reconcile = installations[1].command("reconcile");
     reconcile.envs(clock.environment());
     let (agrees, text) = said(reconcile);
     assert!(agrees, "{text}");

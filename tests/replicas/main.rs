@@ -259,7 +259,7 @@ async fn replicas_with_the_same_schedule_rotate_once_in_each_period() {
     };
     let rotations = loop {
         let rotations = rotations();
-        if rotations.len() == tenants.len() && rotations.values().all(|times| times.len() >= 2) {
+        if rotations.len() == tenants.len() && rotations.values().all(|times| times.len() >= 3) {
             break rotations;
         }
         assert!(begun.elapsed() < Duration::from_secs(300), "not all are rotated: {rotations:?}");

@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::common::http::get;
 use crate::common::{Clients, Server, claims};
-use crate::stand::{POLL, REACHES_ALL_MAX, Stand, policy, secs};
+use crate::stand::{Stand, policy, secs, until};
 
 /// It signs and publishes nothing of what was changed since, says what that is, and holds once an operator has said that it shall.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,16 +34,20 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
     let deletion = DeleteTenantRequest { id: "deleted".to_owned(), confirm_id: "deleted".to_owned() };
     clients[1].tenants.delete_tenant(deletion).await.expect("deleted");
     issuers.push(clients[1].create_tenant("new", &["ES256"], policy()).await.issuer);
-    wait_until(|| stand.database.psql("select count(*) from tenant where id = 'deleted'") == "0");
+    until("the deleted tenant is gone", || {
+        stand.database.psql("select count(*) from tenant where id = 'deleted'") == "0"
+    });
     // Both replicas have seen all of it.
     for server in &stand.servers {
-        wait_until(|| kids(server, "new").is_some() && kids(server, "deleted").is_none());
-        wait_until(|| kids(server, "rotated").is_some_and(|kids| !kids.contains(&revoked)));
+        until("it has seen who came and who went", || {
+            kids(server, "new").is_some() && kids(server, "deleted").is_none()
+        });
+        until("it has seen the revocation", || kids(server, "rotated").is_some_and(|kids| !kids.contains(&revoked)));
     }
     for installation in &stand.installations {
         // Its removal, too, which nobody is told of: a line of the witness file.
         let witness = || std::fs::read_to_string(installation.dir().join("store-witness.jsonl")).expect("it is there");
-        wait_until(|| witness().contains(r#""seen":"removed","tenant":"deleted""#));
+        until("the removal is remembered", || witness().contains(r#""seen":"removed","tenant":"deleted""#));
     }
     stand.servers.drain(..).for_each(|server| assert!(server.terminate().success()));
 
@@ -62,7 +66,7 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
                 assert_eq!(kids(&server, tenant), None, "{tenant} is not published");
             }
         }
-        wait_until(|| quarantined(&server) == ["deleted", "new", "rotated"]);
+        until("readiness tells of all three", || quarantined(&server) == ["deleted", "new", "rotated"]);
         assert!(server.terminate().success());
     }
 
@@ -79,7 +83,7 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
     assert!(!text.contains("untouched"), "{text}");
     // Each of them has a memory, and a log with its checkpoints.
     for installation in &stand.installations {
-        wait_until(|| {
+        until("yesterday's leases have ended", || {
             let mut confirm = installation.command("accept-store");
             confirm.arg("--confirm");
             let (succeeds, text) = output(confirm);
@@ -105,16 +109,6 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
     assert!(first.terminate().success() && second.terminate().success());
     let (agrees, text) = output(stand.installations[0].command("reconcile"));
     assert!(!agrees && text.matches("orphan ").count() >= 3, "{text}");
-}
-
-#[track_caller]
-fn wait_until(is_so: impl Fn() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        // Until a tenant's keys have gone takes many looks.
-        assert!(begun.elapsed() < 5 * REACHES_ALL_MAX);
-        std::thread::sleep(POLL);
-    }
 }
 
 /// The tenants that readiness tells of.

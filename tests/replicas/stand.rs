@@ -82,6 +82,7 @@ pub(crate) fn published(server: &Server) -> BTreeSet<String> {
     answer.kids()
 }
 
+#[track_caller]
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {

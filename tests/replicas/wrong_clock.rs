@@ -5,6 +5,8 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::{Installation, Server};
+
 pub(crate) struct WrongClock {
     library: PathBuf,
     added: PathBuf,
@@ -26,6 +28,13 @@ impl WrongClock {
     /// What a process has it by.
     pub(crate) fn environment(&self) -> [(&'static str, &Path); 2] {
         [("LD_PRELOAD", &self.library), ("WRONG_CLOCK", &self.added)]
+    }
+
+    /// A replica that has it.
+    pub(crate) fn serve(&self, installation: &Installation) -> Server {
+        let mut serve = installation.command("serve");
+        serve.arg("--announce").envs(self.environment());
+        Server::start(serve)
     }
 
     /// Sets it so many seconds before or after the machine's.
