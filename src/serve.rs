@@ -186,7 +186,7 @@ pub async fn run(
     }
     let limit = config.grpc.message_bytes_max;
     let (grpc, greeter) =
-        grpc::router(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown), logs, limit, health);
+        grpc::services(Arc::clone(&keyrings), callers(&config.grpc.callers, &warnings, &shutdown), logs, limit, health);
     let bounds = Bounds::grpc(config.grpc.connections_max, config.grpc.connection_age_max, limit);
     if let Some(listener) = listeners.grpc {
         let identity = config.grpc.identity.as_ref();

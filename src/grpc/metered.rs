@@ -1,16 +1,17 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use metrics::{Counter, Histogram};
 use tonic::Code;
 use tower::{Layer, Service};
 
-use super::OPEN_MESSAGE_BYTES_MAX;
 use super::door;
+use super::services::{Answer, Answering};
 use super::status::code_name;
+use super::OPEN_MESSAGE_BYTES_MAX;
 use crate::auth::methods::{self, METHODS};
 
 /// Counts each call by method and code, and says in words why the transport turned one away. The outermost layer: it sees what
@@ -56,14 +57,13 @@ impl<S> Layer<S> for MeteredLayer {
     }
 }
 
-impl<S, B, R> Service<http::Request<B>> for Metered<S>
+impl<S, B> Service<http::Request<B>> for Metered<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<R>, Error = Infallible, Future: Send + 'static>,
-    R: Default,
+    S: Service<http::Request<B>, Response = Answer, Error = Infallible, Future = Answering>,
 {
-    type Response = http::Response<R>;
+    type Response = Answer;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<http::Response<R>, Infallible>> + Send>>;
+    type Future = Counted;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -72,15 +72,30 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let begun = Instant::now();
         let method = methods::position(request.uri().path()).unwrap_or(METHODS.len());
-        let meters = Arc::clone(&self.meters);
         let own = request.uri().path().starts_with("/keyward.");
-        let message_bytes_max = if own { meters.message_bytes_max } else { OPEN_MESSAGE_BYTES_MAX };
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let answer = door::explain_rejection(answer.await?, message_bytes_max);
-            meters.methods[method].count(answer.headers(), begun);
-            Ok(answer)
-        })
+        let message_bytes_max = if own { self.meters.message_bytes_max } else { OPEN_MESSAGE_BYTES_MAX };
+        let answering = self.inner.call(request);
+        Counted { answering, meters: Arc::clone(&self.meters), method, begun, message_bytes_max }
+    }
+}
+
+/// A call that is counted when it has been answered.
+pub(super) struct Counted {
+    answering: Answering,
+    meters: Arc<Meters>,
+    method: usize,
+    begun: Instant,
+    message_bytes_max: usize,
+}
+
+impl Future for Counted {
+    type Output = Result<Answer, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Ok(answer) = ready!(self.answering.as_mut().poll(context));
+        let answer = door::explain_rejection(answer, self.message_bytes_max);
+        self.meters.methods[self.method].count(answer.headers(), self.begun);
+        Poll::Ready(Ok(answer))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod admission;
 mod audit;
+mod codec;
 mod door;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -9,6 +10,7 @@ mod keys;
 mod metered;
 #[allow(missing_docs, reason = "generated from proto/, where every field is commented")]
 pub mod proto;
+mod services;
 mod signing;
 mod status;
 mod tenants;
@@ -19,11 +21,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 use tonic_health::ServingStatus;
+use tower::Layer as _;
 
 use crate::audit::Logs;
 use crate::auth::Callers;
 use crate::keyring::{Health, Keyrings};
-use crate::serving::Greeter;
+use crate::serving::{Answers, Greeter};
 use admission::{Admission, GateLayer};
 use audit::AuditFace;
 use metered::MeteredLayer;
@@ -31,27 +34,28 @@ use proto::audit_service_server::{AuditServiceServer, SERVICE_NAME as AUDIT_SERV
 use proto::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use proto::signing_service_server::{SERVICE_NAME as SIGNING_SERVICE, SigningServiceServer};
 use proto::tenant_service_server::{SERVICE_NAME as TENANT_SERVICE, TenantServiceServer};
+use services::Services;
 
 /// Longest message taken by health and reflection, which answer anybody: a name, many times over.
 const OPEN_MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 /// All services over these keyrings, with their health as it is told; and who must greet each connection to them, because what
 /// it shows is what `callers` know who calls by. `logs` has the record of the calls.
-pub fn router(
+pub fn services(
     keyrings: Arc<Keyrings>,
     callers: Callers,
     logs: Logs,
     message_bytes_max: usize,
     health: watch::Receiver<Health>,
-) -> (axum::Router, Arc<dyn Greeter>) {
+) -> (impl Answers, Arc<dyn Greeter>) {
     let admission = Admission::new(keyrings, callers, logs.calls().clone());
     let audit = AuditFace { admission: admission.clone(), logs };
     let (reporter, health_service) = tonic_health::server::health_reporter();
     // Ends when nobody tells any more.
     tokio::spawn(tell_health(reporter, health));
+    let signing = SigningServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max);
     let mut routes = RoutesBuilder::default();
     routes
-        .add_service(SigningServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(KeyServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(TenantServiceServer::new(admission.clone()).max_decoding_message_size(message_bytes_max))
         .add_service(AuditServiceServer::new(audit).max_decoding_message_size(message_bytes_max))
@@ -68,11 +72,8 @@ pub fn router(
                 .expect("the descriptors were compiled with this binary")
                 .max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX),
         );
-    // One layer of two: each costs the router an allocation in every call.
     let layers = (MeteredLayer::new(message_bytes_max), GateLayer(admission.clone()));
-    // with_state prepares the routes: without it each connection would do so.
-    let router = routes.routes().into_axum_router().layer(layers).with_state(());
-    (router, Arc::new(admission))
+    (layers.layer(Services::new(signing, routes.routes())), Arc::new(admission))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

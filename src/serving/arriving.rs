@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::calls::{Calls, Refused};
 
 /// The body of a call, which tells when it has come to its end, and fails where it may not go on.
-pub(super) struct Arriving<B> {
+pub struct Arriving<B> {
     body: B,
     /// Until its end has come: the connection's calls, and its number among them.
     of: Option<(Calls, u64)>,

@@ -3,18 +3,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use http::{Extensions, Request};
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tower::Service as _;
 
+use super::Answers;
 use super::bounds::{Bounds, Protocol};
 use super::budget::Budget;
 use super::calls::Calls;
@@ -25,10 +24,10 @@ use super::places::{Leaving, Places};
 use crate::tls::{self, Identity};
 
 /// What a connection is served with, and what ends it.
-pub(super) struct Terms {
+pub(super) struct Terms<S> {
     pub(super) listener: &'static str,
     pub(super) protocol: Arc<Builder<TokioExecutor>>,
-    pub(super) router: Router,
+    pub(super) service: S,
     pub(super) bounds: Bounds,
     pub(super) budget: Budget,
     pub(super) places: Places,
@@ -37,7 +36,7 @@ pub(super) struct Terms {
     pub(super) greeter: Arc<dyn Greeter>,
 }
 
-impl Terms {
+impl<S: Answers> Terms<S> {
     /// Serves one connection to its end, which comes within the bounds whatever the client does.
     pub(super) async fn attend(self, connection: Connection) {
         match (connection, &self.identity) {
@@ -110,18 +109,18 @@ impl Terms {
         let mut extensions = Extensions::new();
         self.greeter.greet(&peer, &mut extensions);
         let calls = Calls::new(self.budget.clone(), &self.bounds, peer.address);
-        let (router, counted) = (self.router.clone(), calls.clone());
-        let service = tower::service_fn(move |request: Request<Incoming>| {
+        let (service, counted) = (self.service.clone(), calls.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
             let (call, mut request) = counted.begin(request);
             request.extensions_mut().extend(extensions.clone());
-            let answer = router.clone().call(request);
+            let answer = service.clone().call(request);
             async move {
                 let answer = answer.await;
                 drop(call);
                 answer
             }
         });
-        let connection = self.protocol.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let connection = self.protocol.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let serving = async {
             let ending = tokio::select! {

@@ -14,29 +14,60 @@ mod places;
 mod tests;
 mod unix;
 
+pub use arriving::Arriving;
 pub use bounds::{Bounds, Protocol};
 pub use listener::Listener;
 pub use peer::{Greeter, NoGreeter, Peer, Proof};
 pub use unix::bind_unix;
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::sync::Arc;
 
-use axum::Router;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::Service;
 
 use crate::tls::Identity;
 use budget::Budget;
 use connection::Terms;
 use places::Places;
 
-/// Serves `router` until `shutdown`, and then until the calls under way are answered. With an identity, TCP is under TLS, and
+/// What answers the calls of a listener. It is asked without being waited for: it must always be ready.
+pub trait Answers:
+    Service<Request<Arriving<Incoming>>, Response = Response<Self::Body>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    /// The body of an answer.
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+}
+
+impl<S, B> Answers for S
+where
+    S: Service<Request<Arriving<Incoming>>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    type Body = B;
+}
+
+/// Serves `service` until `shutdown`, and then until the calls under way are answered. With an identity, TCP is under TLS, and
 /// each handshake is with the identity of its moment. Who drops this cuts every connection.
 pub async fn serve(
-    router: Router,
+    service: impl Answers,
     mut listener: Listener,
     identity: Option<watch::Receiver<Arc<Identity>>>,
     bounds: Bounds,
@@ -69,7 +100,7 @@ pub async fn serve(
         let terms = Terms {
             listener: listener.name,
             protocol: Arc::clone(&protocol),
-            router: router.clone(),
+            service: service.clone(),
             bounds,
             budget: budget.clone(),
             places: places.clone(),

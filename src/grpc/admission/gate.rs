@@ -1,7 +1,6 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -9,6 +8,7 @@ use http::{HeaderMap, header};
 use tonic::Status;
 use tower::{Layer, Service};
 
+use super::super::services::{Answer, Answering};
 use super::super::status;
 use super::{Admission, request_id_in};
 use crate::auth::methods::{self, Access, Method};
@@ -35,18 +35,14 @@ impl<S> Layer<S> for GateLayer {
     }
 }
 
-impl<S, B, R> Service<http::Request<B>> for Gate<S>
+impl<S, B> Service<http::Request<B>> for Gate<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<R>, Error = Infallible, Future: Send + 'static>
-        + Clone
-        + Send
-        + 'static,
+    S: Service<http::Request<B>, Response = Answer, Error = Infallible, Future = Answering> + Clone + Send + 'static,
     B: Send + 'static,
-    R: Default + 'static,
 {
-    type Response = http::Response<R>;
+    type Response = Answer;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<http::Response<R>, Infallible>> + Send>>;
+    type Future = Answering;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -57,13 +53,13 @@ where
             return Box::pin(async { Ok(status::unknown_method().into_http()) });
         };
         if method.access == Access::Open {
-            return Box::pin(self.inner.call(request));
+            return self.inner.call(request);
         }
         let shown = request.extensions_mut().remove::<Shown>().unwrap_or_default();
         match self.admission.authenticate(&shown, request.headers()) {
             Ok(authenticated) => {
                 request.extensions_mut().insert(authenticated);
-                Box::pin(self.inner.call(request))
+                self.inner.call(request)
             }
             Err(refusal) => {
                 // The inner service that is ready goes with the call, as tower wants it.
