@@ -7,7 +7,7 @@ use tokio::task::{JoinError, JoinSet, yield_now};
 use tonic::{Code, Status};
 
 use crate::load::{Call, Load};
-use crate::table::Latency;
+use crate::table::{Latency, p99_of_parts_us};
 
 /// Which call, how many of them in a second, and at what intervals.
 #[derive(Clone, Copy)]
@@ -30,6 +30,8 @@ pub(crate) enum Intervals {
 #[derive(Default)]
 pub(crate) struct Paced {
     pub(crate) latency: Latency,
+    /// See [`p99_of_parts_us`].
+    pub(crate) parts_p99_us: f64,
     pub(crate) begun: usize,
     /// Calls begun and calls signed in a second, until the last one began.
     pub(crate) offered: f64,
@@ -45,7 +47,8 @@ type Answered = (Instant, Instant, Result<(), Status>);
 
 #[derive(Default)]
 struct Tally {
-    latencies: Vec<Duration>,
+    /// When each was due, and how long it took.
+    latencies: Vec<(Instant, Duration)>,
     in_time: usize,
     refused: usize,
 }
@@ -84,11 +87,14 @@ impl Pace {
         while let Some(call) = calls.join_next().await {
             tally.add(call, end)?;
         }
-        let Tally { latencies, in_time, refused } = tally;
+        let Tally { mut latencies, in_time, refused } = tally;
+        latencies.sort_unstable();
+        let latencies: Vec<Duration> = latencies.into_iter().map(|(_, took)| took).collect();
+        let parts_p99_us = p99_of_parts_us(&latencies, duration);
         let rate = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / offering.as_secs_f64();
         let (offered, served) = (rate(late.len()), rate(in_time));
         let (latency, begun, late) = (Latency::of(latencies), late.len(), Latency::of(late));
-        Ok(Paced { latency, begun, offered, served, refused, late })
+        Ok(Paced { latency, parts_p99_us, begun, offered, served, refused, late })
     }
 
     fn interval(self, random: &mut Random) -> Duration {
@@ -105,7 +111,7 @@ impl Tally {
         let (due, answered, outcome) = call.map_err(|panic| panic.to_string())?;
         match outcome {
             Ok(()) => {
-                self.latencies.push(answered - due);
+                self.latencies.push((due, answered - due));
                 self.in_time += usize::from(answered <= end);
             }
             Err(status) if status.code() == Code::ResourceExhausted => self.refused += 1,

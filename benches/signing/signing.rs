@@ -71,8 +71,12 @@ impl Signing {
                 cpu_of_raw: raw_cpu_us / served_cpu_us,
                 load_busy: median(served(|turn| turn.served.load_busy)),
                 raw_latency: Latency::median(row.raw.iter().map(|raw| raw.latency)),
-                raw_paced_latency: is_waited_for.then(|| Latency::median(row.raw.iter().filter_map(|raw| raw.paced))),
-                paced_latency: is_waited_for.then(|| Latency::median(paced.clone().map(|paced| paced.latency))),
+                raw_paced: is_waited_for.then(|| {
+                    let paced = row.raw.iter().filter_map(|raw| raw.paced.as_ref());
+                    AtPace::of(paced.map(|paced| (paced.latency, paced.parts_p99_us)))
+                }),
+                paced: is_waited_for
+                    .then(|| AtPace::of(paced.clone().map(|paced| (paced.latency, paced.parts_p99_us)))),
                 refused: paced.map(|paced| paced.refused).sum::<usize>()
                     + turns.iter().map(|(turn, _)| turn.served.refused).sum::<usize>(),
             }
@@ -134,9 +138,30 @@ struct Figures {
     cpu_of_raw: f64,
     load_busy: f64,
     raw_latency: Latency,
-    raw_paced_latency: Option<Latency>,
-    paced_latency: Option<Latency>,
+    raw_paced: Option<AtPace>,
+    paced: Option<AtPace>,
     refused: usize,
+}
+
+/// How long calls took that were begun at their times.
+#[derive(Serialize)]
+struct AtPace {
+    latency: Latency,
+    /// See [`p99_of_parts_us`](crate::table::p99_of_parts_us).
+    parts_p99_us: f64,
+}
+
+impl AtPace {
+    fn of(turns: impl Iterator<Item = (Latency, f64)> + Clone) -> Self {
+        let latency = Latency::median(turns.clone().map(|(latency, _)| latency));
+        Self { latency, parts_p99_us: median(turns.map(|(_, parts_p99_us)| parts_p99_us)) }
+    }
+}
+
+impl fmt::Display for AtPace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {:.0}", self.latency, self.parts_p99_us)
+    }
 }
 
 /// What all processes of a server hold at the end.
@@ -151,16 +176,20 @@ impl fmt::Display for Signing {
         writeln!(
             f,
             "| call | token in a | raw /s | served /s | served / raw (min to max) | CPU µs raw, served | by CPU | load busy | \
-             raw p50, p99, p99.9 µs | raw at 70 % | served at 70 % | p99 above raw's, raw's at 70 %, ms |"
+             raw p50, p99, p99.9 µs | raw at 70 %; in parts | served at 70 %; in parts | \
+             p99 above raw's, raw's at 70 %; in parts, ms |"
         )?;
         writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for figures in self.figures() {
             let Figures { call, isolation, raw_per_second, served_per_second, of_raw, .. } = &figures;
             let Figures { raw_cpu_us, served_cpu_us, cpu_of_raw, load_busy, raw_latency, .. } = &figures;
-            let [raw_paced, paced, above] = match (figures.raw_paced_latency, figures.paced_latency) {
+            let [raw_paced, paced, above] = match (&figures.raw_paced, &figures.paced) {
                 (Some(raw_paced), Some(paced)) => {
-                    let above = [raw_latency, &raw_paced].map(|raw| (paced.p99_us - raw.p99_us) / 1000.0);
-                    [raw_paced.to_string(), paced.to_string(), format!("{:.2}, {:.2}", above[0], above[1])]
+                    let above =
+                        [raw_latency, &raw_paced.latency].map(|raw| (paced.latency.p99_us - raw.p99_us) / 1000.0);
+                    let in_parts = (paced.parts_p99_us - raw_paced.parts_p99_us) / 1000.0;
+                    let above = format!("{:.2}, {:.2}; {in_parts:.2}", above[0], above[1]);
+                    [raw_paced.to_string(), paced.to_string(), above]
                 }
                 _ => ["-"; 3].map(str::to_owned),
             };

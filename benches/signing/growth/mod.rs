@@ -23,14 +23,14 @@ use crate::common::{Clients, Dial, Server};
 use crate::cores::Cores;
 use crate::load::{CALLS_IN_FLIGHT, Call, Load};
 use crate::processes;
-use crate::table::{Bench, Table};
+use crate::table::{Bench, Ratio, Table, least};
 use state::{ALGORITHM, State, policy, tenant};
 
 /// Tenants, of three keys each.
 const SIZES: [usize; 3] = [1, 100, 10_000];
 const CALL: Call = Call { method: "Sign", algorithm: ALGORITHM, batch: None };
 /// Sizes take turns, so that what else the machine does meets all of them; the medians are told.
-const TURNS: usize = 7;
+const TURNS: usize = 15;
 const TURN: Duration = Duration::from_millis(800);
 /// How long a server is left alone, to see what it does meanwhile.
 const QUIET: Duration = Duration::from_secs(5);
@@ -54,10 +54,13 @@ struct Figures {
     first_use_most_ms: f64,
     sign_per_second: f64,
     sign_p50_us: f64,
-    sign_of_one: f64,
+    /// The ratios to what the smallest size did in the same turn.
+    sign_of_one: Option<Ratio>,
+    /// For a signature, in the turn where it was least.
+    sign_cpu_us: f64,
     jwks_per_second: f64,
     jwks_p50_us: f64,
-    jwks_of_one: f64,
+    jwks_of_one: Option<Ratio>,
     create_ms: f64,
     rotate_ms: f64,
     quiet_cpu_ms: f64,
@@ -76,10 +79,11 @@ struct Subject {
     figures: Figures,
 }
 
-/// What the turns showed.
+/// What the turns showed: how many in a second, and how long one took that came alone.
 #[derive(Default)]
 struct Turns {
     sign: Vec<(f64, f64)>,
+    sign_cpu_us: Vec<f64>,
     jwks: Vec<(f64, f64)>,
 }
 
@@ -100,15 +104,21 @@ impl Table for Growth {
         }
         for turn in 1..=TURNS {
             eprintln!("bench: growth: {turn} of {TURNS}");
-            subjects.iter_mut().try_for_each(|subject| subject.turn(runtime))?;
+            // Who begins changes, so that none always comes after the same one.
+            let count = subjects.len();
+            (0..count).try_for_each(|place| subjects[(place + turn) % count].turn(runtime))?;
+        }
+        for number in 0..subjects.len() {
+            let of_one = |turns: fn(&Turns) -> &Vec<(f64, f64)>| {
+                let rates = |number: usize| turns(&subjects[number].turns).iter().map(|(rate, _)| *rate);
+                Some(Ratio::of(rates(number).zip(rates(0))))
+            };
+            let ratios = (of_one(|turns| &turns.sign), of_one(|turns| &turns.jwks));
+            let figures = &mut subjects[number].figures;
+            (figures.sign_of_one, figures.jwks_of_one) = ratios;
         }
         subjects.iter_mut().try_for_each(|subject| subject.look(runtime))?;
         self.0 = subjects.into_iter().map(Subject::end).collect();
-        if let Some((sign, jwks)) = self.0.first().map(|one| (one.sign_per_second, one.jwks_per_second)) {
-            for size in &mut self.0 {
-                (size.sign_of_one, size.jwks_of_one) = (size.sign_per_second / sign, size.jwks_per_second / jwks);
-            }
-        }
         Ok(())
     }
 
@@ -146,9 +156,12 @@ impl Subject {
     }
 
     fn turn(&mut self, runtime: &Runtime) -> Result<(), String> {
-        let rate = runtime.block_on(self.load.flat_out(CALL, CALLS_IN_FLIGHT, TURN))?.per_second;
+        let before = processes::cpu_time(self.server.pid())?;
+        let served = runtime.block_on(self.load.flat_out(CALL, CALLS_IN_FLIGHT, TURN))?;
+        let cpu = processes::cpu_time(self.server.pid())?.saturating_sub(before);
+        self.turns.sign_cpu_us.push(cpu.as_secs_f64() * 1e6 / served.calls as f64);
         let one = runtime.block_on(self.load.flat_out(CALL, 1, TURN / 2))?.latency.p50_us;
-        self.turns.sign.push((rate, one));
+        self.turns.sign.push((served.per_second, one));
         // A new connection each time: one that waits for its turn is given up.
         self.turns.jwks.push(Jwks::connect(&self.server)?.read_for(TURN / 2)?);
         Ok(())
@@ -188,6 +201,7 @@ impl Subject {
 
     fn end(mut self) -> Figures {
         (self.figures.sign_per_second, self.figures.sign_p50_us) = medians(&self.turns.sign);
+        self.figures.sign_cpu_us = least(self.turns.sign_cpu_us.iter().copied());
         (self.figures.jwks_per_second, self.figures.jwks_p50_us) = medians(&self.turns.jwks);
         self.server.terminate();
         drop(self.state);
@@ -299,18 +313,20 @@ impl fmt::Display for Growth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| tenants | Sign /s | of one tenant's | p50 µs | JWKS /s | of one tenant's | p50 µs | first use of a key ms, most | \
+            "| tenants | Sign /s | of one tenant's (min to max) | server CPU µs | p50 µs | JWKS /s | of one tenant's (min to max) | p50 µs | first use of a key ms, most | \
              CreateTenant ms | RotateSigningKey ms | CPU ms in a quiet second |"
         )?;
-        writeln!(f, "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        writeln!(f, "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for size in &self.0 {
-            let Figures { tenants, sign_per_second, sign_of_one, sign_p50_us, .. } = size;
-            let Figures { jwks_per_second, jwks_of_one, jwks_p50_us, first_use_ms, first_use_most_ms, .. } = size;
+            let Figures { tenants, sign_per_second, sign_p50_us, sign_cpu_us, jwks_per_second, jwks_p50_us, .. } = size;
+            let Figures { first_use_ms, first_use_most_ms, .. } = size;
+            let told = |ratio: &Option<Ratio>| ratio.as_ref().map(ToString::to_string).unwrap_or_default();
+            let (sign_of_one, jwks_of_one) = (told(&size.sign_of_one), told(&size.jwks_of_one));
             let Figures { create_ms, rotate_ms, quiet_cpu_ms, .. } = size;
             writeln!(
                 f,
-                "| {tenants} | {sign_per_second:.0} | {sign_of_one:.2} | {sign_p50_us:.0} | {jwks_per_second:.0} | \
-                 {jwks_of_one:.2} | {jwks_p50_us:.0} | {first_use_ms:.1}, {first_use_most_ms:.0} | {create_ms:.0} | \
+                "| {tenants} | {sign_per_second:.0} | {sign_of_one} | {sign_cpu_us:.1} | {sign_p50_us:.0} | \
+                 {jwks_per_second:.0} | {jwks_of_one} | {jwks_p50_us:.0} | {first_use_ms:.1}, {first_use_most_ms:.0} | {create_ms:.0} | \
                  {rotate_ms:.0} | {quiet_cpu_ms:.1} |"
             )?;
         }
