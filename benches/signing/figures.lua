@@ -1,3 +1,10 @@
+-- With the argument "pause" each connection waits for a millisecond before it asks again.
+function init(args)
+  if args[1] == "pause" then
+    delay = function() return 1 end
+  end
+end
+
 -- What wrk tells at its end, as JSON: times in microseconds, and which part of a core it had.
 function done(summary, latency, requests)
   local errors = summary.errors

@@ -17,6 +17,9 @@ use crate::table::{Bench, Latency, Ratio, Table, least, median};
 const SECS: u64 = 1;
 /// Clients that keep their connections and ask again as soon as they are answered.
 const CONNECTIONS: usize = 16;
+/// Clients that rest for a millisecond in between, so that both servers have about the same to do, and less than they can. At full
+/// speed the quicker one has more to do, and the client is the limit.
+const CONNECTIONS_PAUSING: usize = 64;
 const TENANT: &str = "bench";
 const DOMAIN: &str = "login.example.com";
 const DOCUMENT: &str = "/.well-known/jwks.json";
@@ -47,7 +50,9 @@ struct Asked {
 
 /// One turn of one of the two.
 struct Turn {
+    /// At full speed, and with pauses.
     asked: Asked,
+    pausing: Asked,
     /// Of the server, for each request.
     cpu_us: f64,
 }
@@ -102,6 +107,8 @@ impl Jwks {
             let served = |which: usize| Served {
                 per_second: median(over(which, |turn| turn.asked.per_second)),
                 latency: Latency::median(turns.iter().map(|turn| turn[which].asked.latency)),
+                pausing_per_second: median(over(which, |turn| turn.pausing.per_second)),
+                pausing_latency: Latency::median(turns.iter().map(|turn| turn[which].pausing.latency)),
                 cpu_us: least(over(which, |turn| turn.cpu_us)),
                 load_busy: median(over(which, |turn| turn.asked.busy)),
             };
@@ -112,6 +119,7 @@ impl Jwks {
                 nginx: served(1),
                 ratio: ratio(|turn| turn.asked.per_second),
                 p99_ratio: ratio(|turn| turn.asked.latency.p99_us),
+                pausing_p99_ratio: ratio(|turn| turn.pausing.latency.p99_us),
             }
         })
     }
@@ -175,20 +183,26 @@ impl Line {
     }
 
     fn turn(self, url: &str, server: u32) -> Result<Turn, String> {
+        let before = processes::cpu_time(server)?;
+        let asked = self.ask_for_long(url, CONNECTIONS, &[])?;
+        let cpu = processes::cpu_time(server)?.saturating_sub(before);
+        let cpu_us = cpu.as_secs_f64() * 1e6 / asked.requests as f64;
+        let pausing = self.ask_for_long(url, CONNECTIONS_PAUSING, &["--", "pause"])?;
+        Ok(Turn { asked, pausing, cpu_us })
+    }
+
+    fn ask_for_long(self, url: &str, connections: usize, how: &[&str]) -> Result<Asked, String> {
         let mut wrk = Command::new("wrk");
-        wrk.args(["-t1", "-s", SCRIPT, url]).arg(format!("-c{CONNECTIONS}")).arg(format!("-d{SECS}s"));
+        wrk.args(["-t1", "-s", SCRIPT, url]).arg(format!("-c{connections}")).arg(format!("-d{SECS}s"));
         for (name, value) in self.headers(url) {
             wrk.arg("-H").arg(format!("{name}: {value}"));
         }
-        let before = processes::cpu_time(server)?;
-        let output = wrk.output().map_err(|error| format!("wrk, which `tests/setup bench` brings: {error}"))?;
-        let cpu = processes::cpu_time(server)?.saturating_sub(before);
+        let output =
+            wrk.args(how).output().map_err(|error| format!("wrk, which `tests/setup bench` brings: {error}"))?;
         let told = String::from_utf8_lossy(&output.stdout);
         let asked = told.lines().find_map(|line| serde_json::from_str::<Asked>(line).ok());
         let asked = asked.filter(|asked| asked.failed == 0 && asked.requests > 0);
-        let asked = asked.ok_or_else(|| format!("{wrk:?}: {told}{}", String::from_utf8_lossy(&output.stderr)))?;
-        let cpu_us = cpu.as_secs_f64() * 1e6 / asked.requests as f64;
-        Ok(Turn { asked, cpu_us })
+        asked.ok_or_else(|| format!("{wrk:?}: {told}{}", String::from_utf8_lossy(&output.stderr)))
     }
 }
 
@@ -210,6 +224,8 @@ fn same(line: Line, keyward: &Answer, nginx: &Answer) -> Result<(), String> {
 struct Served {
     per_second: f64,
     latency: Latency,
+    pausing_per_second: f64,
+    pausing_latency: Latency,
     /// Least server CPU for a request.
     cpu_us: f64,
     load_busy: f64,
@@ -222,6 +238,7 @@ struct Figures {
     nginx: Served,
     ratio: Ratio,
     p99_ratio: Ratio,
+    pausing_p99_ratio: Ratio,
 }
 
 impl fmt::Display for Jwks {
@@ -230,13 +247,14 @@ impl fmt::Display for Jwks {
         writeln!(
             f,
             "| call | requests /s | Keyward / nginx (min to max) | p50 µs | p99 µs | p99 / nginx's (min to max) | least server CPU µs | \
-             load busy |"
+             load busy | with pauses: requests /s | p99 µs | p99 / nginx's (min to max) |"
         )?;
-        writeln!(f, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
-        for Figures { call, keyward, nginx, ratio, p99_ratio } in self.figures() {
+        writeln!(f, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        for Figures { call, keyward, nginx, ratio, p99_ratio, pausing_p99_ratio } in self.figures() {
             writeln!(
                 f,
-                "| {call} | {:.0}, {:.0} | {ratio} | {:.0}, {:.0} | {:.0}, {:.0} | {p99_ratio} | {:.1}, {:.1} | {:.2}, {:.2} |",
+                "| {call} | {:.0}, {:.0} | {ratio} | {:.0}, {:.0} | {:.0}, {:.0} | {p99_ratio} | {:.1}, {:.1} | {:.2}, {:.2} | \
+                 {:.0}, {:.0} | {:.0}, {:.0} | {pausing_p99_ratio} |",
                 keyward.per_second,
                 nginx.per_second,
                 keyward.latency.p50_us,
@@ -246,7 +264,11 @@ impl fmt::Display for Jwks {
                 keyward.cpu_us,
                 nginx.cpu_us,
                 keyward.load_busy,
-                nginx.load_busy
+                nginx.load_busy,
+                keyward.pausing_per_second,
+                nginx.pausing_per_second,
+                keyward.pausing_latency.p99_us,
+                nginx.pausing_latency.p99_us
             )?;
         }
         Ok(())

@@ -44,7 +44,11 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Answering {
         let path = request.uri().path();
-        if path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)).is_some_and(|rest| rest.starts_with('/')) {
+        if path
+            .strip_prefix('/')
+            .and_then(|path| path.strip_prefix(SERVICE_NAME))
+            .is_some_and(|rest| rest.starts_with('/'))
+        {
             return self.signing.call(request);
         }
         let answering = self.others.call(request);
