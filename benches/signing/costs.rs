@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::load::{CALLS_IN_FLIGHT, Call};
+use crate::load::Call;
 use crate::raw;
 use crate::table::{Bench, Latency, Ratio, Table, least, median};
 use crate::variants::{GRANTS_ALONE, Turn, Variant};
@@ -18,17 +18,10 @@ const DURATION: Duration = Duration::from_millis(700);
 const DISK_DURATION: Duration = Duration::from_millis(100);
 const RECORD_BYTES: usize = 500;
 
-/// A call, and how many of it are under way.
-#[derive(Clone, Copy)]
-struct Line {
-    call: Call,
-    flights: usize,
-}
-
 /// All lines and variants.
 pub(crate) struct Costs {
     variants: Vec<Variant>,
-    lines: Vec<Line>,
+    lines: Vec<Call>,
     /// By line, variant and repetition.
     seen: Vec<Vec<Vec<Turn>>>,
     /// By line and repetition, in signatures per second.
@@ -43,12 +36,11 @@ impl Costs {
     /// # Errors
     /// The system does not let the process choose its core.
     pub(crate) fn new(bench: &Bench) -> Result<Option<Self>, String> {
-        let sign = |algorithm| Call { method: "Sign", algorithm, batch: None };
-        let batch = Call { method: "BatchSign", algorithm: "ES256", batch: Some(64) };
-        let full = [sign("ES256"), sign("RS256"), batch].map(|call| Line { call, flights: call.flights() });
-        let alone = Line { call: sign("ES256"), flights: 1 };
-        let lines = full.into_iter().chain([alone]).filter(|line| bench.wants(&line.call.name()));
-        let lines: Vec<Line> = lines.collect();
+        let sign = |algorithm| Call::unary("Sign", algorithm);
+        let batch = Call::batch("ES256");
+        let alone = Call { flights: 1, ..sign("ES256") };
+        let lines = [sign("ES256"), sign("RS256"), batch, alone].into_iter();
+        let lines: Vec<Call> = lines.filter(|call| bench.wants(&call.name())).collect();
         if lines.is_empty() {
             return Ok(None);
         }
@@ -63,12 +55,12 @@ impl Costs {
         let dir = self.variants[0].dir();
         let disk = bench.cores.on_servers(|| sync_time(dir))?;
         self.disk_us.push(disk.map_err(|error| format!("the disk: {error}"))?);
-        for (index, line) in self.lines.iter().enumerate() {
-            let raw = bench.cores.on_servers(|| raw::measure(line.call.algorithm, dir, DURATION))??;
+        for (index, call) in self.lines.iter().enumerate() {
+            let raw = bench.cores.on_servers(|| raw::measure(call.algorithm, dir, DURATION))??;
             self.raw[index].push(raw.per_second);
             for turn in 0..self.variants.len() {
                 let number = (turn + repetition as usize) % self.variants.len();
-                let turn = self.variants[number].flat_out(bench, line.call, line.flights, DURATION)?;
+                let turn = self.variants[number].flat_out(bench, *call, DURATION)?;
                 self.seen[index][number].push(turn);
             }
         }
@@ -142,16 +134,6 @@ impl fmt::Display for Costs {
             }
         }
         Ok(())
-    }
-}
-
-impl Line {
-    fn name(self) -> String {
-        match self.flights {
-            1 => format!("{}, one at a time", self.call.name()),
-            flights if flights == CALLS_IN_FLIGHT => self.call.name(),
-            flights => format!("{}, {flights} under way", self.call.name()),
-        }
     }
 }
 

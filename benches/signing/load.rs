@@ -22,6 +22,8 @@ use crate::table::Latency;
 const CONNECTIONS: usize = 2;
 /// Calls under way at full speed, over all connections.
 pub(crate) const CALLS_IN_FLIGHT: usize = 32;
+/// As many as an issuer in a hurry has: what travels together costs less.
+const MANY_IN_FLIGHT: usize = 128;
 const BATCHES_IN_FLIGHT: usize = 4;
 const WARM_UP: Duration = Duration::from_millis(150);
 
@@ -31,30 +33,43 @@ pub(crate) struct Call {
     pub(crate) method: &'static str,
     pub(crate) algorithm: &'static str,
     pub(crate) batch: Option<usize>,
+    /// How many are under way at full speed.
+    pub(crate) flights: usize,
 }
 
 impl Call {
-    /// The lines of the table.
+    pub(crate) const fn unary(method: &'static str, algorithm: &'static str) -> Self {
+        Self { method, algorithm, batch: None, flights: CALLS_IN_FLIGHT }
+    }
+
+    pub(crate) const fn batch(algorithm: &'static str) -> Self {
+        Self { method: "BatchSign", algorithm, batch: Some(64), flights: BATCHES_IN_FLIGHT }
+    }
+
+    /// The lines of the table. Of what takes long, so many more calls would be refused.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let unary = |method| ["RS256", "ES256", "EdDSA"].map(|algorithm| Self { method, algorithm, batch: None });
-        let batch =
-            ["RS256", "ES256", "EdDSA"].map(|algorithm| Self { method: "BatchSign", algorithm, batch: Some(64) });
-        unary("Sign").into_iter().chain(unary("SignJwt")).chain(batch)
+        const ALGORITHMS: [&str; 3] = ["RS256", "ES256", "EdDSA"];
+        let unary = ["Sign", "SignJwt"].into_iter().flat_map(|method| {
+            let many = Self { flights: MANY_IN_FLIGHT, ..Self::unary(method, "ES256") };
+            ALGORITHMS.map(|algorithm| Self::unary(method, algorithm)).into_iter().chain([many])
+        });
+        unary.chain(ALGORITHMS.map(Self::batch))
     }
 
     pub(crate) fn name(self) -> String {
-        let Self { method, algorithm, batch } = self;
-        batch.map_or_else(|| format!("{method} {algorithm}"), |count| format!("{method} {algorithm}, {count} inputs"))
+        let Self { method, algorithm, .. } = self;
+        match self {
+            Self { batch: Some(count), .. } => format!("{method} {algorithm}, {count} inputs"),
+            Self { flights: CALLS_IN_FLIGHT, .. } => format!("{method} {algorithm}"),
+            Self { flights: 1, .. } => format!("{method} {algorithm}, one at a time"),
+            Self { flights, .. } => format!("{method} {algorithm}, {flights} under way"),
+        }
     }
 
-    /// A batch is not a call that somebody waits for one by one.
+    /// Whether it is looked at at a pace: a batch is no call that somebody waits for one by one, and at its pace a call has no more
+    /// beside it than there come.
     pub(crate) const fn is_waited_for(self) -> bool {
-        self.batch.is_none()
-    }
-
-    /// How many are under way at full speed.
-    pub(crate) const fn flights(self) -> usize {
-        if self.batch.is_some() { BATCHES_IN_FLIGHT } else { CALLS_IN_FLIGHT }
+        self.batch.is_none() && self.flights == CALLS_IN_FLIGHT
     }
 
     pub(crate) fn signatures(self) -> f64 {
@@ -129,20 +144,15 @@ impl Load {
         request
     }
 
-    /// As many calls as are answered when the next one follows each answer at once, with so many `flights` under way.
+    /// As many calls as are answered when the next one follows each answer at once.
     ///
     /// # Errors
     /// What the server answered.
-    pub(crate) async fn flat_out(
-        self: &Rc<Self>,
-        call: Call,
-        flights: usize,
-        duration: Duration,
-    ) -> Result<Served, String> {
+    pub(crate) async fn flat_out(self: &Rc<Self>, call: Call, duration: Duration) -> Result<Served, String> {
         let start = Instant::now() + WARM_UP;
         let end = start + duration;
         let tasks = LocalSet::new();
-        let flights: Vec<_> = (0..flights)
+        let flights: Vec<_> = (0..call.flights)
             .map(|number| {
                 let (load, mut client) = (Rc::clone(self), self.client(number));
                 tasks.spawn_local(async move {

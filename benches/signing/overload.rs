@@ -10,7 +10,7 @@ use tokio::task::LocalSet;
 use tokio::try_join;
 
 use crate::common::{Clients, Dial, Installation, Server, short_policy};
-use crate::load::{CALLS_IN_FLIGHT, Call, Load};
+use crate::load::{Call, Load};
 use crate::pace::{Intervals, Pace, Paced};
 use crate::processes::memory_kib;
 use crate::table::{Bench, Table};
@@ -85,7 +85,7 @@ impl Table for Overload {
 
 impl Line {
     const fn call(self) -> Call {
-        Call { method: "Sign", algorithm: self.algorithm, batch: None }
+        Call::unary("Sign", self.algorithm)
     }
 
     fn name(self) -> String {
@@ -138,7 +138,7 @@ impl Subject {
 
     fn measure(&self, bench: &Bench, duration: Duration) -> Result<Figures, String> {
         let (call, runtime) = (self.line.call(), &bench.runtime);
-        let peak = self.flood[0].flat_out(call, CALLS_IN_FLIGHT, duration / PEAK_PART);
+        let peak = self.flood[0].flat_out(call, duration / PEAK_PART);
         let peak = runtime.block_on(peak)?.per_second;
         let alone = |times: f64, duration| {
             LocalSet::new().block_on(runtime, self.pace(peak * times).keep(&self.flood, duration))

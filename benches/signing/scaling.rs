@@ -18,7 +18,7 @@ use crate::variants::{Isolation, Variant};
 
 const DURATION: Duration = Duration::from_millis(1500);
 /// The token's time is nearly all of this one's.
-const CALL: Call = Call { method: "Sign", algorithm: "RS256", batch: None };
+const CALL: Call = Call::unary("Sign", "RS256");
 
 /// The complete service on one core and on two, and bare loops of C_Sign.
 pub(crate) struct Scaling {
@@ -68,7 +68,7 @@ impl Table for Scaling {
             self.raw.push((one, on_both(&bench.cores, dir)?));
             for ([one, two], served) in self.servers.iter().zip(&mut self.served) {
                 let rate = |place, server: &Variant| {
-                    let turn = bench.cores.within(place, || server.flat_out(bench, CALL, CALL.flights(), DURATION))?;
+                    let turn = bench.cores.within(place, || server.flat_out(bench, CALL, DURATION))?;
                     turn.map(|turn| turn.served.per_second)
                 };
                 served.push((rate(Place::Server, one)?, rate(Place::Both, two)?));

@@ -115,7 +115,7 @@ impl Table for Signing {
 }
 
 fn turn_of(bench: &Bench, server: &Variant, call: Call) -> Result<(Turn, Option<Paced>), String> {
-    let turn = server.flat_out(bench, call, call.flights(), SERVED_DURATION)?;
+    let turn = server.flat_out(bench, call, SERVED_DURATION)?;
     if !call.is_waited_for() {
         return Ok((turn, None));
     }

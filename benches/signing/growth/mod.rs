@@ -21,14 +21,14 @@ use tokio::runtime::Runtime;
 
 use crate::common::{Clients, Dial, Server};
 use crate::cores::Cores;
-use crate::load::{CALLS_IN_FLIGHT, Call, Load};
+use crate::load::{Call, Load};
 use crate::processes;
 use crate::table::{Bench, Ratio, Table, least};
 use state::{ALGORITHM, State, policy, tenant};
 
 /// Tenants, of three keys each.
 const SIZES: [usize; 3] = [1, 100, 10_000];
-const CALL: Call = Call { method: "Sign", algorithm: ALGORITHM, batch: None };
+const CALL: Call = Call::unary("Sign", ALGORITHM);
 /// Sizes take turns, so that what else the machine does meets all of them; the medians are told.
 const TURNS: usize = 15;
 const TURN: Duration = Duration::from_millis(800);
@@ -157,10 +157,10 @@ impl Subject {
 
     fn turn(&mut self, runtime: &Runtime) -> Result<(), String> {
         let before = processes::cpu_time(self.server.pid())?;
-        let served = runtime.block_on(self.load.flat_out(CALL, CALLS_IN_FLIGHT, TURN))?;
+        let served = runtime.block_on(self.load.flat_out(CALL, TURN))?;
         let cpu = processes::cpu_time(self.server.pid())?.saturating_sub(before);
         self.turns.sign_cpu_us.push(cpu.as_secs_f64() * 1e6 / served.calls as f64);
-        let one = runtime.block_on(self.load.flat_out(CALL, 1, TURN / 2))?.latency.p50_us;
+        let one = runtime.block_on(self.load.flat_out(Call { flights: 1, ..CALL }, TURN / 2))?.latency.p50_us;
         self.turns.sign.push((served.per_second, one));
         // A new connection each time: one that waits for its turn is given up.
         self.turns.jwks.push(Jwks::connect(&self.server)?.read_for(TURN / 2)?);
