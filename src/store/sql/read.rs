@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio::task::yield_now;
+
 use super::{Reads, Row, Statement};
 use crate::domain::{Algorithm, TenantId, Timestamp};
 use crate::store::record::{self, KeyringRow, RemovalRow, TenantRow, TokenRow};
@@ -75,7 +77,7 @@ pub(super) async fn tenant(
     let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
     let is_known = witness.knows(tenant);
     let removals = if is_known { Removals::new() } else { removals(database, Some(tenant), seals).await? };
-    let (record, news) = believe(rows, seals, witness, &removals)?;
+    let (record, news) = believe(rows, seals, witness, &removals).await?;
     Ok(Read { record: Some(record), news })
 }
 
@@ -132,7 +134,11 @@ pub(super) async fn all(
     let mut present = Vec::new();
     let removals = removals(database, None, seals).await?;
     for (id, rows) in every(database).await? {
-        match rows.and_then(|rows| believe(rows, seals, witness, &removals)) {
+        let believed = match rows {
+            Ok(rows) => believe(rows, seals, witness, &removals).await,
+            Err(error) => Err(error),
+        };
+        match believed {
             Ok((record, new)) => {
                 loaded.records.push(record);
                 news.extend(new);
@@ -141,8 +147,6 @@ pub(super) async fn all(
             Err(other) => return Err(other),
         }
         present.push(id);
-        // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
-        tokio::task::yield_now().await;
     }
     let (damaged, removed) = missing(&witness.absent(present), &removals, witness);
     loaded.damaged.extend(damaged);
@@ -192,8 +196,8 @@ pub(super) async fn revisions(
             Err(other) => return Err(other),
         }
         present.push(id);
-        // To believe a tenant takes half a millisecond, and there may be ten thousand: calls have their turns in between.
-        tokio::task::yield_now().await;
+        // There may be ten thousand: calls have their turns in between.
+        yield_now().await;
     }
     let absent = witness.absent(present);
     let removals = if absent.is_empty() { Removals::new() } else { removals(database, None, seals).await? };
@@ -269,14 +273,18 @@ impl Rows {
     }
 
     /// What the rows say, if their seals hold, and the hash of each document.
-    pub(super) fn decode(self, seals: &dyn Seals) -> Result<(TenantRecord, Hash, Vec<Hash>), StoreError> {
+    ///
+    /// To look at a seal takes a tenth of a millisecond, and a tenant has some of them: calls have their turns in between.
+    pub(super) async fn decode(self, seals: &dyn Seals) -> Result<(TenantRecord, Hash, Vec<Hash>), StoreError> {
         let hash = leaf_hash(self.tenant.document.as_bytes());
         let tenant = self.tenant.decode(seals)?;
         let mut keyrings = Vec::new();
         for row in self.keyrings {
+            yield_now().await;
             let hash = leaf_hash(row.document.as_bytes());
             keyrings.push((row.decode(tenant.create_time, seals)?, hash));
         }
+        yield_now().await;
         keyrings.sort_unstable_by_key(|(keyring, _)| keyring.algorithm);
         let (keyrings, hashes) = keyrings.into_iter().unzip();
         Ok((TenantRecord { tenant, keyrings }, hash, hashes))
@@ -285,13 +293,13 @@ impl Rows {
 
 /// What the rows say, if their seals hold and nothing older was put back; and what of it is new. A replica may have seen neither a
 /// tenant nor its removal.
-fn believe(
+async fn believe(
     rows: Rows,
     seals: &dyn Seals,
     witness: &Witness,
     removals: &Removals,
 ) -> Result<(TenantRecord, Vec<Sight>), StoreError> {
-    let (record, hash, hashes) = rows.decode(seals)?;
+    let (record, hash, hashes) = rows.decode(seals).await?;
     let removed = removals.get(record.tenant.id.as_str());
     if removed.is_some_and(|create_time| *create_time >= record.tenant.create_time) {
         return Err(StoreError::Untrusted(witness::put_back(&record.tenant.id)));

@@ -61,7 +61,11 @@ impl SqlStore {
         let (mut older, mut sights, mut removals) = (Vec::new(), Vec::new(), Vec::new());
         let mut present = Vec::new();
         for (id, rows) in read::every(&*self.database).await? {
-            match rows.and_then(|rows| rows.decode(&*self.seals)) {
+            let decoded = match rows {
+                Ok(rows) => rows.decode(&*self.seals).await,
+                Err(error) => Err(error),
+            };
+            match decoded {
                 Ok((record, hash, hashes)) => match witness.compare(&shown(&record, hash, &hashes)) {
                     Ok(news) if !forgotten => sights.extend(news),
                     Err(_) if let Some(create_time) = witness.removed(&record.tenant.id) => {
