@@ -90,7 +90,7 @@ const HOMES: [(&str, &str); 35] = [
 /// Crates that are no room's subject: text, time, errors, secrets, tasks, logging, and the shape of a service.
 const SHARED: [&str; 20] = [
     "async_trait",
-    // Routers: http makes them, serving serves them.
+    // Routers: http and grpc make them, serving serves them.
     "axum",
     "base64",
     "bytes",

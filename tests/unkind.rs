@@ -228,6 +228,21 @@ impl Endless {
         self.calls.push((answer, sending));
         Ok(())
     }
+
+    /// The gRPC code of a call that was answered all the same; the others go on.
+    async fn refusal(&mut self) -> String {
+        let begun = Instant::now();
+        loop {
+            for (answer, _) in &mut self.calls {
+                if let Ok(answer) = tokio::time::timeout(Duration::ZERO, answer).await {
+                    let code = answer.expect("an answer").headers().get("grpc-status").cloned();
+                    return code.expect("a code").to_str().expect("a number").to_owned();
+                }
+            }
+            assert!(begun.elapsed() < CALLS_WAIT_MAX, "no call was refused");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,9 +267,11 @@ async fn calls_without_an_end_stop_nobody_elses() {
     message.resize((1 << 20) + 4, b' ');
     let message = Bytes::from(message);
     let mut two = [Endless::connect(&server).await, Endless::connect(&server).await];
-    for client in &mut two {
+    for (client, path) in
+        two.iter_mut().zip(["/keyward.v1.SigningService/SignJwt", "/keyward.v1.KeyService/GetSigningKey"])
+    {
         for _ in 0..64 {
-            client.call("/keyward.v1.SigningService/SignJwt", 0, message.clone()).await.expect("it is not cut");
+            client.call(path, 0, message.clone()).await.expect("it is not cut");
         }
     }
     told("128 MiB of messages on two connections").await;
@@ -262,6 +279,9 @@ async fn calls_without_an_end_stop_nobody_elses() {
     while refused("share") == 0.0 {
         assert!(begun.elapsed() < CALLS_WAIT_MAX, "nothing was refused");
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for client in &mut two {
+        assert_eq!(client.refusal().await, (Code::ResourceExhausted as i32).to_string());
     }
     told("which are refused").await;
     // What asks for no credentials takes no message of that size.

@@ -146,7 +146,12 @@ impl Table for Jwks {
 
     fn json(&self) -> Value {
         let rows: Vec<Figures> = self.figures().collect();
-        json!({ "octets": self.bytes, "connections": CONNECTIONS, "rows": rows })
+        json!({
+            "octets": self.bytes,
+            "connections": CONNECTIONS,
+            "connections_pausing": CONNECTIONS_PAUSING,
+            "rows": rows,
+        })
     }
 }
 
@@ -243,7 +248,11 @@ struct Figures {
 
 impl fmt::Display for Jwks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "A JWKS of {} octets, {CONNECTIONS} connections; Keyward, nginx.\n", self.bytes)?;
+        writeln!(
+            f,
+            "A JWKS of {} octets, {CONNECTIONS} connections, {CONNECTIONS_PAUSING} with pauses; Keyward, nginx.\n",
+            self.bytes
+        )?;
         writeln!(
             f,
             "| call | requests /s | Keyward / nginx (min to max) | p50 µs | p99 µs | p99 / nginx's (min to max) | least server CPU µs | \

@@ -95,7 +95,7 @@ impl Table for Signing {
             for Row { call, raw, served } in &mut self.rows {
                 bench.say(repetition, &call.name());
                 let (dir, paced_for) =
-                    (self.servers[0].dir(), if call.is_waited_for() { RAW_DURATION } else { Duration::ZERO });
+                    (self.servers[0].dir(), if call.is_waited_for() { PACED_DURATION } else { Duration::ZERO });
                 let measure = || raw::measure_paced(call.algorithm, dir, RAW_DURATION, paced_for);
                 raw.push(bench.cores.on_servers(measure)??);
                 // Who begins changes, so that neither always comes after the other.

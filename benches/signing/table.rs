@@ -75,7 +75,8 @@ impl fmt::Display for Latency {
 }
 
 /// What p99 is looked at in, beside that of all calls. A machine that is stopped for some milliseconds once or twice in a second, as
-/// virtual ones are, makes one call in a hundred late by that alone; most parts are spared.
+/// virtual ones are, makes one call in a hundred late by that alone; most parts are spared. So they are what a server does itself no
+/// more than twice in a second.
 const PART: Duration = Duration::from_millis(250);
 
 /// The median of the parts' p99, of calls in the order in which they were due, over so much time.

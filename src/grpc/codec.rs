@@ -4,7 +4,7 @@ use prost::Message;
 use tonic::codec::{self, BufferSettings};
 use tonic_prost::ProstCodec;
 
-/// What is taken from the heap for a message before it comes, both ways: most have less. A longer one takes as much as it has.
+/// What is taken from the heap for a message before it comes, both ways: most have less, and for a longer one it grows.
 const BUFFER_BYTES: usize = 1 << 10;
 
 /// From when on answers of a stream are sent together; as in tonic.

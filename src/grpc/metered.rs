@@ -8,10 +8,9 @@ use metrics::{Counter, Histogram};
 use tonic::Code;
 use tower::{Layer, Service};
 
-use super::OPEN_MESSAGE_BYTES_MAX;
 use super::door;
-use super::services::{Answer, Answering};
 use super::status::code_name;
+use super::{Answer, Answering, OPEN_MESSAGE_BYTES_MAX};
 use crate::auth::methods::{self, METHODS};
 
 /// Counts each call by method and code, and says in words why the transport turned one away. The outermost layer: it sees what

@@ -16,6 +16,8 @@ mod status;
 mod tenants;
 mod wire;
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -26,7 +28,7 @@ use tower::Layer as _;
 use crate::audit::Logs;
 use crate::auth::Callers;
 use crate::keyring::{Health, Keyrings};
-use crate::serving::{Answers, Greeter};
+use crate::serving::{Face, Greeter};
 use admission::{Admission, GateLayer};
 use audit::AuditFace;
 use metered::MeteredLayer;
@@ -39,6 +41,10 @@ use services::Services;
 /// Longest message taken by health and reflection, which answer anybody: a name, many times over.
 const OPEN_MESSAGE_BYTES_MAX: usize = 4 << 10;
 
+/// An answer, and one that is being made.
+type Answer = http::Response<tonic::body::Body>;
+type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
+
 /// All services over these keyrings, with their health as it is told; and who must greet each connection to them, because what
 /// it shows is what `callers` know who calls by. `logs` has the record of the calls.
 pub fn services(
@@ -47,7 +53,7 @@ pub fn services(
     logs: Logs,
     message_bytes_max: usize,
     health: watch::Receiver<Health>,
-) -> (impl Answers, Arc<dyn Greeter>) {
+) -> (impl Face, Arc<dyn Greeter>) {
     let admission = Admission::new(keyrings, callers, logs.calls().clone());
     let audit = AuditFace { admission: admission.clone(), logs };
     let (reporter, health_service) = tonic_health::server::health_reporter();

@@ -1,18 +1,13 @@
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http_body::Body;
-use tonic::codegen::StdError;
+use tonic::codegen::{Body, StdError};
 use tonic::service::Routes;
 use tower::Service;
 
 use super::admission::Admission;
 use super::proto::signing_service_server::{SERVICE_NAME, SigningServiceServer};
-
-/// An answer, and one that is being made.
-pub(super) type Answer = http::Response<tonic::body::Body>;
-pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
+use super::{Answer, Answering};
 
 /// All services. What issuers call thousands of times a second does not pass the router, which takes as long as the rest of the way
 /// to the handler.
@@ -51,7 +46,8 @@ where
         {
             return self.signing.call(request);
         }
-        let answering = self.others.call(request);
+        // As tonic's own body, which keeps why a body was refused; axum's does not.
+        let answering = self.others.call(request.map(tonic::body::Body::new));
         Box::pin(async move { Ok(answering.await?.map(tonic::body::Body::new)) })
     }
 }

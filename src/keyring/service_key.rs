@@ -21,8 +21,8 @@ const SIGN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The pause before a full queue is tried again: the queue is for those who can be turned away, and a change can wait.
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
-/// How many seals are remembered: those of some thousand tenants.
-const SEEN_MAX: usize = 8192;
+/// How many seals are remembered, each with 32 octets: those of ten thousand tenants, and some more.
+const SEEN_MAX: usize = 1 << 16;
 
 /// The key, ready to sign and to verify.
 pub struct ServiceKey {
@@ -34,13 +34,14 @@ pub struct ServiceKey {
 /// Seals that were found right, each with its message, as the SHA-256 of both: a record is read far more often than it changes, and
 /// to look at its seal takes as long as ten calls take beside their signatures.
 #[derive(Default)]
-struct Seen(Mutex<HashSet<Vec<u8>>>);
+struct Seen(Mutex<HashSet<[u8; 32]>>);
 
 impl Seen {
     /// Whether it was seen, or is right by `verify`.
     fn holds(&self, message: &[u8], seal: &[u8], verify: impl FnOnce() -> bool) -> bool {
         // With its length, so that none of a message passes for the end of a seal.
-        let both = digest(Digest::Sha256, &[&seal.len().to_be_bytes(), seal, message].concat());
+        let both = [&seal.len().to_be_bytes(), seal, message].concat();
+        let both = digest(Digest::Sha256, &both).try_into().expect("SHA-256 has 32 octets");
         // A set is never left half changed.
         let seen = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if seen().contains(&both) {

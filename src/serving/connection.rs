@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Answers;
+use super::Face;
 use super::bounds::{Bounds, Protocol};
 use super::budget::Budget;
 use super::calls::Calls;
@@ -36,7 +36,7 @@ pub(super) struct Terms<S> {
     pub(super) greeter: Arc<dyn Greeter>,
 }
 
-impl<S: Answers> Terms<S> {
+impl<S: Face> Terms<S> {
     /// Serves one connection to its end, which comes within the bounds whatever the client does.
     pub(super) async fn attend(self, connection: Connection) {
         match (connection, &self.identity) {
@@ -113,9 +113,10 @@ impl<S: Answers> Terms<S> {
         let service = service_fn(move |request: Request<Incoming>| {
             let (call, mut request) = counted.begin(request);
             request.extensions_mut().extend(extensions.clone());
-            let answer = service.clone().call(request);
+            let mut service = service.clone();
+            // Called when it is polled: with HTTP/2 that is in a task of the call's own, and not in the connection's.
             async move {
-                let answer = answer.await;
+                let answer = service.call(request).await;
                 drop(call);
                 answer
             }

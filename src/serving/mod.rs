@@ -41,7 +41,7 @@ use connection::Terms;
 use places::Places;
 
 /// What answers the calls of a listener. It is asked without being waited for: it must always be ready.
-pub trait Answers:
+pub trait Face:
     Service<Request<Arriving<Incoming>>, Response = Response<Self::Body>, Error = Infallible, Future: Send + 'static>
     + Clone
     + Send
@@ -52,7 +52,7 @@ pub trait Answers:
     type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 }
 
-impl<S, B> Answers for S
+impl<S, B> Face for S
 where
     S: Service<Request<Arriving<Incoming>>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
         + Clone
@@ -67,7 +67,7 @@ where
 /// Serves `service` until `shutdown`, and then until the calls under way are answered. With an identity, TCP is under TLS, and
 /// each handshake is with the identity of its moment. Who drops this cuts every connection.
 pub async fn serve(
-    service: impl Answers,
+    service: impl Face,
     mut listener: Listener,
     identity: Option<watch::Receiver<Arc<Identity>>>,
     bounds: Bounds,

@@ -85,9 +85,16 @@ async fn every_method_is_closed_to_those_who_have_no_role_for_it() {
     }
     let health = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
     unary(&anybody, health, Vec::new(), None).await.expect("health is for everybody");
-    for unserved in
-        ["/keyward.v1.SigningService/SignAll", "/keyward.v1.KeyService", "/", "/keyward.v1.signingservice/Sign"]
-    {
+    for unserved in [
+        "/keyward.v1.SigningService/SignAll",
+        "/keyward.v1.SigningService/Sign/",
+        "/keyward.v1.SigningService/",
+        "/keyward.v1.SigningService",
+        "/keyward.v1.SigningServices/Sign",
+        "/keyward.v1.signingservice/Sign",
+        "/keyward.v1.KeyService",
+        "/",
+    ] {
         let path = PathAndQuery::from_static(unserved);
         let status = unary(&anybody, path, Vec::new(), Some(&stand.jwt("admin"))).await.expect_err(unserved);
         assert_eq!(status.code(), Code::Unimplemented, "{unserved}: {status:?}");

@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::common::http::get;
 use crate::common::{Clients, Server, claims};
-use crate::stand::{Stand, policy, secs, until};
+use crate::stand::{REACHES_ALL_MAX, Stand, policy, secs, until, within};
 
 /// It signs and publishes nothing of what was changed since, says what that is, and holds once an operator has said that it shall.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,7 +34,8 @@ async fn yesterdays_database_is_not_believed_before_somebody_accepts_it() {
     let deletion = DeleteTenantRequest { id: "deleted".to_owned(), confirm_id: "deleted".to_owned() };
     clients[1].tenants.delete_tenant(deletion).await.expect("deleted");
     issuers.push(clients[1].create_tenant("new", &["ES256"], policy()).await.issuer);
-    until("the deleted tenant is gone", || {
+    // Until a tenant's keys have gone takes many looks.
+    within(5 * REACHES_ALL_MAX, "the deleted tenant is gone", || {
         stand.database.psql("select count(*) from tenant where id = 'deleted'") == "0"
     });
     // Both replicas have seen all of it.

@@ -83,10 +83,15 @@ pub(crate) fn published(server: &Server) -> BTreeSet<String> {
 }
 
 #[track_caller]
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, is_so: impl FnMut() -> bool) {
+    within(REACHES_ALL_MAX, what, is_so);
+}
+
+#[track_caller]
+pub(crate) fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < REACHES_ALL_MAX, "not in {REACHES_ALL_MAX:?}: {what}");
+        assert!(begun.elapsed() < limit, "not in {limit:?}: {what}");
         std::thread::sleep(POLL);
     }
 }

@@ -313,7 +313,8 @@ impl fmt::Display for Growth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| tenants | Sign /s | of one tenant's (min to max) | server CPU µs | p50 µs | JWKS /s | of one tenant's (min to max) | p50 µs | first use of a key ms, most | \
+            "| tenants | Sign /s | of one tenant's (min to max) | server CPU µs | p50 µs | \
+             JWKS /s | of one tenant's (min to max) | p50 µs | first use of a key ms, most | \
              CreateTenant ms | RotateSigningKey ms | CPU ms in a quiet second |"
         )?;
         writeln!(f, "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;

@@ -8,8 +8,7 @@ use http::{HeaderMap, header};
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::super::services::{Answer, Answering};
-use super::super::status;
+use super::super::{Answer, Answering, status};
 use super::{Admission, request_id_in};
 use crate::auth::methods::{self, Access, Method};
 use crate::auth::{Authenticated, Presented, Refusal, Shown};

@@ -1,6 +1,7 @@
 //! How records are read: as rows, then as what their seals and the witness let stand.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use tokio::task::yield_now;
 
@@ -18,6 +19,25 @@ use crate::tlog::{Hash, leaf_hash};
 pub(super) struct Read<T> {
     pub(super) record: T,
     pub(super) news: Vec<Sight>,
+}
+
+/// To look at a seal takes a tenth of a millisecond, a tenant has some of them, and there may be ten thousand tenants: calls have their
+/// turns in between. Not after each of those that are known already, for who waits for the witness waits for all of this.
+pub(super) struct Turns(Instant);
+
+const TURN: Duration = Duration::from_micros(50);
+
+impl Turns {
+    pub(super) fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    async fn pass(&mut self) {
+        if self.0.elapsed() >= TURN {
+            yield_now().await;
+            self.0 = Instant::now();
+        }
+    }
 }
 
 /// A tenant's rows, as they stand there.
@@ -77,7 +97,7 @@ pub(super) async fn tenant(
     let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
     let is_known = witness.knows(tenant);
     let removals = if is_known { Removals::new() } else { removals(database, Some(tenant), seals).await? };
-    let (record, news) = believe(rows, seals, witness, &removals).await?;
+    let (record, news) = believe(rows, seals, witness, &removals, &mut Turns::begin()).await?;
     Ok(Read { record: Some(record), news })
 }
 
@@ -92,7 +112,10 @@ pub(super) async fn removals(
 ) -> Result<Removals, StoreError> {
     let rows = Statement::new("select tenant, create_time, seal from removal where $1 is null or tenant = $1");
     let mut removals = Removals::new();
-    for row in database.rows(rows.bind(tenant)).await? {
+    let rows = database.rows(rows.bind(tenant)).await?;
+    let mut turns = Turns::begin();
+    for row in rows {
+        turns.pass().await;
         let row =
             RemovalRow { tenant: row.get("tenant")?, create_time: row.get("create_time")?, seal: row.get("seal")? };
         if let Ok(create_time) = row.decode(seals) {
@@ -133,9 +156,12 @@ pub(super) async fn all(
     let (mut loaded, mut news) = (Loaded::default(), Vec::new());
     let mut present = Vec::new();
     let removals = removals(database, None, seals).await?;
-    for (id, rows) in every(database).await? {
+    let every = every(database).await?;
+    let mut turns = Turns::begin();
+    for (id, rows) in every {
+        turns.pass().await;
         let believed = match rows {
-            Ok(rows) => believe(rows, seals, witness, &removals).await,
+            Ok(rows) => believe(rows, seals, witness, &removals, &mut turns).await,
             Err(error) => Err(error),
         };
         match believed {
@@ -189,15 +215,15 @@ pub(super) async fn revisions(
     let rows = database.rows(rows).await?;
     let mut read = Revisions::default();
     let mut present = Vec::new();
+    let mut turns = Turns::begin();
     for (id, rows) in of_tenants(&rows) {
+        turns.pass().await;
         match read_revisions(&id, rows).map_err(|error| of_tenant(&id, error)) {
             Ok(revisions) => read.tenants.push(revisions),
             Err(StoreError::Untrusted(problem)) => read.damaged.push(Damage { tenant: id.clone(), problem }),
             Err(other) => return Err(other),
         }
         present.push(id);
-        // There may be ten thousand: calls have their turns in between.
-        yield_now().await;
     }
     let absent = witness.absent(present);
     let removals = if absent.is_empty() { Removals::new() } else { removals(database, None, seals).await? };
@@ -273,18 +299,20 @@ impl Rows {
     }
 
     /// What the rows say, if their seals hold, and the hash of each document.
-    ///
-    /// To look at a seal takes a tenth of a millisecond, and a tenant has some of them: calls have their turns in between.
-    pub(super) async fn decode(self, seals: &dyn Seals) -> Result<(TenantRecord, Hash, Vec<Hash>), StoreError> {
+    pub(super) async fn decode(
+        self,
+        seals: &dyn Seals,
+        turns: &mut Turns,
+    ) -> Result<(TenantRecord, Hash, Vec<Hash>), StoreError> {
         let hash = leaf_hash(self.tenant.document.as_bytes());
         let tenant = self.tenant.decode(seals)?;
         let mut keyrings = Vec::new();
         for row in self.keyrings {
-            yield_now().await;
+            turns.pass().await;
             let hash = leaf_hash(row.document.as_bytes());
             keyrings.push((row.decode(tenant.create_time, seals)?, hash));
         }
-        yield_now().await;
+        turns.pass().await;
         keyrings.sort_unstable_by_key(|(keyring, _)| keyring.algorithm);
         let (keyrings, hashes) = keyrings.into_iter().unzip();
         Ok((TenantRecord { tenant, keyrings }, hash, hashes))
@@ -298,8 +326,9 @@ async fn believe(
     seals: &dyn Seals,
     witness: &Witness,
     removals: &Removals,
+    turns: &mut Turns,
 ) -> Result<(TenantRecord, Vec<Sight>), StoreError> {
-    let (record, hash, hashes) = rows.decode(seals).await?;
+    let (record, hash, hashes) = rows.decode(seals, turns).await?;
     let removed = removals.get(record.tenant.id.as_str());
     if removed.is_some_and(|create_time| *create_time >= record.tenant.create_time) {
         return Err(StoreError::Untrusted(witness::put_back(&record.tenant.id)));

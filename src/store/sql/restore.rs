@@ -1,6 +1,6 @@
 //! Accepting a store that is older than what this replica has seen: a backup that was put back on purpose.
 
-use super::read::{self, shown};
+use super::read::{self, Turns, shown};
 use super::{Database, Guard, SqlStore, Statement, Transaction, write};
 use crate::domain::{Event, TenantId, Timestamp};
 use crate::store::record::{KeyringRow, RemovalRow, TenantRow};
@@ -60,9 +60,11 @@ impl SqlStore {
             Restored { log: (tip.size(), witness.log_end().map_or(0, Tip::size)), ..Restored::default() };
         let (mut older, mut sights, mut removals) = (Vec::new(), Vec::new(), Vec::new());
         let mut present = Vec::new();
-        for (id, rows) in read::every(&*self.database).await? {
+        let every = read::every(&*self.database).await?;
+        let mut turns = Turns::begin();
+        for (id, rows) in every {
             let decoded = match rows {
-                Ok(rows) => rows.decode(&*self.seals).await,
+                Ok(rows) => rows.decode(&*self.seals, &mut turns).await,
                 Err(error) => Err(error),
             };
             match decoded {
