@@ -188,9 +188,7 @@ impl Line {
     }
 
     fn turn(self, url: &str, server: u32) -> Result<Turn, String> {
-        let before = processes::cpu_time(server)?;
-        let asked = self.ask_for_long(url, CONNECTIONS, &[])?;
-        let cpu = processes::cpu_time(server)?.saturating_sub(before);
+        let (asked, cpu) = processes::cpu_during(server, || self.ask_for_long(url, CONNECTIONS, &[]))?;
         let cpu_us = cpu.as_secs_f64() * 1e6 / asked.requests as f64;
         let pausing = self.ask_for_long(url, CONNECTIONS_PAUSING, &["--", "pause"])?;
         Ok(Turn { asked, pausing, cpu_us })

@@ -193,7 +193,7 @@ impl Subject {
 }
 
 fn p99_ms(paced: &Paced) -> f64 {
-    paced.latency.p99_us / 1000.0
+    paced.calls.latency.p99_us / 1000.0
 }
 
 /// Calls that were refused.

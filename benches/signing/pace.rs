@@ -7,7 +7,7 @@ use tokio::task::{JoinError, JoinSet, yield_now};
 use tonic::{Code, Status};
 
 use crate::load::{Call, Load};
-use crate::table::{Latency, p99_of_parts_us};
+use crate::table::{AtPace, Latency};
 
 /// Which call, how many of them in a second, and at what intervals.
 #[derive(Clone, Copy)]
@@ -29,9 +29,7 @@ pub(crate) enum Intervals {
 /// What became of the calls. Their latency is counted from the times that they were due.
 #[derive(Default)]
 pub(crate) struct Paced {
-    pub(crate) latency: Latency,
-    /// See [`p99_of_parts_us`].
-    pub(crate) parts_p99_us: f64,
+    pub(crate) calls: AtPace,
     pub(crate) begun: usize,
     /// Calls begun and calls signed in a second, until the last one began.
     pub(crate) offered: f64,
@@ -89,12 +87,11 @@ impl Pace {
         }
         let Tally { mut latencies, in_time, refused } = tally;
         latencies.sort_unstable();
-        let latencies: Vec<Duration> = latencies.into_iter().map(|(_, took)| took).collect();
-        let parts_p99_us = p99_of_parts_us(&latencies, duration);
         let rate = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / offering.as_secs_f64();
         let (offered, served) = (rate(late.len()), rate(in_time));
-        let (latency, begun, late) = (Latency::of(latencies), late.len(), Latency::of(late));
-        Ok(Paced { latency, parts_p99_us, begun, offered, served, refused, late })
+        let calls = AtPace::of(latencies.into_iter().map(|(_, took)| took).collect(), duration);
+        let (begun, late) = (late.len(), Latency::of(late));
+        Ok(Paced { calls, begun, offered, served, refused, late })
     }
 
     fn interval(self, random: &mut Random) -> Duration {

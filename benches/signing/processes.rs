@@ -7,7 +7,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// The system does not tell.
-pub(crate) fn cpu_time(server: u32) -> Result<Duration, String> {
+fn cpu_time(server: u32) -> Result<Duration, String> {
     let had = |task: &str| -> Option<u64> {
         fs::read_to_string(format!("{task}/schedstat")).ok()?.split(' ').next()?.parse().ok()
     };
@@ -17,6 +17,16 @@ pub(crate) fn cpu_time(server: u32) -> Result<Duration, String> {
     } else {
         Ok(Duration::from_nanos(nanos))
     }
+}
+
+/// What comes of `work`, and what all threads had of their cores meanwhile.
+///
+/// # Errors
+/// Of `work`, or the system does not tell.
+pub(crate) fn cpu_during<T>(server: u32, work: impl FnOnce() -> Result<T, String>) -> Result<(T, Duration), String> {
+    let before = cpu_time(server)?;
+    let done = work()?;
+    Ok((done, cpu_time(server)?.saturating_sub(before)))
 }
 
 /// What they hold now (VmRSS in proc_pid_status(5)); pages that several hold count for each. 0 if the system does not tell.

@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::common::tools::SOFTHSM_MODULE;
-use crate::table::{Latency, p99_of_parts_us};
+use crate::table::{AtPace, Latency};
 
 const WARM_UP: Duration = Duration::from_millis(100);
 /// Part of that speed at which latency is looked at: busy, but not so busy that the queue alone is seen.
@@ -33,15 +33,7 @@ pub(crate) struct Raw {
     pub(crate) latency: Latency,
     /// Of calls that begin at even intervals, counted from the times that they were due: a machine that stands still makes all late
     /// that were due meanwhile. If it was asked for.
-    pub(crate) paced: Option<Paced>,
-}
-
-/// How long calls took at [`PACED_LOAD`].
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Paced {
-    pub(crate) latency: Latency,
-    /// See [`p99_of_parts_us`].
-    pub(crate) parts_p99_us: f64,
+    pub(crate) paced: Option<AtPace>,
 }
 
 /// Runs the loop in a new process, over the token of the installation in `dir`.
@@ -135,7 +127,6 @@ fn sign(
         paced.push(due.elapsed());
         due += interval;
     }
-    let parts_p99_us = p99_of_parts_us(&paced, paced_for);
-    let paced = (!paced.is_empty()).then(|| Paced { latency: Latency::of(paced), parts_p99_us });
+    let paced = (!paced.is_empty()).then(|| AtPace::of(paced, paced_for));
     Ok(Raw { per_second, cpu_us, latency: Latency::of(calls), paced })
 }

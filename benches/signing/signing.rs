@@ -11,7 +11,7 @@ use crate::cores::Place;
 use crate::load::Call;
 use crate::pace::{Intervals, Pace, Paced};
 use crate::raw::{self, PACED_LOAD, Raw};
-use crate::table::{Bench, Latency, Ratio, Table, least, median};
+use crate::table::{AtPace, Bench, Latency, Ratio, Table, least, median};
 use crate::variants::{Isolation, Turn, Variant};
 
 /// How long each figure is measured for: a thousand RSA signatures, so that the slowest thousandth is one of them.
@@ -71,12 +71,8 @@ impl Signing {
                 cpu_of_raw: raw_cpu_us / served_cpu_us,
                 load_busy: median(served(|turn| turn.served.load_busy)),
                 raw_latency: Latency::median(row.raw.iter().map(|raw| raw.latency)),
-                raw_paced: is_waited_for.then(|| {
-                    let paced = row.raw.iter().filter_map(|raw| raw.paced.as_ref());
-                    AtPace::of(paced.map(|paced| (paced.latency, paced.parts_p99_us)))
-                }),
-                paced: is_waited_for
-                    .then(|| AtPace::of(paced.clone().map(|paced| (paced.latency, paced.parts_p99_us)))),
+                raw_paced: is_waited_for.then(|| AtPace::median(row.raw.iter().filter_map(|raw| raw.paced))),
+                paced: is_waited_for.then(|| AtPace::median(paced.clone().map(|paced| paced.calls))),
                 refused: paced.map(|paced| paced.refused).sum::<usize>()
                     + turns.iter().map(|(turn, _)| turn.served.refused).sum::<usize>(),
             }
@@ -141,27 +137,6 @@ struct Figures {
     raw_paced: Option<AtPace>,
     paced: Option<AtPace>,
     refused: usize,
-}
-
-/// How long calls took that were begun at their times.
-#[derive(Serialize)]
-struct AtPace {
-    latency: Latency,
-    /// See [`p99_of_parts_us`](crate::table::p99_of_parts_us).
-    parts_p99_us: f64,
-}
-
-impl AtPace {
-    fn of(turns: impl Iterator<Item = (Latency, f64)> + Clone) -> Self {
-        let latency = Latency::median(turns.clone().map(|(latency, _)| latency));
-        Self { latency, parts_p99_us: median(turns.map(|(_, parts_p99_us)| parts_p99_us)) }
-    }
-}
-
-impl fmt::Display for AtPace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {:.0}", self.latency, self.parts_p99_us)
-    }
 }
 
 /// What all processes of a server hold at the end.

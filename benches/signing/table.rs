@@ -79,16 +79,38 @@ impl fmt::Display for Latency {
 /// more than twice in a second.
 const PART: Duration = Duration::from_millis(250);
 
-/// The median of the parts' p99, of calls in the order in which they were due, over so much time.
-pub(crate) fn p99_of_parts_us(calls: &[Duration], over: Duration) -> f64 {
-    let parts = over.div_duration_f64(PART).round().max(1.0);
-    let parts = calls.chunks_exact(((calls.len() as f64 / parts) as usize).max(1));
-    median(parts.map(|part| Latency::of(part.to_vec()).p99_us))
+/// How long calls took that were begun at their times.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct AtPace {
+    pub(crate) latency: Latency,
+    /// The median of the parts' p99.
+    pub(crate) parts_p99_us: f64,
+}
+
+impl AtPace {
+    /// Of calls in the order in which they were due, over so much time.
+    pub(crate) fn of(calls: Vec<Duration>, over: Duration) -> Self {
+        let parts = over.div_duration_f64(PART).round().max(1.0);
+        let parts = calls.chunks_exact(((calls.len() as f64 / parts) as usize).max(1));
+        let parts_p99_us = median(parts.map(|part| Latency::of(part.to_vec()).p99_us));
+        Self { latency: Latency::of(calls), parts_p99_us }
+    }
+
+    pub(crate) fn median(of: impl Iterator<Item = Self> + Clone) -> Self {
+        let latency = Latency::median(of.clone().map(|one| one.latency));
+        Self { latency, parts_p99_us: median(of.map(|one| one.parts_p99_us)) }
+    }
+}
+
+impl fmt::Display for AtPace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {:.0}", self.latency, self.parts_p99_us)
+    }
 }
 
 /// The ratios of pairs that were measured in the same repetition: the median, for the two of a pair were measured a second
 /// apart.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(crate) struct Ratio {
     pub(crate) median: f64,
     pub(crate) min: f64,

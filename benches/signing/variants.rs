@@ -160,10 +160,10 @@ impl Variant {
     /// # Errors
     /// What the server answered.
     pub(crate) fn flat_out(&self, bench: &Bench, call: Call, duration: Duration) -> Result<Turn, String> {
-        let before = processes::cpu_time(self.server.pid())?;
-        let served = bench.runtime.block_on(self.load.flat_out(call, duration));
-        let served = served.map_err(|problem| format!("{}: {problem}", self.with))?;
-        let cpu = processes::cpu_time(self.server.pid())?.saturating_sub(before);
+        let (served, cpu) = processes::cpu_during(self.server.pid(), || {
+            let served = bench.runtime.block_on(self.load.flat_out(call, duration));
+            served.map_err(|problem| format!("{}: {problem}", self.with))
+        })?;
         let cpu_us = cpu.as_secs_f64() * 1e6 / (served.calls as f64 * call.signatures());
         Ok(Turn { served, cpu_us })
     }

@@ -55,12 +55,12 @@ struct Figures {
     sign_per_second: f64,
     sign_p50_us: f64,
     /// The ratios to what the smallest size did in the same turn.
-    sign_of_one: Option<Ratio>,
+    sign_of_one: Ratio,
     /// For a signature, in the turn where it was least.
     sign_cpu_us: f64,
     jwks_per_second: f64,
     jwks_p50_us: f64,
-    jwks_of_one: Option<Ratio>,
+    jwks_of_one: Ratio,
     create_ms: f64,
     rotate_ms: f64,
     quiet_cpu_ms: f64,
@@ -111,7 +111,7 @@ impl Table for Growth {
         for number in 0..subjects.len() {
             let of_one = |turns: fn(&Turns) -> &Vec<(f64, f64)>| {
                 let rates = |number: usize| turns(&subjects[number].turns).iter().map(|(rate, _)| *rate);
-                Some(Ratio::of(rates(number).zip(rates(0))))
+                Ratio::of(rates(number).zip(rates(0)))
             };
             let ratios = (of_one(|turns| &turns.sign), of_one(|turns| &turns.jwks));
             let figures = &mut subjects[number].figures;
@@ -156,9 +156,8 @@ impl Subject {
     }
 
     fn turn(&mut self, runtime: &Runtime) -> Result<(), String> {
-        let before = processes::cpu_time(self.server.pid())?;
-        let served = runtime.block_on(self.load.flat_out(CALL, TURN))?;
-        let cpu = processes::cpu_time(self.server.pid())?.saturating_sub(before);
+        let flat_out = || runtime.block_on(self.load.flat_out(CALL, TURN));
+        let (served, cpu) = processes::cpu_during(self.server.pid(), flat_out)?;
         self.turns.sign_cpu_us.push(cpu.as_secs_f64() * 1e6 / served.calls as f64);
         let one = runtime.block_on(self.load.flat_out(Call { flights: 1, ..CALL }, TURN / 2))?.latency.p50_us;
         self.turns.sign.push((served.per_second, one));
@@ -170,9 +169,10 @@ impl Subject {
     /// What takes the tenants' memory and the timer's time, and what a change takes.
     fn look(&mut self, runtime: &Runtime) -> Result<(), String> {
         let server = self.server.pid();
-        let before = processes::cpu_time(server)?;
-        thread::sleep(QUIET);
-        let cpu = processes::cpu_time(server)?.saturating_sub(before);
+        let ((), cpu) = processes::cpu_during(server, || {
+            thread::sleep(QUIET);
+            Ok(())
+        })?;
         let mut clients = runtime.block_on(Clients::connect(&self.server));
         let (mut creates, mut rotates) = (Vec::new(), Vec::new());
         for number in 0..CHANGES {
@@ -320,9 +320,7 @@ impl fmt::Display for Growth {
         writeln!(f, "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for size in &self.0 {
             let Figures { tenants, sign_per_second, sign_p50_us, sign_cpu_us, jwks_per_second, jwks_p50_us, .. } = size;
-            let Figures { first_use_ms, first_use_most_ms, .. } = size;
-            let told = |ratio: &Option<Ratio>| ratio.as_ref().map(ToString::to_string).unwrap_or_default();
-            let (sign_of_one, jwks_of_one) = (told(&size.sign_of_one), told(&size.jwks_of_one));
+            let Figures { sign_of_one, jwks_of_one, first_use_ms, first_use_most_ms, .. } = size;
             let Figures { create_ms, rotate_ms, quiet_cpu_ms, .. } = size;
             writeln!(
                 f,

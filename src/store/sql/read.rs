@@ -23,16 +23,16 @@ pub(super) struct Read<T> {
 
 /// To look at a seal takes a tenth of a millisecond, a tenant has some of them, and there may be ten thousand tenants: calls have their
 /// turns in between. Not after each of those that are known already, for who waits for the witness waits for all of this.
-pub(super) struct Turns(Instant);
+pub(super) struct Pace(Instant);
 
 const TURN: Duration = Duration::from_micros(50);
 
-impl Turns {
+impl Pace {
     pub(super) fn begin() -> Self {
         Self(Instant::now())
     }
 
-    async fn pass(&mut self) {
+    async fn keep(&mut self) {
         if self.0.elapsed() >= TURN {
             yield_now().await;
             self.0 = Instant::now();
@@ -97,7 +97,7 @@ pub(super) async fn tenant(
     let rows = Rows::read(&rows).map_err(|error| of_tenant(tenant.as_str(), error))?;
     let is_known = witness.knows(tenant);
     let removals = if is_known { Removals::new() } else { removals(database, Some(tenant), seals).await? };
-    let (record, news) = believe(rows, seals, witness, &removals, &mut Turns::begin()).await?;
+    let (record, news) = believe(rows, seals, witness, &removals, &mut Pace::begin()).await?;
     Ok(Read { record: Some(record), news })
 }
 
@@ -113,9 +113,9 @@ pub(super) async fn removals(
     let rows = Statement::new("select tenant, create_time, seal from removal where $1 is null or tenant = $1");
     let mut removals = Removals::new();
     let rows = database.rows(rows.bind(tenant)).await?;
-    let mut turns = Turns::begin();
+    let mut pace = Pace::begin();
     for row in rows {
-        turns.pass().await;
+        pace.keep().await;
         let row =
             RemovalRow { tenant: row.get("tenant")?, create_time: row.get("create_time")?, seal: row.get("seal")? };
         if let Ok(create_time) = row.decode(seals) {
@@ -157,11 +157,11 @@ pub(super) async fn all(
     let mut present = Vec::new();
     let removals = removals(database, None, seals).await?;
     let every = every(database).await?;
-    let mut turns = Turns::begin();
+    let mut pace = Pace::begin();
     for (id, rows) in every {
-        turns.pass().await;
+        pace.keep().await;
         let believed = match rows {
-            Ok(rows) => believe(rows, seals, witness, &removals, &mut turns).await,
+            Ok(rows) => believe(rows, seals, witness, &removals, &mut pace).await,
             Err(error) => Err(error),
         };
         match believed {
@@ -215,9 +215,9 @@ pub(super) async fn revisions(
     let rows = database.rows(rows).await?;
     let mut read = Revisions::default();
     let mut present = Vec::new();
-    let mut turns = Turns::begin();
+    let mut pace = Pace::begin();
     for (id, rows) in of_tenants(&rows) {
-        turns.pass().await;
+        pace.keep().await;
         match read_revisions(&id, rows).map_err(|error| of_tenant(&id, error)) {
             Ok(revisions) => read.tenants.push(revisions),
             Err(StoreError::Untrusted(problem)) => read.damaged.push(Damage { tenant: id.clone(), problem }),
@@ -302,17 +302,17 @@ impl Rows {
     pub(super) async fn decode(
         self,
         seals: &dyn Seals,
-        turns: &mut Turns,
+        pace: &mut Pace,
     ) -> Result<(TenantRecord, Hash, Vec<Hash>), StoreError> {
         let hash = leaf_hash(self.tenant.document.as_bytes());
         let tenant = self.tenant.decode(seals)?;
         let mut keyrings = Vec::new();
         for row in self.keyrings {
-            turns.pass().await;
+            pace.keep().await;
             let hash = leaf_hash(row.document.as_bytes());
             keyrings.push((row.decode(tenant.create_time, seals)?, hash));
         }
-        turns.pass().await;
+        pace.keep().await;
         keyrings.sort_unstable_by_key(|(keyring, _)| keyring.algorithm);
         let (keyrings, hashes) = keyrings.into_iter().unzip();
         Ok((TenantRecord { tenant, keyrings }, hash, hashes))
@@ -326,9 +326,9 @@ async fn believe(
     seals: &dyn Seals,
     witness: &Witness,
     removals: &Removals,
-    turns: &mut Turns,
+    pace: &mut Pace,
 ) -> Result<(TenantRecord, Vec<Sight>), StoreError> {
-    let (record, hash, hashes) = rows.decode(seals, turns).await?;
+    let (record, hash, hashes) = rows.decode(seals, pace).await?;
     let removed = removals.get(record.tenant.id.as_str());
     if removed.is_some_and(|create_time| *create_time >= record.tenant.create_time) {
         return Err(StoreError::Untrusted(witness::put_back(&record.tenant.id)));

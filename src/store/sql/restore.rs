@@ -1,6 +1,6 @@
 //! Accepting a store that is older than what this replica has seen: a backup that was put back on purpose.
 
-use super::read::{self, Turns, shown};
+use super::read::{self, Pace, shown};
 use super::{Database, Guard, SqlStore, Statement, Transaction, write};
 use crate::domain::{Event, TenantId, Timestamp};
 use crate::store::record::{KeyringRow, RemovalRow, TenantRow};
@@ -61,10 +61,10 @@ impl SqlStore {
         let (mut older, mut sights, mut removals) = (Vec::new(), Vec::new(), Vec::new());
         let mut present = Vec::new();
         let every = read::every(&*self.database).await?;
-        let mut turns = Turns::begin();
+        let mut pace = Pace::begin();
         for (id, rows) in every {
             let decoded = match rows {
-                Ok(rows) => rows.decode(&*self.seals, &mut turns).await,
+                Ok(rows) => rows.decode(&*self.seals, &mut pace).await,
                 Err(error) => Err(error),
             };
             match decoded {
