@@ -227,6 +227,7 @@ impl<'a> Line<'a> {
             queue::answer(job, Err(TokenError::Late));
             return Ok(());
         }
+        job.beside += self.given_alone(&job.key);
         let order = Order {
             patience_us: micros(patience),
             cost_us: micros(job.cost),
@@ -245,6 +246,13 @@ impl<'a> Line<'a> {
         let inputs = u32::try_from(job.inputs.len()).unwrap_or(u32::MAX);
         self.under_way.push_back(UnderWay { job: Some(job), key, inputs, cost });
         Ok(())
+    }
+
+    /// What the process has of a key's tenant, where it has nobody else's: most of a burst is given ahead, and the queue shows only the
+    /// rest. Where others' orders are there, too, they are not what an answer is to be kept for.
+    fn given_alone(&self, key: &KeyRef) -> Duration {
+        let alone = self.under_way.iter().all(|order| order.key.tenant == key.tenant);
+        if alone { self.under_way.iter().map(|order| order.cost).sum() } else { Duration::ZERO }
     }
 
     /// Hands out what has come; the end, if the process is of no more use.

@@ -186,7 +186,7 @@ impl Lines {
         while let (None, Some(&(turn, id))) = (&taken.job, self.turns.first()) {
             let job = self.change(id, |line| {
                 let mut job = line.pop_job(least_load)?;
-                job.behind = line.waiting;
+                job.beside = line.waiting;
                 if !job.answer.is_closed() && now < job.deadline {
                     line.turn += job.cost;
                 }

@@ -40,18 +40,19 @@ pub(super) struct SignJob {
     pub(super) cost: Duration,
     /// When it came.
     pub(super) pushed: Instant,
-    /// The token time that waited behind it in its line when a worker took it.
-    pub(super) behind: Duration,
+    /// The token time of what its tenant waited for beside it when a worker took it: what was behind it in its line, and what a
+    /// process had of the same tenant already.
+    pub(super) beside: Duration,
     /// Whether a worker had it that could not do it.
     pub(super) given_away: bool,
     pub(super) answer: Answer,
 }
 
 impl SignJob {
-    /// How long its answer may be kept for others to travel with it: half of what its tenant waits for anyway, so that a flood's
+    /// How long its answer may be kept for others to travel with it: half of what its tenant waits for with it, so that a flood's
     /// answers travel together and a single one is not held up by others.
     pub(super) fn keep_max(&self) -> Duration {
-        (self.behind / 2).clamp(KEPT_MIN, JOB_COST_MAX)
+        (self.beside / 2).clamp(KEPT_MIN, JOB_COST_MAX)
     }
 }
 
@@ -299,7 +300,7 @@ impl Queue {
             let (answer, answered) = oneshot::channel();
             let key = Arc::clone(key);
             let job =
-                SignJob { key, inputs, deadline, cost, pushed, behind: Duration::ZERO, given_away: false, answer };
+                SignJob { key, inputs, deadline, cost, pushed, beside: Duration::ZERO, given_away: false, answer };
             (!job.inputs.is_empty()).then_some((job, answered))
         };
         std::iter::from_fn(job).unzip()

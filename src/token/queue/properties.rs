@@ -78,7 +78,7 @@ impl World {
                 deadline,
                 cost: *cost,
                 pushed,
-                behind: Duration::ZERO,
+                beside: Duration::ZERO,
                 given_away,
                 answer,
             });
