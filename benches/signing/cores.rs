@@ -2,6 +2,8 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::load::Waiting;
+
 /// The server's core and the load's; `None` where the machine has but one, and nothing is pinned.
 pub(crate) struct Cores(Option<(usize, usize)>);
 
@@ -54,6 +56,15 @@ impl Cores {
         let done = what();
         self.pin(Place::Load)?;
         Ok(done)
+    }
+
+    /// What a client does on the calling thread while it waits: on the load's core nobody else is to run.
+    pub(crate) fn waiting(&self) -> Waiting {
+        let is_on = |core| sched_getaffinity(None).is_ok_and(|set| set.count() == 1 && set.is_set(core));
+        match self.0 {
+            Some((_, load)) if is_on(load) => Waiting::Awake,
+            _ => Waiting::Asleep,
+        }
     }
 
     pub(crate) fn describe(&self) -> String {

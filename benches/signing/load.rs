@@ -9,7 +9,7 @@ use keyward::grpc::proto::sign_request::Input;
 use keyward::grpc::proto::signing_service_client::SigningServiceClient;
 use keyward::grpc::proto::{BatchSignInput, BatchSignRequest, SignJwtRequest, SignRequest};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, yield_now};
 use tokio::time::sleep;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -26,6 +26,9 @@ pub(crate) const CALLS_IN_FLIGHT: usize = 32;
 const MANY_IN_FLIGHT: usize = 128;
 const BATCHES_IN_FLIGHT: usize = 4;
 const WARM_UP: Duration = Duration::from_millis(150);
+
+/// A round that was over so soon found nothing to do, mostly: what the client does for one call takes more.
+const IDLE_ROUND_MAX: Duration = Duration::from_micros(2);
 
 /// What is called. A batch has so many inputs.
 #[derive(Clone, Copy)]
@@ -96,6 +99,18 @@ impl Call {
     }
 }
 
+/// For each server: connections live longer than any table takes, for tonic's client gives up what it has not sent when one ends.
+pub(crate) const CONNECTION_AGE: (&str, &str) = ("grpc.connection_age_max_secs", "86400");
+
+/// What the client does while it waits for answers.
+#[derive(Clone, Copy)]
+pub(crate) enum Waiting {
+    /// It sleeps, and leaves its core to others.
+    Asleep,
+    /// It looks for them again and again: nobody has to wake its core, as a server does not wake that of another machine.
+    Awake,
+}
+
 /// Throughput, and how busy the load's core was with it: near 1 the load is the limit and not the server.
 pub(crate) struct Served {
     pub(crate) per_second: f64,
@@ -148,7 +163,12 @@ impl Load {
     ///
     /// # Errors
     /// What the server answered.
-    pub(crate) async fn flat_out(self: &Rc<Self>, call: Call, duration: Duration) -> Result<Served, String> {
+    pub(crate) async fn flat_out(
+        self: &Rc<Self>,
+        call: Call,
+        duration: Duration,
+        waiting: Waiting,
+    ) -> Result<Served, String> {
         let start = Instant::now() + WARM_UP;
         let end = start + duration;
         let tasks = LocalSet::new();
@@ -178,13 +198,24 @@ impl Load {
                 })
             })
             .collect();
-        let busy = cpu_time();
-        let began = Instant::now();
-        tasks.await;
-        let load_busy = (cpu_time() - busy).as_secs_f64() / began.elapsed().as_secs_f64();
+        let idle = Rc::new(Cell::new(Duration::ZERO));
+        if let Waiting::Awake = waiting {
+            tasks.spawn_local(stay_awake(Rc::clone(&idle)));
+        }
+        let (used, began) = (cpu_time(), Instant::now());
+        let landing = async {
+            let mut landed = Vec::new();
+            for flight in flights {
+                landed.push(flight.await);
+            }
+            landed
+        };
+        let landed = tasks.run_until(landing).await;
+        let busy = (cpu_time() - used).saturating_sub(idle.get());
+        let load_busy = busy.as_secs_f64() / began.elapsed().as_secs_f64();
         let (mut calls, mut refused, mut latencies) = (0, 0, Vec::new());
-        for flight in flights {
-            let flight = flight.await.map_err(|panic| panic.to_string())?;
+        for flight in landed {
+            let flight = flight.map_err(|panic| panic.to_string())?;
             let (warm, again, more) =
                 flight.map_err(|status| format!("{} {}: {status}", call.method, call.algorithm))?;
             calls += warm + more.len();
@@ -194,6 +225,19 @@ impl Load {
         let answered = f64::from(u32::try_from(latencies.len()).unwrap_or(u32::MAX));
         let per_second = answered * call.signatures() / duration.as_secs_f64();
         Ok(Served { per_second, load_busy, latency: Latency::of(latencies), calls, refused })
+    }
+}
+
+/// Keeps the thread from sleeping, and adds up the time in which it had nothing else to do.
+async fn stay_awake(idle: Rc<Cell<Duration>>) {
+    let mut last = Instant::now();
+    loop {
+        yield_now().await;
+        let now = Instant::now();
+        let round = now - std::mem::replace(&mut last, now);
+        if round <= IDLE_ROUND_MAX {
+            idle.set(idle.get() + round);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::LocalSet;
 use tokio::try_join;
 
 use crate::common::{Clients, Dial, Installation, Server, short_policy};
-use crate::load::{Call, Load};
+use crate::load::{CONNECTION_AGE, Call, Load};
 use crate::pace::{Intervals, Pace, Paced};
 use crate::processes::memory_kib;
 use crate::table::{Bench, Table};
@@ -110,6 +110,7 @@ struct Subject {
 impl Subject {
     fn start(line: Line, bench: &Bench) -> Result<Self, String> {
         let installation = Installation::bare()
+            .set(CONNECTION_AGE.0, CONNECTION_AGE.1)
             .set("token.isolation", &format!("{:?}", line.isolation.to_string()))
             .set("signing.rsa_bits", &line.bits.to_string());
         let installation = match line.delay {
@@ -138,7 +139,7 @@ impl Subject {
 
     fn measure(&self, bench: &Bench, duration: Duration) -> Result<Figures, String> {
         let (call, runtime) = (self.line.call(), &bench.runtime);
-        let peak = self.flood[0].flat_out(call, duration / PEAK_PART);
+        let peak = self.flood[0].flat_out(call, duration / PEAK_PART, bench.cores.waiting());
         let peak = runtime.block_on(peak)?.per_second;
         let alone = |times: f64, duration| {
             LocalSet::new().block_on(runtime, self.pace(peak * times).keep(&self.flood, duration))

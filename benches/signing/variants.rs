@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::common::{Authority, Clients, Dial, Identity, Installation, Issuer, Server, short_policy};
 use crate::cores::Place;
-use crate::load::{Call, Load, Served};
+use crate::load::{CONNECTION_AGE, Call, Load, Served};
 use crate::processes;
 use crate::table::Bench;
 
@@ -161,7 +161,7 @@ impl Variant {
     /// What the server answered.
     pub(crate) fn flat_out(&self, bench: &Bench, call: Call, duration: Duration) -> Result<Turn, String> {
         let (served, cpu) = processes::cpu_during(self.server.pid(), || {
-            let served = bench.runtime.block_on(self.load.flat_out(call, duration));
+            let served = bench.runtime.block_on(self.load.flat_out(call, duration, bench.cores.waiting()));
             served.map_err(|problem| format!("{}: {problem}", self.with))
         })?;
         let cpu_us = cpu.as_secs_f64() * 1e6 / (served.calls as f64 * call.signatures());
@@ -175,6 +175,7 @@ impl Plan {
         let auth = if required { r#""required""# } else { r#""none""# };
         let mut installation = Installation::bare()
             .set("grpc.auth", auth)
+            .set(CONNECTION_AGE.0, CONNECTION_AGE.1)
             .set("audit.signing", &format!("{:?}", self.audit))
             .set("token.isolation", &format!("{:?}", self.isolation.to_string()));
         if self.tls {

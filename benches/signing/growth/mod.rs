@@ -97,16 +97,19 @@ impl Growth {
 impl Table for Growth {
     fn measure(&mut self, bench: &Bench) -> Result<(), String> {
         let Bench { cores, runtime, .. } = bench;
-        let mut subjects = Vec::new();
+        let mut states = Vec::new();
         for tenants in SIZES.into_iter().filter(|tenants| bench.wants(&tenants.to_string())) {
             eprintln!("bench: growth: {tenants} tenants");
-            subjects.push(Subject::start(State::copy(tenants, runtime)?, tenants, cores, runtime)?);
+            states.push((tenants, State::copy(tenants, runtime)?));
         }
+        // After the last was made, which takes longer than a connection may be without a call.
+        let start = |(tenants, state)| Subject::start(state, tenants, cores, runtime);
+        let mut subjects = states.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
         for turn in 1..=TURNS {
             eprintln!("bench: growth: {turn} of {TURNS}");
             // Who begins changes, so that none always comes after the same one.
             let count = subjects.len();
-            (0..count).try_for_each(|place| subjects[(place + turn) % count].turn(runtime))?;
+            (0..count).try_for_each(|place| subjects[(place + turn) % count].turn(bench))?;
         }
         for number in 0..subjects.len() {
             let of_one = |turns: fn(&Turns) -> &Vec<(f64, f64)>| {
@@ -155,11 +158,12 @@ impl Subject {
         Ok(Self { state, server, load, turns: Turns::default(), figures })
     }
 
-    fn turn(&mut self, runtime: &Runtime) -> Result<(), String> {
-        let flat_out = || runtime.block_on(self.load.flat_out(CALL, TURN));
+    fn turn(&mut self, bench: &Bench) -> Result<(), String> {
+        let (runtime, waiting) = (&bench.runtime, bench.cores.waiting());
+        let flat_out = || runtime.block_on(self.load.flat_out(CALL, TURN, waiting));
         let (served, cpu) = processes::cpu_during(self.server.pid(), flat_out)?;
         self.turns.sign_cpu_us.push(cpu.as_secs_f64() * 1e6 / served.calls as f64);
-        let one = runtime.block_on(self.load.flat_out(Call { flights: 1, ..CALL }, TURN / 2))?.latency.p50_us;
+        let one = runtime.block_on(self.load.flat_out(Call { flights: 1, ..CALL }, TURN / 2, waiting))?.latency.p50_us;
         self.turns.sign.push((served.per_second, one));
         // A new connection each time: one that waits for its turn is given up.
         self.turns.jwks.push(Jwks::connect(&self.server)?.read_for(TURN / 2)?);
