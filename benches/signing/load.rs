@@ -9,14 +9,14 @@ use keyward::grpc::proto::sign_request::Input;
 use keyward::grpc::proto::signing_service_client::SigningServiceClient;
 use keyward::grpc::proto::{BatchSignInput, BatchSignRequest, SignJwtRequest, SignRequest};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::task::{LocalSet, yield_now};
+use tokio::task::{JoinSet, LocalSet, yield_now};
 use tokio::time::sleep;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use crate::common::{Clients, Dial, claims};
+use crate::common::{Clients, Dial, Installation, claims};
 use crate::table::Latency;
 
 const CONNECTIONS: usize = 2;
@@ -99,8 +99,10 @@ impl Call {
     }
 }
 
-/// For each server: connections live longer than any table takes, for tonic's client gives up what it has not sent when one ends.
-pub(crate) const CONNECTION_AGE: (&str, &str) = ("grpc.connection_age_max_secs", "86400");
+/// For servers whose connections live longer than a table takes: tonic's client gives up what it has not sent when one ends.
+pub(crate) fn installation() -> Installation {
+    Installation::bare().set("grpc.connection_age_max_secs", "86400")
+}
 
 /// What the client does while it waits for answers.
 #[derive(Clone, Copy)]
@@ -171,51 +173,42 @@ impl Load {
     ) -> Result<Served, String> {
         let start = Instant::now() + WARM_UP;
         let end = start + duration;
-        let tasks = LocalSet::new();
-        let flights: Vec<_> = (0..call.flights)
-            .map(|number| {
-                let (load, mut client) = (Rc::clone(self), self.client(number));
-                tasks.spawn_local(async move {
-                    let (mut warm, mut refused, mut latencies) = (0, 0, Vec::new());
-                    let mut last = Instant::now();
-                    loop {
-                        while let Err(status) = call.once(&mut client, &load).await {
-                            sleep(pause(&status).ok_or(status)?).await;
-                            refused += 1;
-                            last = Instant::now();
-                        }
-                        let now = Instant::now();
-                        let took = now - std::mem::replace(&mut last, now);
-                        if now < start || now >= end {
-                            warm += 1;
-                        } else {
-                            latencies.push(took);
-                        }
-                        if now >= end {
-                            return Ok::<_, Status>((warm, refused, latencies));
-                        }
+        let (tasks, mut flights) = (LocalSet::new(), JoinSet::new());
+        for number in 0..call.flights {
+            let (load, mut client) = (Rc::clone(self), self.client(number));
+            let flight = async move {
+                let (mut warm, mut refused, mut latencies) = (0, 0, Vec::new());
+                let mut last = Instant::now();
+                loop {
+                    while let Err(status) = call.once(&mut client, &load).await {
+                        sleep(pause(&status).ok_or(status)?).await;
+                        refused += 1;
+                        last = Instant::now();
                     }
-                })
-            })
-            .collect();
+                    let now = Instant::now();
+                    let took = now - std::mem::replace(&mut last, now);
+                    if now < start || now >= end {
+                        warm += 1;
+                    } else {
+                        latencies.push(took);
+                    }
+                    if now >= end {
+                        return Ok::<_, Status>((warm, refused, latencies));
+                    }
+                }
+            };
+            flights.spawn_local_on(flight, &tasks);
+        }
         let idle = Rc::new(Cell::new(Duration::ZERO));
         if let Waiting::Awake = waiting {
             tasks.spawn_local(stay_awake(Rc::clone(&idle)));
         }
         let (used, began) = (cpu_time(), Instant::now());
-        let landing = async {
-            let mut landed = Vec::new();
-            for flight in flights {
-                landed.push(flight.await);
-            }
-            landed
-        };
-        let landed = tasks.run_until(landing).await;
+        let landed = tasks.run_until(flights.join_all()).await;
         let busy = (cpu_time() - used).saturating_sub(idle.get());
         let load_busy = busy.as_secs_f64() / began.elapsed().as_secs_f64();
         let (mut calls, mut refused, mut latencies) = (0, 0, Vec::new());
         for flight in landed {
-            let flight = flight.map_err(|panic| panic.to_string())?;
             let (warm, again, more) =
                 flight.map_err(|status| format!("{} {}: {status}", call.method, call.algorithm))?;
             calls += warm + more.len();

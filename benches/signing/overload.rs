@@ -10,7 +10,7 @@ use tokio::task::LocalSet;
 use tokio::try_join;
 
 use crate::common::{Clients, Dial, Installation, Server, short_policy};
-use crate::load::{CONNECTION_AGE, Call, Load};
+use crate::load::{self, Call, Load};
 use crate::pace::{Intervals, Pace, Paced};
 use crate::processes::memory_kib;
 use crate::table::{Bench, Table};
@@ -109,8 +109,7 @@ struct Subject {
 
 impl Subject {
     fn start(line: Line, bench: &Bench) -> Result<Self, String> {
-        let installation = Installation::bare()
-            .set(CONNECTION_AGE.0, CONNECTION_AGE.1)
+        let installation = load::installation()
             .set("token.isolation", &format!("{:?}", line.isolation.to_string()))
             .set("signing.rsa_bits", &line.bits.to_string());
         let installation = match line.delay {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::common::{Authority, Clients, Dial, Identity, Installation, Issuer, Server, short_policy};
 use crate::cores::Place;
-use crate::load::{CONNECTION_AGE, Call, Load, Served};
+use crate::load::{self, Call, Load, Served};
 use crate::processes;
 use crate::table::Bench;
 
@@ -173,9 +173,8 @@ impl Plan {
     fn start(&self, people: &People, bench: &Bench, place: Place) -> Result<Variant, String> {
         let required = self.grants || self.jwts != Jwts::None;
         let auth = if required { r#""required""# } else { r#""none""# };
-        let mut installation = Installation::bare()
+        let mut installation = load::installation()
             .set("grpc.auth", auth)
-            .set(CONNECTION_AGE.0, CONNECTION_AGE.1)
             .set("audit.signing", &format!("{:?}", self.audit))
             .set("token.isolation", &format!("{:?}", self.isolation.to_string()));
         if self.tls {

@@ -197,12 +197,11 @@ impl<'a> Line<'a> {
     }
 
     fn has_room(&mut self) -> bool {
-        let time = || self.under_way.iter().map(|order| order.cost).sum::<Duration>();
         let room = match self.under_way.len() {
             0 => true,
             ahead if ahead >= self.trusted => false,
-            1 => time() < SOON,
-            _ => time() < if self.filling { self.ahead } else { self.ahead / 2 },
+            1 => self.given() < SOON,
+            _ => self.given() < if self.filling { self.ahead } else { self.ahead / 2 },
         };
         self.filling = room;
         room && self.turn.is_some() && self.is_fit()
@@ -252,7 +251,12 @@ impl<'a> Line<'a> {
     /// rest. Where others' orders are there, too, they are not what an answer is to be kept for.
     fn given_alone(&self, key: &KeyRef) -> Duration {
         let alone = self.under_way.iter().all(|order| order.key.tenant == key.tenant);
-        if alone { self.under_way.iter().map(|order| order.cost).sum() } else { Duration::ZERO }
+        if alone { self.given() } else { Duration::ZERO }
+    }
+
+    /// The token time of all that it has.
+    fn given(&self) -> Duration {
+        self.under_way.iter().map(|order| order.cost).sum()
     }
 
     /// Hands out what has come; the end, if the process is of no more use.
