@@ -7,7 +7,7 @@ use std::fs;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use common::{Clients, Installation, Server, short_policy, token_user};
+use common::{Clients, Installation, Server, keyward, short_policy, token_user};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, ObjectClass};
 use keyward::grpc::proto::ListSigningKeysRequest;
@@ -90,7 +90,7 @@ fn every_difference_is_told_and_only_what_nobody_needs_is_destroyed() {
     assert_eq!(destroyed.status.code(), DIFFERENT, "the other differences stay: {}", said(&destroyed));
     shows(&destroyed, &format!("destroyed {ORPHAN}"));
     shows(&reconcile(&[]), "findings: 3; objects on the tokens: 11, not Keyward's: 2");
-    let mut list = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    let mut list = keyward();
     let list = output(list.args(["audit", "list", "--config"]).arg(installation.config_file()));
     shows(&list, &format!("method=keyward reconcile detail=is to destroy objects {ORPHAN}"));
     shows(&list, &format!("method=keyward reconcile detail=destroyed objects {ORPHAN}"));

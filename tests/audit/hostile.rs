@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use keyward::grpc::proto::Log;
 
-use super::common::Installation;
+use super::common::{Installation, keyward};
 use super::service::{auditor, edit_store, events, sign, start, text};
 
 /// For a command that reads a few records, or refuses to.
@@ -29,7 +29,7 @@ async fn stopped() -> Installation {
 
 /// `keyward audit`, which comes to its end by itself.
 fn audit(installation: &Installation, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    let mut command = keyward();
     command.args(["audit", arguments[0], "--config"]).arg(installation.config_file()).args(&arguments[1..]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("keyward starts");
     let deadline = Instant::now() + WAIT_MAX;

@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use super::common::{Clients, Installation, Server, http, short_policy};
+use super::common::{Clients, Installation, Server, http, keyward, short_policy};
 
 /// For what must come.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -88,7 +88,7 @@ pub(crate) async fn checkpoint(auditor: &mut AuditServiceClient<Channel>, log: L
 
 fn audit(installation: &Installation, arguments: &[&str]) -> Output {
     let (verb, arguments) = arguments.split_first().expect("a verb");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    let mut command = keyward();
     // Neither PIN nor token is needed.
     command.args(["audit", verb, "--config"]).arg(installation.config_file()).args(arguments);
     command.output().expect("keyward runs")

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Authority, Faults, Identity, Server, read_lines, tools};
+use super::{Authority, Faults, Identity, Server, keyward, read_lines, tools};
 
 const TOKEN_LABEL: &str = "keyward";
 
@@ -205,7 +205,7 @@ impl Installation {
 
     /// `keyward VERB --config ..` in this installation's environment, for tests that run it their own way.
     pub(crate) fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        let mut command = keyward();
         command.arg(verb).arg("--config").arg(self.config_file()).env(self.module.variable(), self.module_conf());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
@@ -213,7 +213,7 @@ impl Installation {
 
     /// `keyward audit verify`.
     pub(crate) fn verify_audit(&self) -> Command {
-        let mut verify = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        let mut verify = keyward();
         verify.args(["audit", "verify", "--config"]).arg(self.config_file());
         verify
     }

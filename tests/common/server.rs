@@ -1,3 +1,4 @@
+use std::env;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -45,10 +46,16 @@ struct Announcement {
     state_dir: String,
 }
 
+/// The binary: the one that was built with the test or benchmark, unless `KEYWARD_TEST_BINARY` names another, such as a
+/// released one.
+pub(crate) fn keyward() -> Command {
+    Command::new(env::var_os("KEYWARD_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into()))
+}
+
 impl Server {
     /// `keyward dev --ephemeral`: ready to sign for the tenant `demo`, and all gone when dropped.
     pub(crate) fn dev() -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        let mut command = keyward();
         command.args(["dev", "--ephemeral"]);
         Self::start(command)
     }

@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::{problem, rotate, run};
 use crate::common::tools::{SOFTHSM_MODULE, softhsm2_util};
-use crate::common::{Clients, Server};
+use crate::common::{self, Clients, Server};
 
 pub(super) const ALGORITHM: &str = "ES256";
 const LABEL: &str = "keyward";
@@ -136,7 +136,7 @@ fn write_softhsm_conf(state: &Path) -> Result<(), String> {
 }
 
 fn keyward(verb: &str, state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    let mut command = common::keyward();
     command.arg(verb).arg("--config").arg(state.join("keyward.toml")).env("SOFTHSM2_CONF", softhsm_conf(state));
     command
 }
