@@ -1,9 +1,12 @@
 # What people and CI run. `make` alone prints this list.
 
-.PHONY: help run test check fuzz bench
+.PHONY: help run test check fuzz bench release profile
+
+# What is done often is what a release is optimised by: docs/decisions/0030-profile.md.
+RELEASED := RUSTFLAGS="-Cprofile-use=$(CURDIR)/deploy/keyward.profdata $(RUSTFLAGS)"
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
 run: ## set up what is missing and start `keyward dev`: gRPC on 50051, public HTTP on 8080, ops on 9090
 	@sh tests/setup run
@@ -30,4 +33,12 @@ fuzz: ## each fuzz target for a minute; SECS=600 for longer, TARGETS="claims gra
 
 bench: ## measure signing beside the token's own speed, and the JWKS beside nginx, in 10 minutes; FLAGS="--json FILE" keeps the figures
 	@sh tests/setup bench
-	cargo bench --locked --bench signing -- $(FLAGS)
+	$(RELEASED) cargo bench --locked --bench signing -- $(FLAGS)
+
+release: ## build the binary for production, target/release/keyward, in five minutes
+	@sh tests/setup build
+	$(RELEASED) cargo build --locked --release --package keyward --bin keyward
+
+profile: ## record anew what a release is optimised by, in a quarter of an hour: before a release, after a new compiler or new crates
+	@sh tests/setup profile
+	deploy/record-profile

@@ -9,6 +9,7 @@
 mod common;
 mod cores;
 mod costs;
+mod exercise;
 mod growth;
 mod jwks;
 mod load;
@@ -55,6 +56,9 @@ struct Arguments {
     /// How long each load of the table "overload" lasts. A line takes four times as long and some seconds more.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=600))]
     secs: u32,
+    /// Has the service do everything once, and measures nothing: for counting what it does.
+    #[arg(long, hide = true)]
+    exercise: bool,
     /// What cargo tells every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -107,6 +111,9 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
         only: arguments.only.clone(),
         overload_secs: arguments.secs,
     };
+    if arguments.exercise {
+        return exercise::exercise(&bench);
+    }
     let (processor, cores) = (processor(), bench.cores.describe());
     println!("{processor}; {cores}; medians of {} repetitions\n", bench.repetitions);
     let mut json = json!({ "processor": processor, "cores": cores, "repetitions": bench.repetitions });

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::json;
+use tokio::task::spawn_blocking;
 
-use crate::common::{Authority, Clients, Dial, Identity, Installation, Issuer, Server, short_policy};
+use crate::common::{Authority, Clients, Dial, Identity, Installation, Issuer, Server, http, short_policy};
 use crate::cores::Place;
 use crate::load::{self, Call, Load, Served};
 use crate::processes;
@@ -166,6 +167,27 @@ impl Variant {
         })?;
         let cpu_us = cpu.as_secs_f64() * 1e6 / (served.calls as f64 * call.signatures());
         Ok(Turn { served, cpu_us })
+    }
+
+    /// Fetches the tenant's JWKS so many times, each over a connection of its own.
+    pub(crate) fn fetch_jwks(&self, times: usize) {
+        for _ in 0..times {
+            assert_eq!(http::get(&self.server.jwks_uri(TENANT)).status, 200);
+        }
+    }
+
+    /// Has the server leave in order.
+    ///
+    /// # Errors
+    /// It did not.
+    pub(crate) fn leave(self, bench: &Bench) -> Result<(), String> {
+        let Self { load, server, installation, .. } = self;
+        drop(load);
+        // Meanwhile the clients' connections hear of it, and end.
+        let left = bench.runtime.block_on(async { spawn_blocking(|| server.terminate()).await });
+        let status = left.map_err(|error| error.to_string())?;
+        drop(installation);
+        status.success().then_some(()).ok_or_else(|| format!("{}: it left with {status}", self.with))
     }
 }
 
