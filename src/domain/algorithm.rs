@@ -83,7 +83,7 @@ pub enum Digest {
 /// The text is not the name of an algorithm that Keyward signs with.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "is not an algorithm; use one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, ML-DSA-44, \
+    "must be one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, ML-DSA-44, \
      ML-DSA-65, ML-DSA-87, HS256"
 )]
 pub struct UnknownAlgorithm;
