@@ -12,6 +12,7 @@ mod errands;
 mod names;
 mod progress;
 mod signer;
+mod stream;
 mod wire;
 mod worker;
 

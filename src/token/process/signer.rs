@@ -2,16 +2,18 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::time::sleep_until;
 
 use super::child::Worker;
 use super::names::Teller;
 use super::progress::Progress;
+use super::stream::Stream;
 use super::wire::{Order, Outcome, Receipt, Role, micros, put, take};
 use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
@@ -130,9 +132,9 @@ impl<'a> Line<'a> {
         }
     }
 
-    async fn run(mut self, stream: std::os::unix::net::UnixStream) -> End {
-        let served = match UnixStream::from_std(stream) {
-            Ok(mut stream) => self.serve(&mut stream).await,
+    async fn run(mut self, socket: UnixStream) -> End {
+        let served = match Stream::new(socket) {
+            Ok(stream) => self.serve(&stream).await,
             Err(error) => Err(error),
         };
         let end = served.unwrap_or_else(|error| {
@@ -143,19 +145,26 @@ impl<'a> Line<'a> {
         end
     }
 
-    async fn serve(&mut self, stream: &mut UnixStream) -> io::Result<End> {
-        let (mut from, mut to) = stream.split();
+    async fn serve(&mut self, stream: &Stream) -> io::Result<End> {
+        // Kept from one order to the next, which moves the time to look on: a timer that is set earlier than all others wakes the
+        // thread that sets it.
+        let (mut look, mut is_set) = (pin!(sleep_until(self.since.into())), false);
         let mut chunk = [0; READ_BYTES];
         let office = Arc::clone(self.office);
         loop {
             self.order_what_waits()?;
             let has_room = self.has_room();
+            let next_look = self.next_look().filter(|next| !is_set || *next < look.deadline().into_std());
+            if let Some(next) = next_look {
+                look.as_mut().reset(next.into());
+                is_set = true;
+            }
             tokio::select! {
                 // What has come is heard before the time is looked at, which may be late.
                 biased;
                 // Between jobs, `next` tells; a line without room does not ask it.
                 () = office.closing.cancelled() => return Ok(End::Closed),
-                read = from.read(&mut chunk) => match read {
+                read = stream.read(&mut chunk) => match read {
                     Ok(read @ 1..) => {
                         self.incoming.extend_from_slice(&chunk[..read]);
                         if let Some(end) = self.take_receipts()? {
@@ -164,7 +173,7 @@ impl<'a> Line<'a> {
                     }
                     Ok(0) | Err(_) => return Ok(End::Crashed),
                 },
-                written = to.write(&self.outgoing), if !self.outgoing.is_empty() => match written {
+                written = stream.write(&self.outgoing), if !self.outgoing.is_empty() => match written {
                     Ok(written) => drop(self.outgoing.drain(..written)),
                     Err(_) => return Ok(End::Crashed),
                 },
@@ -173,9 +182,12 @@ impl<'a> Line<'a> {
                     Some(job) => self.order(job)?,
                     None => return Ok(End::Closed),
                 },
-                () = tokio::time::sleep_until(self.next_look().into()), if !self.under_way.is_empty() || self.rests() => {
-                    // While this process stood still nobody worked, or nobody was heard.
-                    self.since += Instant::now().saturating_duration_since(self.next_look());
+                () = &mut look, if is_set => {
+                    is_set = false;
+                    if let Some(next) = self.next_look() {
+                        // While this process stood still nobody worked, or nobody was heard.
+                        self.since += Instant::now().saturating_duration_since(next);
+                    }
                     if self.is_hung() {
                         return Ok(End::Hung(HUNG));
                     }
@@ -359,12 +371,13 @@ impl<'a> Line<'a> {
         self.since + self.office.config.call_timeout + patience
     }
 
-    fn next_look(&self) -> Instant {
+    /// When there is something to do although nothing comes.
+    fn next_look(&self) -> Option<Instant> {
         if self.under_way.is_empty() {
             // There is nothing to look at but the rest that it takes.
-            return self.unwell.unwrap_or(self.since);
+            return self.unwell.filter(|_| self.rests());
         }
-        if self.stalled { self.hang_time() } else { self.stall_time().min(self.hang_time()) }
+        Some(if self.stalled { self.hang_time() } else { self.stall_time().min(self.hang_time()) })
     }
 
     fn is_hung(&self) -> bool {
