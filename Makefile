@@ -3,7 +3,8 @@
 .PHONY: help run test check fuzz bench release profile
 
 # What is done often is what a release is optimised by: docs/decisions/0030-profile.md.
-RELEASED := RUSTFLAGS="-Cprofile-use=$(CURDIR)/deploy/keyward.profdata $(RUSTFLAGS)"
+# Instead of RUSTFLAGS, which would be cut at blanks, and would be others' too.
+RELEASED := CARGO_ENCODED_RUSTFLAGS="-Cprofile-use=$(CURDIR)/deploy/keyward.profdata"
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -31,14 +32,15 @@ fuzz: ## each fuzz target for a minute; SECS=600 for longer, TARGETS="claims gra
 	@sh tests/setup fuzz
 	fuzz/run time $(or $(SECS),60) $(TARGETS)
 
-bench: ## measure signing beside the token's own speed, and the JWKS beside nginx, in 10 minutes; FLAGS="--json FILE" keeps the figures
+bench: release ## measure signing beside the token's own speed, and the JWKS beside nginx, in 10 minutes; FLAGS="--json FILE" keeps the figures
 	@sh tests/setup bench
-	$(RELEASED) cargo bench --locked --bench signing -- $(FLAGS)
+	KEYWARD_TEST_BINARY="$(CURDIR)/target/released/keyward" cargo bench --locked --bench signing -- $(FLAGS)
 
-release: ## build the binary for production, target/release/keyward, in five minutes
-	@sh tests/setup build
+release: ## build the binary for production, target/released/keyward, in five minutes
+	@sh tests/setup release
 	$(RELEASED) cargo build --locked --release --package keyward --bin keyward
+	install -D target/release/keyward target/released/keyward # where nothing else that cargo builds takes its place
 
-profile: ## record anew what a release is optimised by, in a quarter of an hour: before a release, after a new compiler or new crates
+profile: ## record anew what a release is optimised by, in a quarter of an hour: when the version is raised, after a new compiler or new crates
 	@sh tests/setup profile
 	deploy/record-profile

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use common::{Clients, Server, keyward, short_policy};
+use common::{Clients, Server, kept, keyward, short_policy};
 use keyward::grpc::proto::{
     BatchSignInput, BatchSignRequest, GetCurrentKeyRequest, ListSigningKeysRequest, ListTenantsRequest, SignRequest,
     SignatureFormat, batch_sign_input, sign_request,
@@ -25,6 +25,7 @@ async fn signatures_verify_in_each_format_and_with_checksums_both_ways() {
     command.args(["dev", "--ephemeral"]).env("KEYWARD_LOG", "info,keyward=debug");
     let server = Server::start(command);
     let mut clients = Clients::connect(&server).await;
+    let before = kept::rows(&server).await;
     let request = GetCurrentKeyRequest { tenant: "demo".into(), algorithm: "ES256".into() };
     let key = clients.signing.get_current_key(request).await.expect("a key").into_inner().key.expect("a key");
     let public = point_of(&server, &key.kid);
@@ -70,7 +71,11 @@ async fn signatures_verify_in_each_format_and_with_checksums_both_ways() {
     let request = SignRequest { tenant: "demo".into(), input, ..SignRequest::default() };
     let signed = clients.signing.sign(request).await.expect("signed").into_inner();
     assert!(!signed.verified_input_crc32c, "no checksum was sent");
-    assert!(server.log().iter().all(|line| !line.contains(PAYLOAD)), "a payload is logged");
+    assert_eq!(kept::rows(&server).await, before, "signing leaves no trace in the store");
+    let pin = kept::pin(&server);
+    for line in server.log() {
+        assert!(!line.contains(PAYLOAD) && !line.contains(&pin), "logged: {line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

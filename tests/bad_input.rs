@@ -4,9 +4,8 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use common::{Clients, Server, claims, keyward, short_policy};
+use common::{Clients, Server, claims, kept, keyward, short_policy};
 use keyward::grpc::proto::{
     BatchSignInput, BatchSignRequest, CreateTenantRequest, DeleteTenantRequest, GetCurrentKeyRequest,
     GetSigningKeyRequest, GetTenantRequest, ListSigningKeysRequest, ListTenantsRequest, RevokeSigningKeyRequest,
@@ -15,8 +14,6 @@ use keyward::grpc::proto::{
 };
 use prost_types::FieldMask;
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Row as _, query};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -40,7 +37,7 @@ impl Trial {
         command.args(["dev", "--ephemeral"]).env("KEYWARD_LOG", "info,keyward=debug");
         let server = Server::start(command);
         let clients = Clients::connect(&server).await;
-        let before = everything_stored(&server).await;
+        let before = kept::rows(&server).await;
         Self { server, clients, before }
     }
 
@@ -66,7 +63,7 @@ impl Trial {
         let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
         assert_eq!(info.domain, "keyward");
         assert!(!info.reason.is_empty());
-        let pin = pin(&self.server);
+        let pin = kept::pin(&self.server);
         let whole = format!("{} {}", status.message(), String::from_utf8_lossy(status.details()));
         for internal in [self.server.state_dir(), &pin, PAYLOAD, "CKR_", "sqlite", "softhsm", "/usr/"] {
             assert!(!whole.contains(internal), "{internal} is told in {whole:?}");
@@ -75,8 +72,8 @@ impl Trial {
 
     /// Nothing that was refused left a trace in the store, and no payload or PIN is in the log.
     async fn end(self) {
-        assert_eq!(everything_stored(&self.server).await, self.before);
-        let pin = pin(&self.server);
+        assert_eq!(kept::rows(&self.server).await, self.before);
+        let pin = kept::pin(&self.server);
         for line in self.server.log() {
             assert!(!line.contains(PAYLOAD) && !line.contains(&pin), "logged: {line}");
         }
@@ -590,21 +587,6 @@ async fn send_octets(channel: &Channel, method: &str, message: Octets) -> Status
     let path: PathAndQuery = format!("/keyward.v1.{method}").parse().expect("a path");
     let codec = tonic_prost::ProstCodec::<Octets, ()>::default();
     client.unary(Request::new(message), path, codec).await.expect_err("octets that are no text were taken")
-}
-
-/// Every row of the store that a caller can change.
-async fn everything_stored(server: &Server) -> Vec<String> {
-    let path = Path::new(server.state_dir()).join("store.sqlite");
-    let mut store = SqliteConnectOptions::new().filename(path).read_only(true).connect().await.expect("the store");
-    let rows = "select document as row from tenant union all select document from keyring \
-                union all select position || record from audit_event";
-    let rows = query(rows).fetch_all(&mut store).await.expect("the store can be read");
-    rows.iter().map(|row| row.get("row")).collect()
-}
-
-fn pin(server: &Server) -> String {
-    let pin = std::fs::read_to_string(Path::new(server.state_dir()).join("pin")).expect("the PIN file");
-    pin.trim().to_owned()
 }
 
 fn claims_member(claims: &[u8], name: &str) -> Value {

@@ -22,7 +22,7 @@ pub(crate) fn exercise(bench: &Bench) -> Result<(), String> {
         for call in Call::all() {
             server.flat_out(bench, call, DURATION)?;
         }
-        server.fetch_jwks(JWKS_REQUESTS);
+        server.fetch_jwks(JWKS_REQUESTS)?;
         server.leave(bench)?;
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::json;
 use tokio::task::spawn_blocking;
+use ureq::http::StatusCode;
 
 use crate::common::{Authority, Clients, Dial, Identity, Installation, Issuer, Server, http, short_policy};
 use crate::cores::Place;
@@ -170,10 +171,14 @@ impl Variant {
     }
 
     /// Fetches the tenant's JWKS so many times, each over a connection of its own.
-    pub(crate) fn fetch_jwks(&self, times: usize) {
-        for _ in 0..times {
-            assert_eq!(http::get(&self.server.jwks_uri(TENANT)).status, 200);
-        }
+    ///
+    /// # Errors
+    /// It was not answered.
+    pub(crate) fn fetch_jwks(&self, times: usize) -> Result<(), String> {
+        (0..times).try_for_each(|_| match http::get(&self.server.jwks_uri(TENANT)).status {
+            StatusCode::OK => Ok(()),
+            status => Err(format!("{}: the JWKS was answered with {status}", self.with)),
+        })
     }
 
     /// Has the server leave in order.

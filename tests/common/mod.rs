@@ -15,6 +15,7 @@
 //! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
+//! - [`kept`]: what a `keyward dev` keeps.
 //! - [`under_load`]: issuers and caching verifiers through rotations.
 //! - [`tools`]: where `make test` put the programs of other people.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]
@@ -27,6 +28,7 @@ pub(crate) mod http;
 mod installation;
 mod interpreter;
 mod issuer;
+pub(crate) mod kept;
 pub(crate) mod postgresql;
 pub(crate) mod proxy;
 mod server;
@@ -41,4 +43,4 @@ pub(crate) use faults::Faults;
 pub(crate) use installation::{Installation, Module, said};
 pub(crate) use interpreter::{Interpreter, Verdict};
 pub(crate) use issuer::{Issuer, signing_input};
-pub(crate) use server::{Server, keyward, read_lines};
+pub(crate) use server::{Server, binary, keyward, read_lines};

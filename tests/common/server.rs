@@ -1,5 +1,6 @@
 use std::env;
 use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,8 +49,12 @@ struct Announcement {
 
 /// The binary: the one that was built with the test or benchmark, unless `KEYWARD_TEST_BINARY` names another, such as a
 /// released one.
+pub(crate) fn binary() -> PathBuf {
+    env::var_os("KEYWARD_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into()).into()
+}
+
 pub(crate) fn keyward() -> Command {
-    Command::new(env::var_os("KEYWARD_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into()))
+    Command::new(binary())
 }
 
 impl Server {
