@@ -32,13 +32,14 @@ fuzz: ## each fuzz target for a minute; SECS=600 for longer, TARGETS="claims gra
 	@sh tests/setup fuzz
 	fuzz/run time $(or $(SECS),60) $(TARGETS)
 
-bench: release ## measure signing beside the token's own speed, and the JWKS beside nginx, in 10 minutes; FLAGS="--json FILE" keeps the figures
+bench: ## measure signing beside the token's own speed, and the JWKS beside nginx, in 10 minutes; FLAGS="--json FILE" keeps the figures
 	@sh tests/setup bench
+	@$(MAKE) --no-print-directory release
 	KEYWARD_TEST_BINARY="$(CURDIR)/target/released/keyward" cargo bench --locked --bench signing -- $(FLAGS)
 
 release: ## build the binary for production, target/released/keyward, in five minutes
 	@sh tests/setup release
-	$(RELEASED) cargo build --locked --release --package keyward --bin keyward
+	$(RELEASED) cargo build --locked --release --package keyward --bin keyward --target-dir target
 	install -D target/release/keyward target/released/keyward # where nothing else that cargo builds takes its place
 
 profile: ## record anew what a release is optimised by, in a quarter of an hour: when the version is raised, after a new compiler or new crates

@@ -91,6 +91,9 @@ fn main() -> ExitCode {
         Some(raw) if raw[0] == "list" => growth::list(raw[1].as_ref()),
         Some(raw) => raw::run(&raw[0], raw[1].as_ref(), &raw[2], &raw[3]),
         None if cfg!(debug_assertions) => Err("a debug build says nothing about speed: use `make bench`".into()),
+        None if std::env::var_os(common::BINARY).is_none() => {
+            Err(format!("{} names the binary to measure: use `make bench`", common::BINARY))
+        }
         None => measure(&arguments),
     };
     match done {

@@ -43,4 +43,4 @@ pub(crate) use faults::Faults;
 pub(crate) use installation::{Installation, Module, said};
 pub(crate) use interpreter::{Interpreter, Verdict};
 pub(crate) use issuer::{Issuer, signing_input};
-pub(crate) use server::{Server, binary, keyward, read_lines};
+pub(crate) use server::{BINARY, Server, keyward, read_lines};

@@ -1,6 +1,5 @@
 use std::env;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tempfile::TempDir;
 
+/// Names the binary.
+pub(crate) const BINARY: &str = "KEYWARD_TEST_BINARY";
 /// How long a server may take until it is ready: 2 s are promised; two busy cores with many servers need more.
 const READY_WAIT_MAX_SECS: u64 = 60;
 /// How long a server may take to drain and leave after SIGTERM.
@@ -47,14 +48,10 @@ struct Announcement {
     state_dir: String,
 }
 
-/// The binary: the one that was built with the test or benchmark, unless `KEYWARD_TEST_BINARY` names another, such as a
+/// The binary: the one that was built with the test or benchmark, unless [`BINARY`] names another, such as a
 /// released one.
-pub(crate) fn binary() -> PathBuf {
-    env::var_os("KEYWARD_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into()).into()
-}
-
 pub(crate) fn keyward() -> Command {
-    Command::new(binary())
+    Command::new(env::var_os(BINARY).unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into()))
 }
 
 impl Server {

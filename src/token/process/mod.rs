@@ -5,7 +5,7 @@
 //! find the token. Each has a latch of its own over the same file, which keeps their logins apart (R14).
 //!
 //! To read: `wire`, `names` and `progress` (what is said), `worker` (who does it), `child` (how it starts and ends), `signer` and `errands` (the
-//! service's end of a worker's life).
+//! service's end of a worker's life), `stream` (a signer's socket).
 
 mod child;
 mod errands;

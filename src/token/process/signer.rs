@@ -13,7 +13,7 @@ use tokio::time::sleep_until;
 use super::child::Worker;
 use super::names::Teller;
 use super::progress::Progress;
-use super::stream::Stream;
+use super::stream::{Incoming, Outgoing, split};
 use super::wire::{Order, Outcome, Receipt, Role, micros, put, take};
 use super::{End, Office, Pause};
 use crate::token::queue::{self, SignJob};
@@ -133,8 +133,8 @@ impl<'a> Line<'a> {
     }
 
     async fn run(mut self, socket: UnixStream) -> End {
-        let served = match Stream::new(socket) {
-            Ok(stream) => self.serve(&stream).await,
+        let served = match split(socket) {
+            Ok((incoming, outgoing)) => self.serve(&incoming, outgoing).await,
             Err(error) => Err(error),
         };
         let end = served.unwrap_or_else(|error| {
@@ -145,7 +145,7 @@ impl<'a> Line<'a> {
         end
     }
 
-    async fn serve(&mut self, stream: &Stream) -> io::Result<End> {
+    async fn serve(&mut self, from: &Incoming, mut to: Outgoing) -> io::Result<End> {
         // Kept from one order to the next, which moves the time to look on: a timer that is set earlier than all others wakes the
         // thread that sets it.
         let (mut look, mut is_set) = (pin!(sleep_until(self.since.into())), false);
@@ -164,7 +164,7 @@ impl<'a> Line<'a> {
                 biased;
                 // Between jobs, `next` tells; a line without room does not ask it.
                 () = office.closing.cancelled() => return Ok(End::Closed),
-                read = stream.read(&mut chunk) => match read {
+                read = from.read(&mut chunk) => match read {
                     Ok(read @ 1..) => {
                         self.incoming.extend_from_slice(&chunk[..read]);
                         if let Some(end) = self.take_receipts()? {
@@ -173,7 +173,7 @@ impl<'a> Line<'a> {
                     }
                     Ok(0) | Err(_) => return Ok(End::Crashed),
                 },
-                written = stream.write(&self.outgoing), if !self.outgoing.is_empty() => match written {
+                written = to.write(&self.outgoing), if !self.outgoing.is_empty() => match written {
                     Ok(written) => drop(self.outgoing.drain(..written)),
                     Err(_) => return Ok(End::Crashed),
                 },
@@ -375,7 +375,7 @@ impl<'a> Line<'a> {
     fn next_look(&self) -> Option<Instant> {
         if self.under_way.is_empty() {
             // There is nothing to look at but the rest that it takes.
-            return self.unwell.filter(|_| self.rests());
+            return self.unwell.filter(|until| Instant::now() < *until);
         }
         Some(if self.stalled { self.hang_time() } else { self.stall_time().min(self.hang_time()) })
     }
