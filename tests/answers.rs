@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use common::{Clients, Server, kept, keyward, short_policy};
+use common::{Clients, Server, kept, short_policy};
 use keyward::grpc::proto::{
     BatchSignInput, BatchSignRequest, GetCurrentKeyRequest, ListSigningKeysRequest, ListTenantsRequest, SignRequest,
     SignatureFormat, batch_sign_input, sign_request,
@@ -21,9 +21,7 @@ async fn signatures_verify_in_each_format_and_with_checksums_both_ways() {
     use aws_lc_rs::signature::{
         ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, EcdsaVerificationAlgorithm, UnparsedPublicKey,
     };
-    let mut command = keyward();
-    command.args(["dev", "--ephemeral"]).env("KEYWARD_LOG", "info,keyward=debug");
-    let server = Server::start(command);
+    let server = Server::dev_that_tells_more();
     let mut clients = Clients::connect(&server).await;
     let before = kept::rows(&server).await;
     let request = GetCurrentKeyRequest { tenant: "demo".into(), algorithm: "ES256".into() };
@@ -72,10 +70,7 @@ async fn signatures_verify_in_each_format_and_with_checksums_both_ways() {
     let signed = clients.signing.sign(request).await.expect("signed").into_inner();
     assert!(!signed.verified_input_crc32c, "no checksum was sent");
     assert_eq!(kept::rows(&server).await, before, "signing leaves no trace in the store");
-    let pin = kept::pin(&server);
-    for line in server.log() {
-        assert!(!line.contains(PAYLOAD) && !line.contains(&pin), "logged: {line}");
-    }
+    kept::is_not_logged(&server, PAYLOAD);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! What a `keyward dev` keeps.
+//! What a `keyward dev` keeps, and what it keeps to itself.
 
 use std::fs;
 use std::path::Path;
@@ -22,4 +22,12 @@ pub(crate) async fn rows(server: &Server) -> Vec<String> {
 pub(crate) fn pin(server: &Server) -> String {
     let pin = fs::read_to_string(Path::new(server.state_dir()).join("pin")).expect("the PIN file");
     pin.trim().to_owned()
+}
+
+/// No line of the log holds this payload, or the PIN.
+pub(crate) fn is_not_logged(server: &Server, payload: &str) {
+    let pin = pin(server);
+    for line in server.log() {
+        assert!(!line.contains(payload) && !line.contains(&pin), "logged: {line}");
+    }
 }

@@ -15,7 +15,7 @@
 //! - [`Interpreter`]: a script of tests/clients, which says what clients make of a JWT.
 //! - [`Faults`]: the PKCS#11 module that fails on command, in the place of SoftHSM's.
 //! - [`http`]: GET and its kin.
-//! - [`kept`]: what a `keyward dev` keeps.
+//! - [`kept`]: what a `keyward dev` keeps, and what it keeps to itself.
 //! - [`under_load`]: issuers and caching verifiers through rotations.
 //! - [`tools`]: where `make test` put the programs of other people.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of the harness")]

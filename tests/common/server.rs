@@ -62,6 +62,13 @@ impl Server {
         Self::start(command)
     }
 
+    /// The same with its own code's debug lines.
+    pub(crate) fn dev_that_tells_more() -> Self {
+        let mut command = keyward();
+        command.args(["dev", "--ephemeral"]).env("KEYWARD_LOG", "info,keyward=debug");
+        Self::start(command)
+    }
+
     /// Runs a command that announces itself, and waits until it has.
     pub(crate) fn start(mut command: Command) -> Self {
         let temporary_files =
