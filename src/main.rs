@@ -11,7 +11,7 @@ use keyward::dev;
 use keyward::domain::{Caller, Principal};
 use keyward::serve::{self, Addresses, Listeners, Metrics};
 use keyward::setup::{self, Opened, OpenedTokens};
-use keyward::token::{Pkcs11Token, Token as _, TokenConfig, TokenError, TokenIdentity};
+use keyward::token::{Pkcs11Token, Token as _, TokenConfig, TokenError, TokenIdentity, share_cores};
 use rustix::process::{DumpableBehavior, getuid, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -166,7 +166,8 @@ fn load(path: &Path) -> Result<Config, Failure> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    share_cores(&mut runtime).enable_all().build().map_err(|error| error.to_string())
 }
 
 /// Whoever runs this command, as the administration log names them.

@@ -49,7 +49,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
 ];
 
 /// Crates that one room knows, and no other.
-const HOMES: [(&str, &str); 35] = [
+const HOMES: [(&str, &str); 36] = [
     ("arc_swap", "keyring"),
     ("argon2", "token"),
     ("askama", "http"),
@@ -68,6 +68,7 @@ const HOMES: [(&str, &str); 35] = [
     ("metrics_exporter_prometheus", "telemetry"),
     ("mimalloc", "main"),
     ("pkcs1", "x509"),
+    ("preempt_rt", "token"),
     ("prost", "grpc"),
     ("prost_types", "grpc"),
     ("rmp_serde", "token"),

@@ -73,6 +73,7 @@ impl Signing {
                 raw_latency: Latency::median(row.raw.iter().map(|raw| raw.latency)),
                 raw_paced: is_waited_for.then(|| AtPace::median(row.raw.iter().filter_map(|raw| raw.paced))),
                 paced: is_waited_for.then(|| AtPace::median(paced.clone().map(|paced| paced.calls))),
+                client_late: is_waited_for.then(|| Latency::median(paced.clone().map(|paced| paced.late))),
                 refused: paced.map(|paced| paced.refused).sum::<usize>()
                     + turns.iter().map(|(turn, _)| turn.served.refused).sum::<usize>(),
             }
@@ -136,6 +137,8 @@ struct Figures {
     raw_latency: Latency,
     raw_paced: Option<AtPace>,
     paced: Option<AtPace>,
+    /// How late the client began its calls, which are in `paced` as if the server had taken so long.
+    client_late: Option<Latency>,
     refused: usize,
 }
 
@@ -152,9 +155,9 @@ impl fmt::Display for Signing {
             f,
             "| call | token in a | raw /s | served /s | served / raw (min to max) | CPU µs raw, served | by CPU | load busy | \
              raw p50, p99, p99.9 µs | raw at 70 %; in parts | served at 70 %; in parts | \
-             p99 above raw's, raw's at 70 %; in parts, ms |"
+             p99 above raw's, raw's at 70 %; in parts, ms | client late p99 µs |"
         )?;
-        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for figures in self.figures() {
             let Figures { call, isolation, raw_per_second, served_per_second, of_raw, .. } = &figures;
             let Figures { raw_cpu_us, served_cpu_us, cpu_of_raw, load_busy, raw_latency, .. } = &figures;
@@ -168,10 +171,12 @@ impl fmt::Display for Signing {
                 }
                 _ => ["-"; 3].map(str::to_owned),
             };
+            let late = figures.client_late.map_or_else(|| "-".to_owned(), |late| format!("{:.0}", late.p99_us));
             writeln!(
                 f,
                 "| {call} | {isolation} | {raw_per_second:.0} | {served_per_second:.0} | {of_raw} | {raw_cpu_us:.0}, \
-                 {served_cpu_us:.0} | {cpu_of_raw:.2} | {load_busy:.2} | {raw_latency} | {raw_paced} | {paced} | {above} |"
+                 {served_cpu_us:.0} | {cpu_of_raw:.2} | {load_busy:.2} | {raw_latency} | {raw_paced} | {paced} | {above} | \
+                 {late} |"
             )?;
         }
         writeln!(f)?;

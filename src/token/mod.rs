@@ -4,7 +4,8 @@
 //! this room sees a session, a handle or a return value.
 //!
 //! To read: `front` and `arriving` (what callers hold), `queue` and `task` (what waits), `threads` and `process` (who works it off), `pkcs11`
-//! (the module); `latch` (a refused PIN), `alone` (one administration at a time) and `repeats` (what is told of failures).
+//! (the module); `latch` (a refused PIN), `alone` (one administration at a time), `turns` and `sharing` (who has a core), and `repeats` (what is
+//! told of failures).
 
 mod alone;
 mod arriving;
@@ -14,6 +15,7 @@ mod pkcs11;
 mod process;
 mod queue;
 mod repeats;
+mod sharing;
 mod task;
 mod threads;
 mod turns;
@@ -22,6 +24,7 @@ pub use arriving::ArrivingToken;
 pub use front::{Isolation, Pkcs11Token, TokenConfig};
 pub use pkcs11::provision;
 pub use process::work_as_process;
+pub use sharing::share_cores;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -13,6 +13,7 @@ use super::latch::Latch;
 use super::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use super::queue::{self, Queue, SignJob, Signatures};
 use super::repeats::{Repeats, warn_seldom};
+use super::sharing::Courtesy;
 use super::task::Task;
 use super::turns::{Meter, Turn, Turns, stall_time};
 use super::{TokenConfig, TokenError, TokenIdentity, locked, tell_away};
@@ -132,7 +133,7 @@ impl Signers {
     /// does for several, and the serving thread sends them together.
     fn work(&self, number: usize, mut session: WorkerSession, runtime: &Handle) {
         let desk = || locked(&self.desks[number]);
-        let mut meter = Meter::default();
+        let (mut meter, mut courtesy) = (Meter::default(), Courtesy::default());
         let mut until = Instant::now();
         loop {
             if desk().turn.is_none() {
@@ -146,8 +147,8 @@ impl Signers {
             });
             let Some(job) = next else { return };
             // Nor is any kept for a job that takes longer, or may.
-            if Instant::now() + job.cost > until || !session.knows(&job.key) {
-                self.hand_over(&mut desk());
+            if (Instant::now() + job.cost > until || !session.knows(&job.key)) && self.hand_over(&mut desk()) {
+                courtesy.let_others_go_on();
             }
             let SignJob { key, inputs, deadline, cost, .. } = &job;
             let (metered, begun) = (meter.begin(*cost), Instant::now());
@@ -157,7 +158,7 @@ impl Signers {
             let (took, busy) = (begun.elapsed(), metered.end());
             if signatures.is_ok() {
                 self.queue.worked(key, u32::try_from(inputs.len()).unwrap_or(u32::MAX), took);
-                if busy.is_some_and(|busy| self.turns.learn(took, busy)) {
+                if busy.is_some_and(|busy| self.turns.learn(job.cost, took, busy)) {
                     self.queue.all_work(self.desks.len());
                 }
             }
@@ -173,11 +174,14 @@ impl Signers {
         }
     }
 
-    fn hand_over(&self, desk: &mut Desk) {
-        if !desk.kept.is_empty() {
+    /// Whether there was anything.
+    fn hand_over(&self, desk: &mut Desk) -> bool {
+        let has_some = !desk.kept.is_empty();
+        if has_some {
             // Nobody takes them any more where the runtime has ended.
             let _ = self.made.send(std::mem::take(&mut desk.kept));
         }
+        has_some
     }
 
     /// Has somebody look whether it takes too long.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::locked;
+use super::{locked, sharing};
 
 /// How many calls are looked at before it is said what the token does, and how many of them must say that it is a device: a machine
 /// that stood still makes one or another look so.
@@ -20,7 +20,7 @@ const IDLE_MIN: u64 = 48;
 const IDLE_PERCENT_MIN: u32 = 75;
 
 /// Of short calls one of so many is looked at: to ask for the processor's time is a system call, which short ones would feel.
-const LOOKED_AT: u64 = 4;
+const LOOKED_AT: u32 = 4;
 const SHORT: Duration = Duration::from_millis(1);
 
 /// When a call takes so long, and so many times what it was estimated to take, others get what waits for it.
@@ -55,7 +55,7 @@ pub(super) type Turn = OwnedSemaphorePermit;
 
 /// What a worker's calls cost the processor.
 #[derive(Default)]
-pub(super) struct Meter(u64);
+pub(super) struct Meter(u32);
 
 /// A call that is under way; what the processor had done for this thread when it began, if that is looked at.
 pub(super) struct Metered(Option<Duration>);
@@ -90,10 +90,12 @@ impl Turns {
         self.turns.close();
     }
 
-    /// A call took so long, and the processor was busy with it for so long. Whether this shows that the token is a device, so that all
-    /// workers sign from now on.
+    /// A call that was to take `cost` took so long, and the processor was busy with it for so long. Whether this shows that the token is a
+    /// device, so that all workers sign from now on.
     #[must_use]
-    pub(super) fn learn(&self, took: Duration, busy: Duration) -> bool {
+    pub(super) fn learn(&self, cost: Duration, took: Duration, busy: Duration) -> bool {
+        // It stands for those that were not looked at.
+        sharing::computed(if cost >= SHORT { busy } else { busy * LOOKED_AT });
         if self.is_device.load(Ordering::Relaxed) {
             return false;
         }
@@ -137,7 +139,7 @@ mod tests {
     use super::*;
 
     fn learn(turns: &Turns, took_us: u64, busy_us: u64) -> bool {
-        turns.learn(Duration::from_micros(took_us), Duration::from_micros(busy_us))
+        turns.learn(SHORT, Duration::from_micros(took_us), Duration::from_micros(busy_us))
     }
 
     fn turns_after(took_us: u64, busy_us: u64, calls: u64) -> usize {

@@ -4,12 +4,18 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use cryptoki::object::{Attribute, ObjectClass};
-use keyward::grpc::proto::{GetCurrentKeyRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest};
+use keyward::grpc::proto::batch_sign_input::Input;
+use keyward::grpc::proto::signing_service_client::SigningServiceClient;
+use keyward::grpc::proto::{
+    BatchSignInput, BatchSignRequest, GetCurrentKeyRequest, KeyState, ListSigningKeysRequest, RotateSigningKeyRequest,
+};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
 
 use super::load::{Load, Refusal};
 use super::stand::{Isolation, PATIENCE, POLL, Stand, TENANT};
-use crate::common::{Clients, Installation, short_policy, token_user};
+use crate::common::{Clients, Installation, Server, short_policy, token_user};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -174,6 +180,68 @@ async fn a_key_that_is_made_after_its_service_was_killed_has_its_account() {
     assert_eq!(faults.calls("C_GenerateKeyPair"), made + 1, "the key that was made is the one that is published");
     let reconciled = installation.command("reconcile").output().expect("it runs");
     assert!(reconciled.status.success(), "{}", String::from_utf8_lossy(&reconciled.stdout));
+}
+
+/// A call that arrives does not break off the signature that a token in software computes on the same core (docs/decisions/0031).
+#[tokio::test(flavor = "multi_thread")]
+async fn the_thread_that_serves_gives_way_while_a_token_computes_much_and_nobody_else_does() {
+    for isolation in [r#""process""#, r#""thread""#] {
+        let installation = Installation::bare().set("token.isolation", isolation).init();
+        let mut serve = installation.command("serve");
+        serve.arg("--announce").env("TOKIO_WORKER_THREADS", "1");
+        let server = Server::start(serve);
+        let mut clients = Clients::connect(&server).await;
+        clients.create_tenant(TENANT, &["RS256"], short_policy()).await;
+
+        let sign = |mut signing: SigningServiceClient<Channel>| async move {
+            loop {
+                let inputs = vec![BatchSignInput { input: Some(Input::Message(vec![7; 32])) }; 16];
+                let (tenant, algorithm) = (TENANT.to_owned(), "RS256".to_owned());
+                let batch = BatchSignRequest { tenant, algorithm, inputs, ..BatchSignRequest::default() };
+                // Refused where the machine is so busy that too much waits.
+                if signing.batch_sign(batch).await.is_err() {
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        };
+        let mut callers: JoinSet<()> = (0..4).map(|_| sign(clients.signing.clone())).collect();
+        let giving_way = |pid: &str| policies(pid).into_iter().filter(|policy| policy == SCHED_BATCH).count();
+        let pid = server.pid().to_string();
+        until(|| giving_way(&pid) == 1).await;
+        // One that is started now is started by a thread that gives way.
+        let before = children(server.pid());
+        if let Some(worker) = before.first() {
+            let worker = Pid::from_raw(worker.parse().expect("a pid")).expect("not 0");
+            kill_process(worker, Signal::KILL).expect("it ends");
+            until(|| children(server.pid()).iter().any(|child| !before.contains(child))).await;
+        }
+        assert_eq!(children(server.pid()).iter().map(|worker| giving_way(worker)).sum::<usize>(), 0);
+
+        callers.shutdown().await;
+        until(|| giving_way(&pid) == 0).await;
+    }
+}
+
+/// As proc_pid_stat(5) tells them.
+const SCHED_BATCH: &str = "3";
+
+/// How the threads of a process are scheduled.
+fn policies(pid: &str) -> Vec<String> {
+    let policy = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // After the name, which may hold anything: the state is the third field, and the policy the 41st.
+        let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+        fields.split_whitespace().nth(41 - 3).unwrap_or_default().to_owned()
+    };
+    fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().map(policy).collect()
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < limit, "not within {PATIENCE:?}");
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// Waits until these processes have ended. One that has is there until its new parent has looked.

@@ -292,11 +292,12 @@ impl<'a> Line<'a> {
             self.trusted = (self.trusted + 1).min(AHEAD_MAX);
         }
         self.settled += 1;
-        let UnderWay { job, key, inputs, .. } = self.under_way.pop_front()?;
+        let UnderWay { job, key, inputs, cost } = self.under_way.pop_front()?;
         if let Outcome::Done(_) = outcome {
             self.is_well();
             let took = Duration::from_micros(took_us);
-            if busy_us.is_some_and(|busy_us| self.office.turns.learn(took, Duration::from_micros(busy_us))) {
+            let busy = busy_us.map(Duration::from_micros);
+            if busy.is_some_and(|busy| self.office.turns.learn(cost, took, busy)) {
                 self.office.queue.all_work(self.office.config.workers);
             }
             self.office.queue.worked(&key, inputs, took);

@@ -24,6 +24,7 @@ use crate::token::alone::Administration;
 use crate::token::latch::Latch;
 use crate::token::pkcs11::{Access, Module, WorkerSession, perform, sign};
 use crate::token::repeats::Repeats;
+use crate::token::sharing::Courtesy;
 use crate::token::task::Ask;
 use crate::token::turns::Meter;
 use crate::token::{TokenConfig, TokenError};
@@ -98,7 +99,7 @@ fn harden(stream: &UnixStream) -> io::Result<()> {
 fn make_signatures(stream: &mut UnixStream, mut progress: Progress, module: &Arc<Module>) -> io::Result<()> {
     let mut session = WorkerSession::new(Arc::clone(module), Access::ReadOnly);
     let mut incoming = BufReader::with_capacity(ORDERS_BYTES, stream.try_clone()?);
-    let (mut keys, mut meter) = (Listener::default(), Meter::default());
+    let (mut keys, mut meter, mut courtesy) = (Listener::default(), Meter::default(), Courtesy::default());
     let (mut kept, mut until) = (Vec::new(), Instant::now());
     loop {
         if !kept.is_empty() && incoming.buffer().is_empty() && !has_come(stream)? {
@@ -107,8 +108,9 @@ fn make_signatures(stream: &mut UnixStream, mut progress: Progress, module: &Arc
         let Some(order) = receive::<Order>(&mut incoming)? else { return Ok(()) };
         let key = keys.key(order.key)?;
         let cost = Duration::from_micros(order.cost_us);
-        if Instant::now() + cost > until || !session.knows(&key) {
+        if !kept.is_empty() && (Instant::now() + cost > until || !session.knows(&key)) {
             hand_over(stream, &mut kept)?;
+            courtesy.let_others_go_on();
         }
         progress.begin()?;
         let (metered, begun) = (meter.begin(cost), Instant::now());

@@ -49,10 +49,10 @@ pub(super) struct SignJob {
 }
 
 impl SignJob {
-    /// How long its answer may be kept for others to travel with it: half of what its tenant waits for with it, so that a flood's
-    /// answers travel together and a single one is not held up by others.
+    /// How long its answer may be kept for others to travel with it: three quarters of what its tenant waits for with it, so that a
+    /// flood's answers travel together, while they travel there is still something to sign, and a single one is not held up by others.
     pub(super) fn keep_max(&self) -> Duration {
-        (self.beside / 2).clamp(KEPT_MIN, JOB_COST_MAX)
+        (self.beside * 3 / 4).clamp(KEPT_MIN, JOB_COST_MAX)
     }
 }
 
