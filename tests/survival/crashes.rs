@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::load::Load;
-use super::stand::{Isolation, PATIENCE, POLL, Stand};
+use super::stand::{Isolation, Stand, until};
 
 /// Side by side, so that the pauses before a new worker pass at the same time.
 const STANDS: usize = 4;
@@ -43,11 +43,7 @@ async fn crash_again_and_again() -> (Vec<Duration>, usize) {
     let mut returns = Vec::new();
     for crash in 1..=CRASHES as u64 {
         stand.faults.set("C_Sign crash once");
-        let limit = Instant::now() + PATIENCE;
-        while stand.faults.fired(0) == 0 {
-            assert!(Instant::now() < limit, "C_Sign is not called");
-            tokio::time::sleep(POLL).await;
-        }
+        until("C_Sign is called", || stand.faults.fired(0) > 0).await;
         let crashed = Instant::now();
         let signed = load.signed(crashed, 1).await - crashed;
         assert!(signed < RETURN_MAX, "signing stood still for {signed:?}");

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
 use super::load::{Answer, Load, quantile};
-use super::stand::{Isolation, PATIENCE, POLL, Stand};
+use super::stand::{Isolation, PATIENCE, POLL, Stand, until};
 use crate::common::Installation;
 
 const CALLERS: usize = 4;
@@ -94,11 +94,7 @@ async fn a_service_whose_token_hangs_ends_when_it_is_told_to() {
     for isolation in [Isolation::Process, Isolation::Thread] {
         let stand = Stand::new(isolation, &["ES256"]).await;
         stand.faults.set("C_Sign hang");
-        let limit = Instant::now() + PATIENCE;
-        while stand.faults.fired(0) == 0 {
-            assert!(Instant::now() < limit, "C_Sign is not called");
-            tokio::time::sleep(POLL).await;
-        }
+        until("C_Sign is called", || stand.faults.fired(0) > 0).await;
         assert!(stand.server.terminate().success(), "{isolation:?}");
     }
 }

@@ -24,6 +24,15 @@ pub(crate) enum Isolation {
     Thread,
 }
 
+/// Waits until this is so.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < limit, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// A server with a tenant, on a token that fails on command.
 pub(crate) struct Stand {
     pub(crate) server: Server,
@@ -90,11 +99,7 @@ impl Stand {
 
     /// Waits until readyz is content.
     pub(crate) async fn until_calm(&mut self) {
-        let limit = Instant::now() + PATIENCE;
-        while !self.is_ready() {
-            assert!(Instant::now() < limit, "not ready after {PATIENCE:?}");
-            tokio::time::sleep(POLL).await;
-        }
+        until("it is ready", || self.is_ready()).await;
     }
 
     /// Every row of the store but the one that probes write.
@@ -118,11 +123,8 @@ impl Stand {
 
     /// Waits until so many processes or anchors have logged in since the server was started.
     pub(crate) async fn logged_in(&self, times: u64) {
-        let limit = Instant::now() + PATIENCE;
-        while self.faults.calls("C_Login") < self.logins_before + times {
-            assert!(Instant::now() < limit, "no login {times}");
-            tokio::time::sleep(POLL).await;
-        }
+        let have = || self.faults.calls("C_Login") >= self.logins_before + times;
+        until(&format!("login {times}"), have).await;
     }
 
     /// How often worker processes were replaced, for this reason.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use super::load::{Load, Refusal};
-use super::stand::{Isolation, PATIENCE, POLL, Stand, TENANT};
+use super::stand::{Isolation, PATIENCE, POLL, Stand, TENANT, until};
 use crate::common::{Clients, Installation, Server, short_policy, token_user};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -114,11 +114,8 @@ async fn while_the_token_is_away_one_worker_is_tried_for_all() {
     // One in each pause, which has grown to a second by then, or is about to; and a machine that is slow starts fewer.
     assert!((1..=12).contains(&starts), "{starts} starts in {COUNTED:?}");
     faults.clear();
-    let limit = Instant::now() + PATIENCE;
-    while server.metric(r#"keyward_token_workers_ready{token="home"}"#) < 32.0 {
-        assert!(Instant::now() < limit, "not all workers have come");
-        tokio::time::sleep(POLL).await;
-    }
+    let ready = || server.metric(r#"keyward_token_workers_ready{token="home"}"#);
+    until("all workers have come", || ready() >= 32.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,11 +133,7 @@ async fn workers_end_with_a_service_that_is_killed_and_share_nothing_with_what_a
     }
     stand.faults.set("C_Sign hang");
     let load = Load::start(&stand, "ES256", 2, DEADLINE).await;
-    let limit = Instant::now() + PATIENCE;
-    while stand.faults.fired(0) == 0 {
-        assert!(Instant::now() < limit, "C_Sign is not called");
-        tokio::time::sleep(POLL).await;
-    }
+    until("C_Sign is called", || stand.faults.fired(0) > 0).await;
     let service = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not 0");
     kill_process(service, Signal::KILL).expect("killed");
     have_ended(&workers).await;
@@ -207,18 +200,19 @@ async fn the_thread_that_serves_gives_way_while_a_token_computes_much_and_nobody
         let mut callers: JoinSet<()> = (0..4).map(|_| sign(clients.signing.clone())).collect();
         let giving_way = |pid: &str| policies(pid).into_iter().filter(|policy| policy == SCHED_BATCH).count();
         let pid = server.pid().to_string();
-        until(|| giving_way(&pid) == 1).await;
+        until("the thread that serves gives way", || giving_way(&pid) == 1).await;
         // One that is started now is started by a thread that gives way.
         let before = children(server.pid());
         if let Some(worker) = before.first() {
             let worker = Pid::from_raw(worker.parse().expect("a pid")).expect("not 0");
             kill_process(worker, Signal::KILL).expect("it ends");
-            until(|| children(server.pid()).iter().any(|child| !before.contains(child))).await;
+            until("another worker is started", || children(server.pid()).iter().any(|child| !before.contains(child)))
+                .await;
         }
         assert_eq!(children(server.pid()).iter().map(|worker| giving_way(worker)).sum::<usize>(), 0);
 
         callers.shutdown().await;
-        until(|| giving_way(&pid) == 0).await;
+        until("it does no more", || giving_way(&pid) == 0).await;
     }
 }
 
@@ -234,14 +228,6 @@ fn policies(pid: &str) -> Vec<String> {
         fields.split_whitespace().nth(41 - 3).unwrap_or_default().to_owned()
     };
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().map(policy).collect()
-}
-
-async fn until(holds: impl Fn() -> bool) {
-    let limit = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < limit, "not within {PATIENCE:?}");
-        tokio::time::sleep(POLL).await;
-    }
 }
 
 /// Waits until these processes have ended. One that has is there until its new parent has looked.
