@@ -11,12 +11,16 @@ use crate::tlog::Tip;
 /// Events that may wait for the writer: more than a second of signatures at the fastest token known, and some 8 MB.
 const EVENTS_MAX: usize = 16_384;
 
-/// Events that are written together: some 500 kB.
+/// Events that are written together, at most: some 500 kB.
 const BATCH_MAX: usize = 1024;
 
-/// How long events that nobody waits for are gathered, so that under load the writer wakes 50 times a second and not for each
-/// signature: the core that it would take is the one that signs.
+/// How long events that nobody waits for are gathered, so that the writer does not wake for each signature: the core that it would
+/// take is the one that signs.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// With so many it does not wait for more: to write them takes 0.2 ms, the time of some of the shortest signatures, and what is signed
+/// meanwhile waits for no longer, unless the writer was held up.
+const GATHERED: usize = 128;
 
 /// Told when the event is on the disk, or cannot get there.
 pub(super) type Acknowledge = oneshot::Sender<Result<(), Unwritten>>;
@@ -25,11 +29,11 @@ pub(super) type Acknowledge = oneshot::Sender<Result<(), Unwritten>>;
 pub(super) type TellTip = oneshot::Sender<Result<Tip, Unwritten>>;
 
 /// From the calls to the writer: bounded, in order.
-#[derive(Default)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     wake: Condvar,
     room: Notify,
+    gather: Duration,
 }
 
 #[derive(Default)]
@@ -40,6 +44,8 @@ struct Waiting {
     urgent: bool,
     /// The writer sleeps, and does not just gather.
     idle: bool,
+    /// It had much to write the last time.
+    busy: bool,
     closing: bool,
 }
 
@@ -58,6 +64,12 @@ pub(super) struct Batch {
     pub(super) closing: bool,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), wake: Condvar::new(), room: Notify::new(), gather: GATHER }
+    }
+}
+
 impl Queue {
     /// Puts an event into the queue, or gives it back if there is no room.
     pub(super) fn push(&self, queued: Queued) -> Result<(), Box<Queued>> {
@@ -68,7 +80,7 @@ impl Queue {
         let urgent = queued.acknowledge.is_some();
         waiting.urgent |= urgent;
         waiting.events.push_back(queued);
-        let wake = urgent || waiting.idle || waiting.events.len() == EVENTS_MAX / 2;
+        let wake = urgent || waiting.idle || waiting.events.len() == GATHERED;
         waiting.idle &= !wake;
         drop(waiting);
         if wake {
@@ -100,10 +112,11 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// For the writer: the next events, waited for until `due`.
+    /// For the writer: the next events, waited for until `due`; none where those that it expected do not come.
     pub(super) fn take(&self, due: Instant) -> Batch {
         let mut waiting = self.lock();
-        if waiting.events.is_empty() && !waiting.urgent {
+        // One who has much to write gathers at once: to be woken for the first event, and again for all, would be twice.
+        if waiting.events.is_empty() && !waiting.urgent && !waiting.busy {
             waiting.idle = true;
             let wait = due.saturating_duration_since(Instant::now());
             let asleep = |waiting: &mut Waiting| waiting.events.is_empty() && !waiting.urgent;
@@ -111,11 +124,12 @@ impl Queue {
             waiting.idle = false;
         }
         // Also after a sleep: else a caller with one call at a time would wake the writer for each.
-        if !waiting.urgent && !waiting.events.is_empty() {
-            let few = |waiting: &mut Waiting| !waiting.urgent && waiting.events.len() < EVENTS_MAX / 2;
-            waiting = self.wake.wait_timeout_while(waiting, GATHER, few).unwrap_or_else(PoisonError::into_inner).0;
+        if !waiting.urgent && (waiting.busy || !waiting.events.is_empty()) {
+            let few = |waiting: &mut Waiting| !waiting.urgent && waiting.events.len() < GATHERED;
+            waiting = self.wake.wait_timeout_while(waiting, self.gather, few).unwrap_or_else(PoisonError::into_inner).0;
         }
         let count = waiting.events.len().min(BATCH_MAX);
+        waiting.busy = count >= GATHERED;
         let mut batch = Batch { events: waiting.events.drain(..count).collect(), ..Batch::default() };
         // Who asks where the log ends is answered after the events that were there before.
         if waiting.events.is_empty() {
@@ -146,5 +160,54 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+
+    use super::*;
+    use crate::domain::{Caller, Timestamp};
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn push(queue: &Queue, count: usize) {
+        for _ in 0..count {
+            let event = Event::new(Timestamp::now(), "sign", &Caller::timer());
+            assert!(queue.push(Queued { event, acknowledge: None }).is_ok(), "there is room");
+        }
+    }
+
+    #[test]
+    fn who_gathers_takes_what_is_there_once_it_is_enough() {
+        let queue = Arc::new(Queue { gather: LONG, ..Queue::default() });
+        let (tell, taken) = mpsc::channel();
+        let writer = Arc::clone(&queue);
+        thread::spawn(move || {
+            loop {
+                let batch = writer.take(Instant::now() + LONG);
+                if tell.send(batch.events.len()).is_err() || batch.closing {
+                    break;
+                }
+            }
+        });
+        let next = || taken.recv_timeout(Duration::from_secs(20));
+        for from in ["sleep", "gathering"] {
+            push(&queue, GATHERED);
+            assert_eq!(next(), Ok(GATHERED), "from {from}");
+        }
+        push(&queue, 1);
+        queue.close();
+        assert_eq!(next(), Ok(1), "nobody waits for more than there will be");
+    }
+
+    #[test]
+    fn who_expects_more_than_comes_goes_on() {
+        let queue = Queue { gather: Duration::ZERO, ..Queue::default() };
+        push(&queue, GATHERED);
+        let lengths = [(); 2].map(|()| queue.take(Instant::now() + LONG).events.len());
+        assert_eq!(lengths, [GATHERED, 0]);
     }
 }
