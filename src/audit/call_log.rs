@@ -14,7 +14,7 @@ use super::{OnFailure, Settings, Signing};
 use crate::domain::Event;
 use crate::tlog::Tip;
 
-/// How long a call waits for room in the queue: many times what the writer needs for all of it on a disk that works.
+/// How long a call waits for room in the queue: several times what the writer needs for all of it on a disk that works.
 const ROOM_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// How long a call waits for the disk. A disk that works takes some milliseconds; one that needs longer than this is as good as

@@ -8,7 +8,7 @@ use super::Unwritten;
 use crate::domain::Event;
 use crate::tlog::Tip;
 
-/// Events that may wait for the writer: more than a second of signatures at the fastest token known, and some 8 MB.
+/// Events that may wait for the writer: nearly a second of signatures at the fastest token known, and some 8 MB.
 const EVENTS_MAX: usize = 16_384;
 
 /// Events that are written together, at most: some 500 kB.
