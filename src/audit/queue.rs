@@ -33,6 +33,7 @@ pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     wake: Condvar,
     room: Notify,
+    /// [`GATHER`], but in tests, which would else have to watch the clock.
     gather: Duration,
 }
 
